@@ -1,0 +1,1 @@
+"""Train, sample and score multi-expert diffusion models; runs under plain torchrun, without Ray or MLflow."""

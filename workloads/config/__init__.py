@@ -1,0 +1,37 @@
+"""The typed run description. Never imports torch, so that planning and --help stay fast."""
+
+from workloads.config.data import AnyData
+from workloads.config.diffusion import DiffusionConfig
+from workloads.config.evaluation import ProtocolConfig, SamplingConfig
+from workloads.config.execution import ExecutionConfig, Resources
+from workloads.config.intervals import Interval, IntervalTable
+from workloads.config.job import DataSpec, ExpertJob
+from workloads.config.load import list_presets, load_config
+from workloads.config.models import AnyModel, IUNetConfig, LDMUNetConfig
+from workloads.config.run import RunConfig
+from workloads.config.strategy import AnyStrategy, Independent, Meme, Single
+from workloads.config.training import TrainingConfig
+
+__all__ = [
+    "AnyData",
+    "AnyModel",
+    "AnyStrategy",
+    "DataSpec",
+    "DiffusionConfig",
+    "ExecutionConfig",
+    "ExpertJob",
+    "IUNetConfig",
+    "Independent",
+    "Interval",
+    "IntervalTable",
+    "LDMUNetConfig",
+    "Meme",
+    "ProtocolConfig",
+    "Resources",
+    "RunConfig",
+    "SamplingConfig",
+    "Single",
+    "TrainingConfig",
+    "list_presets",
+    "load_config",
+]

@@ -1,0 +1,100 @@
+"""Protocols: everything a score depends on. Two scores are comparable only under the same protocol."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from workloads.config.base import StrictConfig
+
+
+class SamplingConfig(StrictConfig):
+    """How images are drawn from an ensemble."""
+
+    sampler: Literal["ddim", "dpm++"] = "ddim"
+    """DDIM (arXiv:2010.02502) or second-order multistep DPM-Solver++ (arXiv:2211.01095)."""
+
+    num_steps: int = Field(50, ge=1)
+    """Denoising steps."""
+
+    eta: float = Field(0.0, ge=0, le=1)
+    """DDIM's noise: 0 deterministic, 1 as much as DDPM. DPM-Solver++ takes 0 only."""
+
+    guidance_scale: float = Field(1.0, ge=0)
+    """Classifier-free guidance (arXiv:2207.12598); 1 is none. Needs data.class_conditional."""
+
+    @model_validator(mode="after")
+    def _check_eta(self) -> "SamplingConfig":
+        if self.sampler == "dpm++" and self.eta != 0:
+            raise ValueError(
+                f"eta is {self.eta}, but dpm++ is deterministic; set eta to 0 or the sampler to ddim"
+            )
+        return self
+
+
+class ProtocolConfig(StrictConfig):
+    """Named in a config by `evaluation: fid50k`, or `evaluation: {name: fid50k, num_samples: 2000}`."""
+
+    name: str
+    """The protocol's name; with changed fields it still counts as another protocol, by its hash."""
+
+    extractor: Literal["inception", "fashion-cnn"]
+    """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), or the small Fashion-MNIST
+    classifier in this package (the score is then FD-fashion-cnn)."""
+
+    num_samples: int = Field(ge=2)
+    """Generated images."""
+
+    batch_size: int = Field(100, ge=1)
+    """Images generated at once. Part of the protocol because it changes the last bits of the result."""
+
+    seed: int = 0
+    """Seed of the generated images."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    """Sampler, steps and guidance."""
+
+    inception_weights: Path | None = None
+    """File with the Inception weights in torch-fidelity's format. None: $REMEME_INCEPTION, then the package
+    of the extra rememe[inception]."""
+
+    inception_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """What the SHA-256 of inception_weights must be; required with it unless it is torch-fidelity's own file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or "name" not in value:
+            return value
+        known = PROTOCOLS.get(value["name"])
+        if known is None and not {"extractor", "num_samples"} <= value.keys():
+            raise ValueError(f"no protocol is called {value['name']!r}; known: {', '.join(PROTOCOLS)}")
+        sampling = (known or {}).get("sampling", {}) | (value.get("sampling") or {})
+        return (known or {}) | value | {"sampling": sampling}
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "fid50k": {
+        "extractor": "inception",
+        "num_samples": 50_000,
+        "sampling": {"sampler": "ddim", "num_steps": 200},
+    },
+    "fid10k": {
+        "extractor": "inception",
+        "num_samples": 10_000,
+        "sampling": {"sampler": "ddim", "num_steps": 100},
+    },
+    "fid2k": {
+        "extractor": "inception",
+        "num_samples": 2_000,
+        "sampling": {"sampler": "dpm++", "num_steps": 20},
+    },
+    "demo": {
+        "extractor": "fashion-cnn",
+        "num_samples": 1_000,
+        "sampling": {"sampler": "dpm++", "num_steps": 20, "guidance_scale": 1.0},
+    },
+}
+"""Settings behind each name; a run may change any of them."""

@@ -1,0 +1,40 @@
+"""Where and how jobs run. Nothing here can change a result, so nothing here enters a content key."""
+
+from pydantic import Field, model_validator
+
+from workloads.config.base import StrictConfig
+
+
+class Resources(StrictConfig):
+    """What one expert asks of the cluster while it trains (Ray's logical resources)."""
+
+    num_cpus: float = Field(1.0, ge=0)
+    """CPU cores; also the number of threads torch uses (at least one)."""
+
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs; a fraction lets experts share one. 0 trains on the CPU."""
+
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources, for instance {"highmem": 1}."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> "Resources":
+        if self.num_gpus > 1 and self.num_gpus % 1:
+            raise ValueError(f"num_gpus {self.num_gpus} must be a fraction below 1 or a whole number")
+        for name, amount in self.custom.items():
+            if amount < 0:
+                raise ValueError(f"custom resource {name} is {amount}; it must not be negative")
+        return self
+
+
+class ExecutionConfig(StrictConfig):
+    """How experts are scheduled and supervised."""
+
+    resources: Resources = Resources()
+    """Per expert, unless an expert names its own."""
+
+    max_attempts: int = Field(3, ge=1)
+    """How often an expert is started before it is given up; losing a node does not count."""
+
+    heartbeat_timeout_s: float = Field(120.0, gt=0)
+    """An expert that does not answer for this long is killed and restarted from its checkpoint."""

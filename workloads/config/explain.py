@@ -1,0 +1,83 @@
+"""Turn a pydantic error into one sentence: the field, the value, what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" plus the known words."""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} Known: {', '.join(words)}" if words else hint
+
+
+def describe(model: type[BaseModel], error: ValidationError) -> str:
+    """One sentence about the error that explains most: unknown keys first, they often cause the others."""
+    details = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    path, owner = _locate(model, details["loc"])
+    return _sentence(details, path, owner)
+
+
+def _sentence(details: ErrorDetails, path: str, owner: type[BaseModel] | None) -> str:
+    kind, value, message = details["type"], details["input"], details["msg"]
+    if kind == "extra_forbidden":
+        word = path.rpartition(".")[2]
+        return f"{path}: unknown key{suggest(word, owner.model_fields if owner else ())}"
+    if kind == "missing":
+        field = owner.model_fields.get(path.rpartition(".")[2]) if owner else None
+        meaning = " ".join((field.description or "").split()) if field else ""
+        return f"{path}: missing{f'. It is: {meaning}' if meaning else ''}"
+    if kind == "union_tag_not_found":
+        return f"{path}.kind: missing; say which kind of {path.rpartition('.')[2]} this is"
+    if kind == "union_tag_invalid":
+        context = details["ctx"]
+        tags = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
+        return f"{path}.kind is {context['tag']!r}{suggest(str(context['tag']), tags)}"
+    if kind == "value_error":
+        return f"{path}: {details['ctx']['error']}" if path else str(details["ctx"]["error"])
+    allowed = message.replace("Input should be", "it must be", 1)
+    return f"{path} is {_short(value)}; {allowed[0].lower()}{allowed[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
+    """Dotted path without pydantic's union tags, and the model that owns its last key."""
+    path: list[str] = []
+    owner: type[BaseModel] | None = model
+    current: Any = model
+    for item in location:
+        members = _model_members(current)
+        if len(members) > 1:  # a discriminated union: this item is its tag
+            tagged = {str(get_args(member.model_fields["kind"].annotation)[0]): member for member in members}
+            if item in tagged:
+                owner = current = tagged[str(item)]
+                continue
+        if len(members) == 1:
+            owner = members[0]
+            field = owner.model_fields.get(str(item))
+            path.append(str(item))
+            current = field.annotation if field else None
+        elif isinstance(item, int) or get_origin(current) is dict:
+            path.append(str(item))
+            current = next(iter(get_args(current)), None)
+    return ".".join(path), owner
+
+
+def _model_members(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes an annotation allows (looking through Annotated, unions and None)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return _model_members(get_args(annotation)[0])
+    if get_origin(annotation) in {tuple, list, dict}:
+        return []
+    return [member for part in get_args(annotation) for member in _model_members(part)]

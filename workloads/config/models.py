@@ -1,0 +1,118 @@
+"""Network architectures. The set is closed and visible: a new one is a class here and a line in models/build.py."""
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainSerializer, model_validator
+
+from workloads.config.base import StrictConfig
+
+Share = Annotated[Fraction, Field(ge=0, le=1), PlainSerializer(str, return_type=str)]
+"""A part of a whole, exact: 0.5, 1 or "7/12"."""
+
+
+class _UNetFields(StrictConfig):
+    channels: int = Field(128, ge=1)
+    """Base width C; level i has C * channel_mult[i] channels."""
+
+    channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 3, 4), min_length=1)
+    """Width of each resolution level in units of `channels`; each level halves the resolution."""
+
+    num_res_blocks: int = Field(2, ge=1)
+    """Residual blocks per encoder level; the decoder has one more."""
+
+    attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    """Levels with self-attention, 0 being full resolution. The middle block always has it."""
+
+    head_dim: int = Field(32, ge=1)
+    """Channels per attention head."""
+
+    norm_groups: int = Field(32, ge=1)
+    """Groups of each GroupNorm; must divide every level's width."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * mult for mult in self.channel_mult)
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> "_UNetFields":
+        for level in self.attention_levels:
+            if level >= len(self.channel_mult):
+                raise ValueError(
+                    f"attention_levels names level {level}; channel_mult has levels 0 to {len(self.channel_mult) - 1}"
+                )
+        for level, width in enumerate(self.widths):
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"level {level} has {width} channels, which norm_groups {self.norm_groups} does not divide"
+                )
+            if level in self.attention_levels and width % self.head_dim:
+                raise ValueError(
+                    f"level {level} has {width} channels, which head_dim {self.head_dim} does not divide"
+                )
+        if self.widths[-1] % self.head_dim:
+            raise ValueError(
+                f"the middle block has {self.widths[-1]} channels, which head_dim {self.head_dim} does not divide"
+            )
+        return self
+
+
+class LDMUNetConfig(_UNetFields):
+    """The U-Net of latent diffusion (arXiv:2112.10752). channels 224 is LDM-L, 128 is LDM-S."""
+
+    kind: Literal["ldm_unet"] = "ldm_unet"
+
+
+class IUNetConfig(_UNetFields):
+    """MEME's iU-Net (arXiv:2306.04990): that U-Net with inception-mixer blocks in the encoder.
+
+    The paper does not say which blocks are replaced; the default here is the layout that lands on its
+    published size (82.6 M) and multiply-adds.
+    """
+
+    kind: Literal["iunet"] = "iunet"
+
+    mixer_levels: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    """Encoder levels made of inception-mixer blocks; the others, and the decoder, stay ordinary."""
+
+    attention_share: tuple[Share, ...]
+    """Share of a mixer's channels given to attention, one per mixer level; the rest is halved between the
+    max-pool and the depthwise-convolution branch. A multiple of head_dim over the level's width."""
+
+    pool_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (2, 2, 1)
+    """Average pooling in front of attention, one per mixer level (iFormer: 2 in early stages, 1 in late ones;
+    the paper does not settle it for the iU-Net)."""
+
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of a mixer block's MLP over its width (iFormer's; the paper does not settle it)."""
+
+    @model_validator(mode="after")
+    def _check_mixers(self) -> "IUNetConfig":
+        num_levels = len(self.channel_mult)
+        for name, values in (("attention_share", self.attention_share), ("pool_sizes", self.pool_sizes)):
+            if len(values) != len(self.mixer_levels):
+                raise ValueError(
+                    f"{name} has {len(values)} values for {len(self.mixer_levels)} mixer_levels {list(self.mixer_levels)}"
+                )
+        for level, share in zip(self.mixer_levels, self.attention_share, strict=True):
+            if level >= num_levels:
+                raise ValueError(
+                    f"mixer_levels names level {level}; channel_mult has levels 0 to {num_levels - 1}"
+                )
+            width = self.widths[level]
+            heads = share * width / self.head_dim
+            if heads.denominator != 1:
+                raise ValueError(
+                    f"attention_share {share} of level {level} gives {float(heads):g} heads of {self.head_dim} channels; "
+                    f"it must be a multiple of {Fraction(self.head_dim, width)} (level {level} is {width} channels wide)"
+                )
+            if (width - int(share * width)) % 2:
+                raise ValueError(
+                    f"attention_share {share} of level {level} leaves {width - int(share * width)} channels, "
+                    "which cannot be halved between pooling and convolution"
+                )
+        return self
+
+
+AnyModel = Annotated[LDMUNetConfig | IUNetConfig, Field(discriminator="kind")]

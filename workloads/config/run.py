@@ -1,0 +1,117 @@
+"""The whole run description: one RunConfig is one configuration."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from workloads.config.base import StrictConfig
+from workloads.config.data import AnyData
+from workloads.config.diffusion import DiffusionConfig
+from workloads.config.evaluation import ProtocolConfig
+from workloads.config.execution import ExecutionConfig, Resources
+from workloads.config.intervals import IntervalTable, check_cuts
+from workloads.config.job import DataSpec, ExpertJob
+from workloads.config.models import AnyModel
+from workloads.config.strategy import AnyStrategy, Independent, Meme, merge
+from workloads.config.training import TrainingConfig
+
+
+class RunConfig(StrictConfig):
+    """Data, diffusion, architecture, strategy, training and the protocol of the score."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; becomes part of its directory's name."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of every draw in training."""
+
+    data: AnyData
+    """Where images come from."""
+
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Noise schedule and objective."""
+
+    model: AnyModel
+    """The architecture; MEME experts say how theirs differ."""
+
+    strategy: AnyStrategy
+    """How experts come to be."""
+
+    training: TrainingConfig
+    """Optimisation and budget."""
+
+    evaluation: ProtocolConfig
+    """Everything the score depends on."""
+
+    execution: ExecutionConfig = ExecutionConfig()
+    """Resources and supervision; changes no result."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_expert_models(cls, raw: Any) -> Any:
+        """Complete each MEME expert's `model` from the run's `model`."""
+        strategy = raw.get("strategy") if isinstance(raw, dict) else None
+        if not (isinstance(strategy, dict) and isinstance(strategy.get("experts"), list | tuple)):
+            return raw
+        base = raw.get("model")
+        experts = [
+            expert | {"model": merge(base, expert.get("model", {}))} if isinstance(expert, dict) else expert
+            for expert in strategy["experts"]
+        ]
+        return raw | {"strategy": strategy | {"experts": experts}}
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> "RunConfig":
+        try:
+            check_cuts(self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps)
+        except ValueError as error:
+            raise ValueError(f"strategy.{error}") from None
+        sampling = self.evaluation.sampling
+        if sampling.num_steps > self.diffusion.num_timesteps:
+            raise ValueError(
+                f"evaluation.sampling.num_steps {sampling.num_steps} exceeds diffusion.num_timesteps {self.diffusion.num_timesteps}"
+            )
+        if sampling.guidance_scale != 1 and not self.data.class_conditional:
+            raise ValueError(
+                f"evaluation.sampling.guidance_scale {sampling.guidance_scale} needs data.class_conditional: true"
+            )
+        return self
+
+    @property
+    def intervals(self) -> IntervalTable:
+        """Which expert owns which timesteps."""
+        return IntervalTable(
+            self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps
+        )
+
+    def expert_jobs(self, data: DataSpec) -> tuple[ExpertJob, ...]:
+        """One job per interval, nearest the clean image first."""
+        return tuple(self._job(index, data) for index in range(len(self.intervals)))
+
+    def expert_resources(self, index: int) -> Resources:
+        """What expert `index` asks of the cluster."""
+        if isinstance(self.strategy, Meme):
+            return self.strategy.experts[index].resources or self.execution.resources
+        return self.execution.resources
+
+    def _job(self, index: int, data: DataSpec) -> ExpertJob:
+        interval = self.intervals[index]
+        model, specialisation = self.model, 1.0
+        if isinstance(self.strategy, Meme):
+            model = self.strategy.experts[index].model
+            specialisation = self.strategy.experts[index].specialisation
+        elif isinstance(self.strategy, Independent):
+            given = self.strategy.specialisation
+            specialisation = given[index] if isinstance(given, tuple) else given
+        if interval.num_timesteps == self.diffusion.num_timesteps:
+            specialisation = 1.0  # own interval and whole range are the same: one job, one key
+        return ExpertJob(
+            name=f"expert_{index:02d}",
+            interval=interval,
+            specialisation=specialisation,
+            model=model,
+            diffusion=self.diffusion,
+            data=data,
+            training=self.training,
+            seed=self.seed,
+        )

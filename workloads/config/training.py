@@ -1,0 +1,59 @@
+"""Optimisation. Progress is counted in images seen, so batch size does not change schedules."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from workloads.config.base import StrictConfig
+
+
+class TrainingConfig(StrictConfig):
+    """One expert's training; every expert of a run gets the same."""
+
+    images_per_expert: int = Field(ge=1)
+    """Training images each expert sees, rounded up to whole batches."""
+
+    batch_size: int = Field(128, ge=1)
+    """Images per optimiser step."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or cosine to zero at the end."""
+
+    warmup_images: int = Field(0, ge=0)
+    """Images over which the learning rate rises linearly from zero."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+
+    clip_grad_norm: float | None = Field(1.0, gt=0)
+    """Largest gradient norm; None: no clipping."""
+
+    ema_halflife_images: float | None = Field(500_000, gt=0)
+    """Half-life of the weight average used for sampling, in images; None: sample with the raw weights."""
+
+    ema_rampup: float | None = Field(0.05, gt=0)
+    """Limit the half-life to this share of the images seen so far, so that early averages forget the start."""
+
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    """Probability of hiding the class, for classifier-free guidance; used when data.class_conditional."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast the forward pass; weights and optimiser stay fp32."""
+
+    channels_last: bool = False
+    """Lay convolution tensors out channels-last; faster on most hardware."""
+
+    compile: bool = False
+    """torch.compile the network."""
+
+    checkpoint_every_images: int = Field(100_000, ge=1)
+    """How often a checkpoint is written; does not change the result."""
+
+    log_every_images: int = Field(1_000, ge=1)
+    """How often loss and speed are reported; does not change the result."""
