@@ -26,9 +26,7 @@ class SamplingConfig(StrictConfig):
     @model_validator(mode="after")
     def _check_eta(self) -> "SamplingConfig":
         if self.sampler == "dpm++" and self.eta != 0:
-            raise ValueError(
-                f"eta is {self.eta}, but dpm++ is deterministic; set eta to 0 or the sampler to ddim"
-            )
+            raise ValueError(f"eta is {self.eta}, but dpm++ is deterministic; set eta to 0 or the sampler to ddim")
         return self
 
 

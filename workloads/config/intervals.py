@@ -6,6 +6,7 @@ counts the same way from n = 1). Intervals are half-open, and their number need 
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -34,11 +35,9 @@ def uniform_cuts(num_experts: int, num_timesteps: int) -> tuple[int, ...]:
 def check_cuts(cuts: Sequence[int], num_timesteps: int) -> None:
     """Raise ValueError unless the cuts rise strictly inside (0, num_timesteps)."""
     edges = (0, *cuts, num_timesteps)
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in pairwise(edges):
         if left >= right:
-            raise ValueError(
-                f"cuts must rise strictly inside (0, {num_timesteps}); found {left} followed by {right}"
-            )
+            raise ValueError(f"cuts must rise strictly inside (0, {num_timesteps}); found {left} followed by {right}")
 
 
 class IntervalTable(Sequence[Interval]):
@@ -49,7 +48,7 @@ class IntervalTable(Sequence[Interval]):
         self.cuts = tuple(cuts)
         self.num_timesteps = num_timesteps
         edges = (0, *cuts, num_timesteps)
-        self._intervals = tuple(Interval(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False))
+        self._intervals = tuple(Interval(lo, hi) for lo, hi in pairwise(edges))
 
     def expert_of(self, timestep: int) -> int:
         """Index of the interval that holds the timestep; ValueError outside [0, T)."""

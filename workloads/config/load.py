@@ -37,9 +37,7 @@ def read_raw(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix in {".yaml", ".yml"} or path.exists():
         if not path.is_file():
-            raise ConfigError(
-                f"config file {source} does not exist; presets are: {', '.join(list_presets())}"
-            )
+            raise ConfigError(f"config file {source} does not exist; presets are: {', '.join(list_presets())}")
         text = path.read_text()
     elif source in list_presets():
         text = resources.files("workloads.presets").joinpath(f"{source}.yaml").read_text()
@@ -51,11 +49,9 @@ def read_raw(source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{source} must hold a mapping of sections; it holds {type(raw).__name__}")
-    if isinstance(
-        raw.get("evaluation"), str
-    ):  # so that overrides can change single fields of a named protocol
+    if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
         raw["evaluation"] = {"name": raw["evaluation"]}
-    return raw
+    return dict(raw)
 
 
 def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:

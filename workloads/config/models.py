@@ -40,7 +40,8 @@ class _UNetFields(StrictConfig):
         for level in self.attention_levels:
             if level >= len(self.channel_mult):
                 raise ValueError(
-                    f"attention_levels names level {level}; channel_mult has levels 0 to {len(self.channel_mult) - 1}"
+                    f"attention_levels names level {level}; "
+                    f"channel_mult has levels 0 to {len(self.channel_mult) - 1}"
                 )
         for level, width in enumerate(self.widths):
             if width % self.norm_groups:
@@ -48,9 +49,7 @@ class _UNetFields(StrictConfig):
                     f"level {level} has {width} channels, which norm_groups {self.norm_groups} does not divide"
                 )
             if level in self.attention_levels and width % self.head_dim:
-                raise ValueError(
-                    f"level {level} has {width} channels, which head_dim {self.head_dim} does not divide"
-                )
+                raise ValueError(f"level {level} has {width} channels, which head_dim {self.head_dim} does not divide")
         if self.widths[-1] % self.head_dim:
             raise ValueError(
                 f"the middle block has {self.widths[-1]} channels, which head_dim {self.head_dim} does not divide"
@@ -93,19 +92,19 @@ class IUNetConfig(_UNetFields):
         for name, values in (("attention_share", self.attention_share), ("pool_sizes", self.pool_sizes)):
             if len(values) != len(self.mixer_levels):
                 raise ValueError(
-                    f"{name} has {len(values)} values for {len(self.mixer_levels)} mixer_levels {list(self.mixer_levels)}"
+                    f"{name} has {len(values)} values for {len(self.mixer_levels)} mixer_levels: "
+                    f"{list(self.mixer_levels)}"
                 )
         for level, share in zip(self.mixer_levels, self.attention_share, strict=True):
             if level >= num_levels:
-                raise ValueError(
-                    f"mixer_levels names level {level}; channel_mult has levels 0 to {num_levels - 1}"
-                )
+                raise ValueError(f"mixer_levels names level {level}; channel_mult has levels 0 to {num_levels - 1}")
             width = self.widths[level]
             heads = share * width / self.head_dim
             if heads.denominator != 1:
                 raise ValueError(
-                    f"attention_share {share} of level {level} gives {float(heads):g} heads of {self.head_dim} channels; "
-                    f"it must be a multiple of {Fraction(self.head_dim, width)} (level {level} is {width} channels wide)"
+                    f"attention_share {share} of level {level} gives {float(heads):g} heads of {self.head_dim} "
+                    f"channels; it must be a multiple of {Fraction(self.head_dim, width)}, "
+                    f"for the level is {width} channels wide"
                 )
             if (width - int(share * width)) % 2:
                 raise ValueError(

@@ -69,7 +69,8 @@ class RunConfig(StrictConfig):
         sampling = self.evaluation.sampling
         if sampling.num_steps > self.diffusion.num_timesteps:
             raise ValueError(
-                f"evaluation.sampling.num_steps {sampling.num_steps} exceeds diffusion.num_timesteps {self.diffusion.num_timesteps}"
+                f"evaluation.sampling.num_steps {sampling.num_steps} exceeds "
+                f"diffusion.num_timesteps {self.diffusion.num_timesteps}"
             )
         if sampling.guidance_scale != 1 and not self.data.class_conditional:
             raise ValueError(
@@ -80,9 +81,7 @@ class RunConfig(StrictConfig):
     @property
     def intervals(self) -> IntervalTable:
         """Which expert owns which timesteps."""
-        return IntervalTable(
-            self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps
-        )
+        return IntervalTable(self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps)
 
     def expert_jobs(self, data: DataSpec) -> tuple[ExpertJob, ...]:
         """One job per interval, nearest the clean image first."""

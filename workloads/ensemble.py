@@ -1,0 +1,152 @@
+"""An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes.
+
+ensemble/
+  ensemble.json        run description, data, intervals, SHA-256 of every expert's weights
+  expert_00/ ...       one network each, as save_pretrained writes it; 0 is nearest the clean image
+  vae/                 only for latents
+"""
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workloads.config.base import StrictConfig, content_hash
+from workloads.config.diffusion import DiffusionConfig
+from workloads.config.intervals import IntervalTable
+from workloads.config.job import DataSpec
+from workloads.config.run import RunConfig
+from workloads.data.prepared import LatentInfo, PreparedDataset
+from workloads.errors import CheckpointError, ConfigError
+from workloads.files import new_directory, sha256_file, write_text
+from workloads.models.build import load_model
+from workloads.training.expert import WEIGHTS, completed
+
+INDEX = "ensemble.json"
+
+
+class EnsembleIndex(StrictConfig):
+    """What ensemble.json holds."""
+
+    format_version: int = 1
+    config: RunConfig
+    data: DataSpec
+    class_names: tuple[str, ...]
+    weights_sha256: tuple[str, ...]
+    latent: LatentInfo | None = None
+
+
+def write_ensemble(
+    target: Path, config: RunConfig, dataset: PreparedDataset, expert_dirs: Sequence[Path]
+) -> "Ensemble":
+    """Gather finished experts (work directories of train_expert, clean end first) into one directory."""
+    digests = []
+    with new_directory(target) as scratch:
+        for index, work_dir in enumerate(expert_dirs):
+            result = completed(work_dir)
+            if result is None:
+                raise CheckpointError(f"expert {index} is not finished in {work_dir}; train it first")
+            shutil.copytree(work_dir / "expert", scratch / f"expert_{index:02d}")
+            digests.append(result.weights_sha256)
+        latent = dataset.manifest.latent
+        if latent is not None:
+            shutil.copytree(latent.vae, scratch / "vae")
+        index_file = EnsembleIndex(
+            config=config,
+            data=dataset.spec(config.data),
+            class_names=dataset.class_names,
+            weights_sha256=tuple(digests),
+            latent=latent,
+        )
+        write_text(scratch / INDEX, index_file.model_dump_json(indent=2))
+    return Ensemble.load(target)
+
+
+class Ensemble:
+    """Experts loaded on first use, and the table that says who denoises which timestep."""
+
+    def __init__(self, path: Path, index: EnsembleIndex, device: str = "cpu") -> None:
+        self.path = path
+        self.index = index
+        self.device = torch.device(device)
+        self.config = index.config
+        self.intervals: IntervalTable = index.config.intervals
+        self._experts: dict[int, nn.Module] = {}
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu") -> "Ensemble":
+        """From a run directory or its ensemble/ folder. Raises ConfigError if there is none."""
+        folder = path if (path / INDEX).is_file() else path / "ensemble"
+        if not (folder / INDEX).is_file():
+            raise ConfigError(f"{path} holds no ensemble ({INDEX} is missing); train one with: rememe train demo-meme")
+        try:
+            index = EnsembleIndex.model_validate_json((folder / INDEX).read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{folder / INDEX} is damaged: {str(error).splitlines()[0]}") from None
+        return cls(folder, index, device)
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        return self.config.diffusion
+
+    @property
+    def data(self) -> DataSpec:
+        return self.index.data
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.index.class_names
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes the experts are told, None if they are not."""
+        return self.data.num_classes
+
+    @property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        """Shape of what is denoised: an image, or a latent."""
+        return (self.data.channels, self.data.image_size, self.data.image_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that turns noise into images: weights, intervals, diffusion, latent decoding."""
+        return content_hash(
+            {
+                "weights": self.index.weights_sha256,
+                "cuts": self.intervals.cuts,
+                "diffusion": self.diffusion.model_dump(mode="json"),
+                "latent": None if self.index.latent is None else self.index.latent.model_dump(mode="json"),
+            }
+        )
+
+    def expert(self, index: int) -> nn.Module:
+        """The expert's network in evaluation mode. CheckpointError if its weights are not those it was made with."""
+        if index not in self._experts:
+            folder = self.path / f"expert_{index:02d}"
+            if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != self.index.weights_sha256[index]:
+                raise CheckpointError(f"the weights of {folder} are missing or damaged; run rememe train again")
+            self._experts[index] = load_model(folder).to(self.device).eval()
+        return self._experts[index]
+
+    def denoise(self, x_BCHW: Tensor, timestep: int, labels_B: Tensor | None = None) -> Tensor:
+        """Network output of the expert that owns the timestep."""
+        model: Any = self.expert(self.intervals.expert_of(timestep))
+        t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
+        output: Tensor = model(x_BCHW, t_B, class_labels=labels_B).sample
+        return output
+
+    def decode(self, x_BCHW: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) from what sampling yields; values beyond [-1, 1] are clipped."""
+        if self.index.latent is not None:
+            x_BCHW = self._vae.decode(self.index.latent.unscale(x_BCHW)).sample
+        return ((x_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    @cached_property
+    def _vae(self) -> Any:
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_pretrained(self.path / "vae").to(self.device).eval()

@@ -1,0 +1,98 @@
+"""What happens around the loop: records, checkpoints, stopping."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workloads.checkpoint import CheckpointFolder
+from workloads.data.stream import BatchStream
+from workloads.errors import RememeError
+from workloads.files import clear_storage_errors
+from workloads.training.records import TrainingRecord, append_record
+from workloads.training.state import TrainState
+
+
+class TrainingStopped(RememeError):  # noqa: N818  (an outcome that was asked for, not an error)
+    """Training stopped on request; a checkpoint was written and the same command continues it."""
+
+
+class TrainingDivergedError(RememeError):
+    """The loss is not a number any more; trying again would give the same."""
+
+
+class RecordHook:
+    """Averages loss and speed and reports them every `every_images` images."""
+
+    def __init__(
+        self,
+        stream: BatchStream,
+        *,
+        start_images: int,
+        every_images: int,
+        file: Path,
+        report: Callable[[TrainingRecord], None],
+    ) -> None:
+        self._stream = stream
+        self._every_images = every_images
+        self._file = file
+        self._report = report
+        self._losses: list[Tensor] = []
+        self._from_images = start_images
+        self._from_s = time.perf_counter()
+        self._waited_s = 0.0
+
+    def __call__(self, state: TrainState, loss: Tensor) -> None:
+        self._losses.append(loss)
+        if state.images_seen - self._from_images >= self._every_images:
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """Report what has gathered since the last record, if anything."""
+        if not self._losses:
+            return
+        # The only point that waits for the device.
+        mean_loss = torch.stack(self._losses).mean().item()
+        now_s = time.perf_counter()
+        elapsed_s = now_s - self._from_s
+        if not math.isfinite(mean_loss):
+            raise TrainingDivergedError(
+                f"the loss became {mean_loss} before image {state.images_seen}; "
+                "lower training.learning_rate or set training.precision to fp32"
+            )
+        record = TrainingRecord(
+            images_seen=state.images_seen,
+            loss=mean_loss,
+            images_per_s=(state.images_seen - self._from_images) / elapsed_s,
+            learning_rate=state.optimizer.param_groups[0]["lr"],
+            loader_wait_share=(self._stream.waited_s - self._waited_s) / elapsed_s,
+        )
+        self._losses.clear()
+        self._from_images, self._from_s, self._waited_s = state.images_seen, now_s, self._stream.waited_s
+        with clear_storage_errors(self._file):
+            append_record(self._file, record)
+        self._report(record)
+
+
+class CheckpointHook:
+    """Writes a checkpoint every `every_images` images, and one on request before stopping."""
+
+    def __init__(
+        self, folder: CheckpointFolder, *, start_images: int, every_images: int, should_stop: Callable[[], bool]
+    ) -> None:
+        self._folder = folder
+        self._every_images = every_images
+        self._saved_images = start_images
+        self._should_stop = should_stop
+
+    def __call__(self, state: TrainState, loss: Tensor) -> None:  # noqa: ARG002
+        stop = self._should_stop()
+        if stop or state.images_seen - self._saved_images >= self._every_images:
+            if state.images_seen > self._saved_images:
+                self._folder.save(state.checkpoint())
+            self._saved_images = state.images_seen
+        if stop:
+            raise TrainingStopped(f"stopped at image {state.images_seen}; run the same command again to continue")

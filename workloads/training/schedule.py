@@ -1,0 +1,17 @@
+"""Learning rate as a function of images seen."""
+
+import math
+
+from workloads.config.training import TrainingConfig
+
+
+def learning_rate(config: TrainingConfig, images_seen: int) -> float:
+    """Linear warm-up from zero, then constant or half a cosine down to zero at the end of the budget."""
+    rate = config.learning_rate
+    if images_seen < config.warmup_images:
+        return rate * images_seen / config.warmup_images
+    if config.lr_schedule == "constant":
+        return rate
+    span = max(1, config.images_per_expert - config.warmup_images)
+    progress = min(1.0, (images_seen - config.warmup_images) / span)
+    return rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,68 @@
+"""One optimiser step of a denoising expert."""
+
+import torch
+from torch import Tensor
+
+from workloads.config.job import ExpertJob
+from workloads.data.stream import Batch
+from workloads.diffusion.process import DiffusionProcess
+from workloads.diffusion.timesteps import draw_timesteps
+from workloads.seeding import derive_seed
+from workloads.training.schedule import learning_rate
+from workloads.training.state import TrainState
+
+# Axes: B batch, C channels, H height, W width.
+
+
+class DenoisingStep:
+    """Noise a batch at the expert's timesteps, predict, descend. All draws depend on (job, images_seen) alone."""
+
+    def __init__(self, job: ExpertJob, device: torch.device) -> None:
+        self._job = job
+        self._device = device
+        self._process = DiffusionProcess(job.diffusion, device)
+        self._compiled: torch.nn.Module | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> Tensor:
+        config = self._job.training
+        x0_BCHW = batch.images_BCHW.to(self._device, non_blocking=True)
+        if config.channels_last:
+            x0_BCHW = x0_BCHW.contiguous(memory_format=torch.channels_last)
+        t_B, noise_BCHW, labels_B = self._draw(state.images_seen, x0_BCHW, batch.labels_B)
+        x_t_BCHW = self._process.add_noise(x0_BCHW, noise_BCHW, t_B)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            prediction_BCHW = self._network(state)(x_t_BCHW, t_B, class_labels=labels_B).sample
+        loss = self._process.loss(prediction_BCHW.float(), x0_BCHW, noise_BCHW, t_B).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad_norm)
+        state.images_seen += len(x0_BCHW)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.images_seen)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update(len(x0_BCHW), state.images_seen)
+        return loss.detach()
+
+    def _draw(self, images_seen: int, x0_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Timesteps, noise and (partly hidden) labels of the step that starts at images_seen."""
+        job = self._job
+        where = (job.seed, *job.interval, images_seen)
+        on_cpu = torch.Generator().manual_seed(derive_seed("timesteps", *where))
+        t_B = draw_timesteps(on_cpu, job.interval, job.specialisation, job.diffusion.num_timesteps, len(x0_BCHW))
+        hidden_B = torch.rand(len(x0_BCHW), generator=on_cpu) < job.training.label_dropout
+        # Noise is drawn where it is used: copying it would cost more than drawing it.
+        on_device = torch.Generator(self._device).manual_seed(derive_seed("noise", *where))
+        noise_BCHW = torch.randn(x0_BCHW.shape, generator=on_device, device=self._device)
+        if job.data.num_classes is None:
+            return t_B.to(self._device), noise_BCHW, None
+        labels_B = torch.where(hidden_B, job.data.num_classes, labels_B)
+        return t_B.to(self._device), noise_BCHW, labels_B.to(self._device)
+
+    def _network(self, state: TrainState) -> torch.nn.Module:
+        if not self._job.training.compile:
+            return state.model
+        if self._compiled is None:
+            self._compiled = torch.compile(state.model)
+        return self._compiled
