@@ -42,10 +42,10 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     from workloads.evaluation.extractors import check_extractor
     from workloads.training.expert import train_expert
 
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     if score:

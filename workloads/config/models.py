@@ -40,8 +40,7 @@ class _UNetFields(StrictConfig):
         for level in self.attention_levels:
             if level >= len(self.channel_mult):
                 raise ValueError(
-                    f"attention_levels names level {level}; "
-                    f"channel_mult has levels 0 to {len(self.channel_mult) - 1}"
+                    f"attention_levels names level {level}; channel_mult has levels 0 to {len(self.channel_mult) - 1}"
                 )
         for level, width in enumerate(self.widths):
             if width % self.norm_groups:

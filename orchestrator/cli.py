@@ -1,0 +1,204 @@
+"""The command line. Parsing only: every command imports what it needs after its arguments are known."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="rememe",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=(
+        "Train multi-expert diffusion models on a Ray cluster, score them, compare them in MLflow.\n\n"
+        "\b\n"
+        "  rememe plan demo-meme                     what would run; nothing is started\n"
+        "  rememe train demo-meme                    train, sample, score; again = resume\n"
+        "  rememe train demo-meme training.images_per_expert=50000\n"
+        "  rememe ui                                 results in the browser\n\n"
+        "CONFIG is the name of a preset or a YAML file; OVERRIDES are section.key=value."
+    ),
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare and check data sets.")
+analyze_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into trained networks.")
+app.add_typer(data_app, name="data")
+app.add_typer(analyze_app, name="analyze")
+
+Config = Annotated[str, typer.Argument(help="Preset (see: rememe presets) or YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, for instance training.batch_size=64.", show_default=False)
+]
+RunsDir = Annotated[
+    Path, typer.Option(envvar="REMEME_RUNS_DIR", help="Where data, experts, results and the MLflow store are kept.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use; without it, a private one on this machine."),
+]
+RunPath = Annotated[Path, typer.Argument(help="A run directory (runs/NAME-HASH), or its ensemble.", show_default=False)]
+RUNS = Path("runs")
+
+
+@app.command()
+def presets() -> None:
+    """List the presets with their first line."""
+    from importlib import resources
+
+    from workloads.config.load import list_presets
+
+    for name in list_presets():
+        text = resources.files("workloads.presets").joinpath(f"{name}.yaml").read_text()
+        print(f"{name:20} {text.splitlines()[0].lstrip('# ')}")
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing."""
+    from orchestrator.configuration import plan_configuration
+
+    plan_configuration(_load(config, overrides), runs_dir, as_json=json)
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+    evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
+) -> None:
+    """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
+    from orchestrator.configuration import train_configuration
+
+    train_configuration(_load(config, overrides), runs_dir, address=address, evaluate=evaluate)
+
+
+@app.command()
+def sample(
+    run: RunPath,
+    num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same images.")] = 0,
+    grid: Annotated[Path, typer.Option(help="PNG with all images side by side.")] = Path("samples.png"),
+    out: Annotated[Path | None, typer.Option(help="Folder for one PNG per image.", show_default=False)] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim or dpm++; default: the run's protocol.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the run's protocol.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")] = None,
+    label: Annotated[int | None, typer.Option(min=0, help="One class only; default: classes in turn.")] = None,
+) -> None:
+    """Draw images from a trained ensemble."""
+    from orchestrator.sampling import sample_images
+
+    changes = {"sampler": sampler, "num_steps": steps, "guidance_scale": guidance}
+    changes_given = {key: value for key, value in changes.items() if value is not None}
+    sample_images(run, num=num, seed=seed, grid=grid, out=out, label=label, sampling=changes_given)
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    protocol: Annotated[
+        str | None, typer.Option(help="fid50k, fid10k, fid2k, demo; default: the run's own.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one field, for instance num_samples=2000.")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+) -> None:
+    """Score a trained ensemble under a named protocol and log it to MLflow."""
+    from orchestrator.configuration import evaluate_run
+
+    evaluate_run(run, runs_dir, protocol=protocol, overrides=overrides or (), address=address)
+
+
+@analyze_app.command("spectra")
+def analyze_spectra(
+    run: RunPath,
+    num_images: Annotated[int, typer.Option(min=1, help="Images averaged over.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG; default: figures/spectra.png in the run.")] = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Plot the frequency content of each block's feature maps per timestep, experts side by side (MEME, Fig. 3, 6)."""
+    from orchestrator.analysis import plot_spectra
+
+    plot_spectra(run, runs_dir, num_images=num_images, seed=seed, out=out)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="embedded; a folder with one subfolder per class; Parquet (image, label); "
+            "CIFAR-10 (.npz or torchvision's directory); torchvision:NAME:ROOT.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
+    size: Annotated[int, typer.Option(min=4, help="Height and width in pixels.")] = 32,
+    channels: Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 colour.")] = 3,
+    vae: Annotated[
+        Path | None, typer.Option(help="Write latents of this diffusers AutoencoderKL instead of pixels.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or test, where the source has both.")] = "train",
+    max_bad: Annotated[int, typer.Option(min=0, help="Images that may fail to decode.")] = 0,
+) -> None:
+    """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
+    from orchestrator.data import prepare_data
+
+    prepare_data(source, out, size=size, channels=channels, vae=vae, split=split, max_bad=max_bad)
+
+
+@app.command()
+def ui(
+    runs_dir: RunsDir = RUNS,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow browser on the results, bound to this machine only."""
+    from orchestrator.ui import open_ui
+
+    raise typer.Exit(open_ui(runs_dir, port=port))
+
+
+@app.command()
+def doctor(runs_dir: RunsDir = RUNS) -> None:
+    """Say what is wrong with this machine or cluster, and how to fix it."""
+    from orchestrator.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(runs_dir))
+
+
+def _load(config: str, overrides: list[str] | None) -> Any:
+    from workloads.config.load import load_config
+
+    return load_config(config, overrides or ())
+
+
+def main() -> None:
+    """Run the command line; errors a user can act on become one sentence and an exit code."""
+    from workloads.errors import RememeError
+
+    try:
+        app(standalone_mode=True)
+    except RememeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("REMEME_TRACEBACK"):
+            raise
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

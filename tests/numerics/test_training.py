@@ -1,0 +1,231 @@
+"""Training one real, tiny expert: a resumed run is the same run, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from workloads.data.prepare import ensure_prepared
+from workloads.data.prepared import PreparedDataset
+from workloads.data.stream import Batch
+
+from workloads.checkpoint import CheckpointFolder
+from workloads.config import DataSpec, ExpertJob, RunConfig
+from workloads.config.data import EmbeddedData
+from workloads.ensemble import Ensemble, write_ensemble
+from workloads.errors import CheckpointError, ConfigError, DataError
+from workloads.training.expert import WEIGHTS, completed, train_expert
+from workloads.training.hooks import TrainingDivergedError, TrainingStopped
+from workloads.training.records import read_records
+from workloads.training.state import TrainState
+from workloads.training.step import DenoisingStep
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return ensure_prepared(EmbeddedData(image_size=8), tmp_path_factory.mktemp("data"))
+
+
+def run_config(**training: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
+            "model": {
+                "kind": "ldm_unet",
+                "channels": 8,
+                "channel_mult": [1, 2],
+                "num_res_blocks": 1,
+                "attention_levels": [1],
+                "head_dim": 8,
+                "norm_groups": 4,
+            },
+            "strategy": {"kind": "independent", "num_experts": 2, "specialisation": 0.8},
+            "training": {
+                "images_per_expert": 96,
+                "batch_size": 16,
+                "checkpoint_every_images": 32,
+                "log_every_images": 32,
+                **training,
+            },
+            "evaluation": "demo",
+        }
+    )
+
+
+def job_for(dataset: PreparedDataset, index: int = 0, **training: object) -> ExpertJob:
+    config = run_config(**training)
+    return config.expert_jobs(dataset.spec(config.data))[index]
+
+
+def weights(work_dir: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(work_dir / "expert" / WEIGHTS)
+
+
+def stop_after(num_steps: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    calls = iter(range(1_000))
+    return lambda: next(calls) >= num_steps - 1
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    train_expert(job, dataset.path, tmp_path / "unbroken")
+    for num_steps in (1, 3):  # not only at regular checkpoints
+        broken = tmp_path / f"broken{num_steps}"
+        with pytest.raises(TrainingStopped, match=f"image {16 * num_steps}"):
+            train_expert(job, dataset.path, broken, should_stop=stop_after(num_steps))
+        result = train_expert(job, dataset.path, broken)
+        assert result.images_seen == 96
+        assert_same(weights(tmp_path / "unbroken"), weights(broken))
+
+
+def test_a_damaged_checkpoint_costs_time_but_not_the_result(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    train_expert(job, dataset.path, tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    with pytest.raises(TrainingStopped):
+        train_expert(job, dataset.path, broken, should_stop=stop_after(5))
+    newest = max((broken / "checkpoints").iterdir()) / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-8] + b"\x00" * 8)
+    train_expert(job, dataset.path, broken)
+    assert_same(weights(tmp_path / "unbroken"), weights(broken))
+
+
+def test_a_finished_job_is_not_trained_again_and_damage_is_noticed(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    first = train_expert(job, dataset.path, tmp_path)
+    assert train_expert(job, Path("/nowhere"), tmp_path) == first  # the data is not even opened
+    file = tmp_path / "expert" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match="damaged"):
+        completed(tmp_path)
+
+
+def test_the_key_holds_what_it_promises(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """Log and checkpoint intervals are not in the key, so they must not change the weights."""
+    usual, other = job_for(dataset), job_for(dataset, checkpoint_every_images=16, log_every_images=1000)
+    assert usual.key == other.key
+    train_expert(usual, dataset.path, tmp_path / "usual")
+    train_expert(other, dataset.path, tmp_path / "other")
+    assert_same(weights(tmp_path / "usual"), weights(tmp_path / "other"))
+
+
+def test_seed_and_interval_change_the_weights(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    train_expert(job, dataset.path, tmp_path / "a")
+    for index, other in enumerate((job.model_copy(update={"seed": 1}), job_for(dataset, index=1))):
+        train_expert(other, dataset.path, tmp_path / str(index))
+        assert not torch.equal(
+            weights(tmp_path / "a")["conv_in.weight"], weights(tmp_path / str(index))["conv_in.weight"]
+        )
+
+
+def test_one_step_equals_the_same_step_written_out(dataset: PreparedDataset) -> None:
+    """Loss, gradient, clipping and AdamW's first step, in plain operations on the same draws."""
+    job = job_for(dataset, learning_rate=0.01, warmup_images=0, clip_grad_norm=0.5, weight_decay=0.1)
+    state = fresh_state(job)
+    reference = {name: value.detach().clone().double() for name, value in state.model.named_parameters()}
+    step = DenoisingStep(job, torch.device("cpu"))
+    batch = Batch(torch.rand(16, 1, 8, 8) * 2 - 1, torch.arange(16) % 10)
+    t_B, noise, labels = step._draw(0, batch.images_BCHW, batch.labels_B)
+    model = fresh_state(job).model.double()
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - beta, 0)[t_B].view(-1, 1, 1, 1)
+    x_t = abar.sqrt() * batch.images_BCHW.double() + (1 - abar).sqrt() * noise.double()
+    loss = ((model(x_t, t_B, class_labels=labels).sample - noise.double()) ** 2).mean()
+    loss.backward()
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+    measured = step(state, batch)
+    assert measured.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert state.images_seen == 16
+    moved = dict(state.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad * min(1.0, 0.5 / norm.item())
+        # AdamW, first step: both moments are bias-corrected to the gradient itself.
+        expected = reference[name] * (1 - 0.01 * 0.1) - 0.01 * gradient / (gradient.abs() + 1e-8)
+        large = gradient.abs() > 1e-5  # below that, float32's sign of the gradient is rounding noise
+        torch.testing.assert_close(moved[name].double()[large], expected[large], rtol=1e-3, atol=2e-4)
+
+
+def fresh_state(job: ExpertJob) -> TrainState:
+    from workloads.training.expert import _initial_state
+
+    state = _initial_state(job, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # the network starts with zero output: move it so that every gradient is there
+        for parameter in state.model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return state
+
+
+def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset) -> None:
+    job = job_for(dataset, label_dropout=0.25)
+    step = DenoisingStep(job, torch.device("cpu"))
+    images, labels = torch.zeros(4000, 1, 8, 8), torch.zeros(4000, dtype=torch.int64)
+    _, _, seen = step._draw(0, images, labels)
+    assert seen is not None
+    assert set(seen.tolist()) == {0, 10}
+    assert (seen == 10).float().mean().item() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
+
+
+def test_divergence_is_reported_not_trained_through(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset, learning_rate=1e30, clip_grad_norm=None, log_every_images=16)
+    with pytest.raises(TrainingDivergedError, match="lower training.learning_rate"):
+        train_expert(job, dataset.path, tmp_path)
+    assert completed(tmp_path) is None
+
+
+def test_other_data_than_planned_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    other = job.model_copy(update={"data": DataSpec(fingerprint="0" * 64, channels=1, image_size=8)})
+    with pytest.raises(DataError, match="planned for 0000"):
+        train_expert(other, dataset.path, tmp_path)
+
+
+def test_records_after_a_resume_hold_each_image_once(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    with pytest.raises(TrainingStopped):
+        train_expert(job, dataset.path, tmp_path, should_stop=stop_after(4))
+    train_expert(job, dataset.path, tmp_path)
+    seen = [record.images_seen for record in read_records(tmp_path / "records.jsonl")]
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 96
+
+
+def test_a_checkpoint_of_another_network_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    wider = job.model_copy(update={"model": job.model.model_copy(update={"channels": 16})})
+    folder = CheckpointFolder(tmp_path, "any")
+    folder.save(fresh_state(wider).checkpoint())
+    loaded = folder.load_latest()
+    assert loaded is not None
+    with pytest.raises(CheckpointError, match="another network"):
+        fresh_state(job).restore(loaded)
+
+
+def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(dataset: PreparedDataset, tmp_path: Path) -> None:
+    config = run_config()
+    jobs = config.expert_jobs(dataset.spec(config.data))
+    folders = [tmp_path / job.key for job in jobs]
+    for job, folder in zip(jobs, folders, strict=True):
+        train_expert(job, dataset.path, folder)
+    written = write_ensemble(tmp_path / "run" / "ensemble", config, dataset, folders)
+    ensemble = Ensemble.load(tmp_path / "run")
+    assert ensemble.fingerprint == written.fingerprint
+    x, labels = torch.randn(3, *ensemble.shape_CHW), torch.tensor([1, 2, 10])
+    with torch.no_grad():
+        for timestep, index in ((0, 0), (499, 0), (500, 1), (999, 1)):
+            direct = ensemble.expert(index)(x, torch.full((3,), timestep), class_labels=labels).sample
+            assert torch.equal(ensemble.denoise(x, timestep, labels), direct)
+    damaged = tmp_path / "run" / "ensemble" / "expert_01" / WEIGHTS
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match="expert_01"):
+        Ensemble.load(tmp_path / "run").expert(1)
+    with pytest.raises(ConfigError, match="holds no ensemble"):
+        Ensemble.load(tmp_path)
