@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.environment import prepare_ray_environment
+
 app = typer.Typer(
     name="rememe",
     no_args_is_help=True,
@@ -63,7 +65,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing."""
-    from orchestrator.configuration import plan_configuration
+    from orchestrator.describe import plan_configuration
 
     plan_configuration(_load(config, overrides), runs_dir, as_json=json)
 
@@ -77,6 +79,7 @@ def train(
     evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
+    prepare_ray_environment(address)
     from orchestrator.configuration import train_configuration
 
     train_configuration(_load(config, overrides), runs_dir, address=address, evaluate=evaluate)
@@ -92,14 +95,14 @@ def sample(
     sampler: Annotated[str | None, typer.Option(help="ddim or dpm++; default: the run's protocol.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the run's protocol.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")] = None,
-    label: Annotated[int | None, typer.Option(min=0, help="One class only; default: classes in turn.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
 ) -> None:
     """Draw images from a trained ensemble."""
     from orchestrator.sampling import sample_images
 
     changes = {"sampler": sampler, "num_steps": steps, "guidance_scale": guidance}
-    changes_given = {key: value for key, value in changes.items() if value is not None}
-    sample_images(run, num=num, seed=seed, grid=grid, out=out, label=label, sampling=changes_given)
+    given = {key: value for key, value in changes.items() if value is not None}
+    sample_images(run, num=num, seed=seed, grid=grid, out=out, sampling=given, device=device)
 
 
 @app.command()
@@ -115,6 +118,7 @@ def evaluate(
     address: Address = None,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
+    prepare_ray_environment(address)
     from orchestrator.configuration import evaluate_run
 
     evaluate_run(run, runs_dir, protocol=protocol, overrides=overrides or (), address=address)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from workloads.data.prepare import ensure_prepared
-from workloads.data.prepared import PreparedDataset
-from workloads.data.stream import Batch
 
 from workloads.checkpoint import CheckpointFolder
 from workloads.config import DataSpec, ExpertJob, RunConfig
 from workloads.config.data import EmbeddedData
+from workloads.data.prepare import ensure_prepared
+from workloads.data.prepared import PreparedDataset
+from workloads.data.stream import Batch
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.training.expert import WEIGHTS, completed, train_expert
@@ -69,8 +69,8 @@ def stop_after(num_steps: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
 
 
 def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset)
 
 def test_divergence_is_reported_not_trained_through(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset, learning_rate=1e30, clip_grad_norm=None, log_every_images=16)
-    with pytest.raises(TrainingDivergedError, match="lower training.learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate"):
         train_expert(job, dataset.path, tmp_path)
     assert completed(tmp_path) is None
 

@@ -47,7 +47,7 @@ def test_a_directory_whose_writing_failed_leaves_the_old_one(tmp_path: Path) -> 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_disk: Path) -> None:
     write_text(tiny_disk / "result.json", "kept")
-    with pytest.raises(StorageError, match="no space left to write .*result.json"):
+    with pytest.raises(StorageError, match=r"no space left to write .*result\.json"):
         write_text(tiny_disk / "result.json", "x" * 200_000)
     assert (tiny_disk / "result.json").read_text() == "kept"
     assert [path.name for path in tiny_disk.iterdir()] == ["result.json"]

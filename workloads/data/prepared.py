@@ -62,8 +62,8 @@ class LatentInfo(StrictConfig):
         if not low <= self.std <= high:
             raise DataError(
                 f"the latents have standard deviation {self.std:.3g} where a diffusion expects about 1: scaling_factor "
-                f"{self.scaling_factor:g} is wrong for this data and VAE, {self.scaling_factor / self.std:.4g} would be "
-                "right; set it in the VAE's config.json and prepare again"
+                f"{self.scaling_factor:g} is wrong for this data and VAE; {self.scaling_factor / self.std:.4g} would "
+                "be right; set it in the VAE's config.json and prepare again"
             )
 
 

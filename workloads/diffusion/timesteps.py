@@ -1,21 +1,23 @@
-"""Which timesteps an expert trains on."""
+"""Which timesteps an expert is trained on."""
 
 import torch
 from torch import Tensor
 
 from workloads.config.intervals import Interval
 
+# Axes: B batch.
+
 
 def draw_timesteps(
     generator: torch.Generator, interval: Interval, specialisation: float, num_timesteps: int, batch_size: int
 ) -> Tensor:
-    """int64 (B,): uniform on the interval with probability `specialisation`, otherwise uniform on [0, T).
+    """int64 (B,) on the generator's device: from the interval with probability p, else from all of [0, T).
 
-    Soft interval assignment of MEME (arXiv:2306.04990): an expert near pure noise learns little from its own
-    interval alone. Specialisation 1 is a hard interval.
+    Soft interval assignment (MEME, arXiv:2306.04990): near pure noise, the expert's own interval alone teaches
+    little. The interval is part of the whole range, so the share of training inside it is p + (1 - p) |interval| / T.
     """
     device = generator.device
-    own_B = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64) < specialisation
-    inside_B = torch.randint(interval.lo, interval.hi, (batch_size,), generator=generator, device=device)
-    anywhere_B = torch.randint(0, num_timesteps, (batch_size,), generator=generator, device=device)
-    return torch.where(own_B, inside_B, anywhere_B)
+    chance_B = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64)
+    own_B = torch.randint(interval.lo, interval.hi, (batch_size,), generator=generator, device=device)
+    any_B = torch.randint(0, num_timesteps, (batch_size,), generator=generator, device=device)
+    return torch.where(chance_B < specialisation, own_B, any_B)

@@ -21,7 +21,7 @@ class PooledAttention(nn.Module):
         height, width = x_BCHW.shape[-2:]
         if self.pool_size > 1:
             # A window that sticks out over the edge (7 x 7 pooled by 2) averages what lies inside.
-            x_BCHW = F.avg_pool2d(x_BCHW, self.pool_size, ceil_mode=True, count_include_pad=False)
+            x_BCHW = F.avg_pool2d(x_BCHW, self.pool_size, ceil_mode=True)
         pooled_shape = x_BCHW.shape
         qkv_BNC = self.qkv(x_BCHW.flatten(2).transpose(1, 2))
         query, key, value = qkv_BNC.unflatten(2, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
@@ -71,7 +71,9 @@ class InceptionMixer(nn.Module):
         self.project = nn.Conv2d(fused, sum(self.split), 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        branches = zip((self.conv, self.pool, self.attention), torch.split(x_BCHW, self.split, dim=1), strict=True)
+        branches = zip(
+            (self.conv, self.pool, self.attention), torch.split(x_BCHW, list(self.split), dim=1), strict=True
+        )
         y_BCHW = torch.cat([branch(part) for branch, part in branches if branch is not None], dim=1)
         projected: Tensor = self.project(y_BCHW + self.depthwise(y_BCHW))
         return projected

@@ -1,0 +1,63 @@
+"""`rememe plan`, and what a configuration becomes outside: YAML, flat parameters, prepared data. No Ray, no MLflow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.layout import RunsDir
+from orchestrator.plan import plan
+from orchestrator.view import print_note, print_plan, progress
+from workloads.config import DataSpec, RunConfig
+from workloads.config.base import StrictConfig
+from workloads.data.prepare import ensure_prepared
+from workloads.data.prepared import PreparedDataset
+from workloads.errors import DataError
+
+
+def plan_configuration(config: RunConfig, runs_dir: Path, *, as_json: bool) -> None:
+    """Print what would run. Works without the data too; keys are then unknown."""
+    try:
+        spec = prepare_data_of(config, RunsDir(runs_dir)).spec(config.data)
+    except DataError as error:
+        print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
+        conditional = config.data.num_classes if config.data.class_conditional else None
+        spec = DataSpec(
+            fingerprint="", channels=config.data.channels, image_size=config.data.image_size, num_classes=conditional
+        )
+    planned = plan(config, spec)
+    if as_json:
+        print(json.dumps(planned.to_json(), indent=2))
+    else:
+        print_plan(planned)
+
+
+def prepare_data_of(config: RunConfig, runs: RunsDir) -> PreparedDataset:
+    """The configuration's data as shards, made on first use with a progress bar. DataError if it cannot be had."""
+    with progress("preparing data", "images") as advance:
+        return ensure_prepared(config.data, runs.data, on_progress=advance)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as a file `rememe train` takes."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: StrictConfig) -> dict[str, object]:
+    """Dotted names to values, for instance strategy.experts.0.specialisation; a list of scalars is one value."""
+    flat: dict[str, object] = {}
+
+    def visit(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            children = list(node.items())
+        elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
+            children = list(enumerate(node))
+        else:
+            flat[prefix] = node
+            return
+        for key, value in children:
+            visit(f"{prefix}.{key}" if prefix else str(key), value)
+
+    visit("", config.model_dump(mode="json"))
+    return flat

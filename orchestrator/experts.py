@@ -1,0 +1,356 @@
+"""One Ray actor per expert, and the loop that starts, watches, restarts and ends them.
+
+What to do is decided in orchestrator/policies.py; this module does it.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from orchestrator.cluster import alive_nodes, is_alive
+from orchestrator.errors import ExpertFailedError
+from orchestrator.plan import PlannedJob
+from orchestrator.policies import (
+    FailureKind,
+    GiveUp,
+    after_failure,
+    as_ray_resources,
+    longest_first,
+    num_slots,
+)
+from orchestrator.store import ExpertStore
+from workloads.config import ExecutionConfig
+from workloads.errors import StorageError
+from workloads.training.expert import ExpertResult, train_expert
+from workloads.training.hooks import TrainingStopped
+from workloads.training.records import TrainingRecord
+
+POLL_INTERVAL_S = 0.5
+STOP_TIMEOUT_S = 60.0
+NUM_QUEUED_AHEAD = 1
+"""Actors submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
+
+
+class Listener(Protocol):
+    """Hears what happens to experts; implemented by the terminal view and the tracker."""
+
+    def on_state(self, key: str, state: str, detail: str = "") -> None:
+        """States: reused, queued, starting, training, restarting, done, failed, stopped."""
+
+    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
+        """New records of one expert, oldest first."""
+
+
+class Status(NamedTuple):
+    """What an actor answers when asked how it is."""
+
+    pid: int
+    node_id: str
+    records: list[TrainingRecord]
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})
+class ExpertActor:
+    """Trains one expert in a process of its own; answers while it trains."""
+
+    def __init__(self, planned: PlannedJob, data_path: Path, work_dir: Path, store_id: str) -> None:
+        self._planned = planned
+        self._data_path = data_path
+        self._work_dir = work_dir
+        self._store_id = store_id
+        self._records: list[TrainingRecord] = []
+        self._stop = threading.Event()
+
+    def train(self) -> tuple[ExpertResult, list[TrainingRecord]]:
+        """Run the job to its end; the result and all records of this attempt."""
+        self._check_store()
+        resources = self._planned.resources
+        result = train_expert(
+            self._planned.job,
+            self._data_path,
+            self._work_dir,
+            device="cuda" if resources.num_gpus > 0 else "cpu",
+            # Ray only sets OMP_NUM_THREADS, and to 1 for fractions.
+            num_threads=max(1, int(resources.num_cpus)),
+            report=self._records.append,
+            should_stop=self._stop.is_set,
+        )
+        return result, self._records
+
+    @ray.method(concurrency_group="control")
+    def poll(self, num_known: int) -> Status:
+        """Where this runs, and the records beyond those the caller knows."""
+        import os
+
+        return Status(os.getpid(), ray.get_runtime_context().get_node_id(), self._records[num_known:])
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end."""
+        self._stop.set()
+
+    def _check_store(self) -> None:
+        root = self._work_dir.parent
+        file = root / "store-id"
+        if not file.is_file() or file.read_text() != self._store_id:
+            raise StorageError(
+                f"the expert store {root} is not the same directory on node {ray.util.get_node_ip_address()}; "
+                "set --runs-dir to a path all nodes share"
+            )
+
+
+@dataclass
+class _Running:
+    """An expert that has an actor."""
+
+    planned: PlannedJob
+    actor: Any
+    done: Any
+    """Reference of train()."""
+
+    asked: Any = None
+    """Reference of the poll() under way."""
+
+    asked_s: float = 0.0
+    num_records: int = 0
+    status: Status | None = None
+    not_answering: bool = False
+
+
+@dataclass
+class TrainingOutcome:
+    """What came of the experts, by key."""
+
+    completed: dict[str, ExpertResult] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """One sentence each."""
+
+    stopped: list[str] = field(default_factory=list)
+
+
+def train_experts(
+    jobs: Sequence[PlannedJob],
+    data_path: Path,
+    store: ExpertStore,
+    execution: ExecutionConfig,
+    listeners: Sequence[Listener] = (),
+) -> TrainingOutcome:
+    """Train what the store lacks, as many at once as the connected cluster holds, the longest first.
+
+    An expert that dies is started again from its last checkpoint; one that fails for good does not stop the others.
+    The first Ctrl-C or SIGTERM asks for checkpoints, the second gives up waiting for them.
+    """
+    outcome = TrainingOutcome()
+    missing = {}
+    for planned in jobs:
+        result = store.completed(planned.key)
+        if result is None:
+            missing[planned.key] = planned
+        else:
+            outcome.completed[planned.key] = result
+            for listener in listeners:
+                listener.on_state(planned.key, "reused")
+    if missing:
+        supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome)
+        with _stop_signals(supervisor):
+            supervisor.run()
+    return outcome
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        missing: dict[str, PlannedJob],
+        data_path: Path,
+        store: ExpertStore,
+        execution: ExecutionConfig,
+        listeners: Sequence[Listener],
+        outcome: TrainingOutcome,
+    ) -> None:
+        self._jobs = missing
+        self._data_path = data_path
+        self._store = store
+        self._execution = execution
+        self._listeners = listeners
+        self._outcome = outcome
+        self._waiting = longest_first({key: planned.expected_macs for key, planned in missing.items()})
+        self._not_before_s: dict[str, float] = {}
+        self._attempts = dict.fromkeys(missing, 0)
+        self._running: dict[str, _Running] = {}
+        self.stop_requested = threading.Event()
+
+    def run(self) -> None:
+        """Until nothing waits or runs, or a stop was asked for."""
+        for key in self._waiting:
+            self._tell(key, "queued")
+        try:
+            while self._waiting or self._running:
+                if self.stop_requested.is_set():
+                    self._stop_all()
+                    return
+                self._submit()
+                self._collect(POLL_INTERVAL_S)
+                self._poll()
+        finally:
+            for running in self._running.values():
+                ray.kill(running.actor)
+
+    def _submit(self) -> None:
+        """Start waiting experts while there is room, and a little beyond."""
+        now_s = time.monotonic()
+        nodes = alive_nodes()
+        for key in list(self._waiting):
+            if self._not_before_s.get(key, 0.0) > now_s:
+                continue
+            requests = [running.planned.resources for running in self._running.values()]
+            requests.append(self._jobs[key].resources)
+            if len(self._running) >= num_slots(requests, nodes) + NUM_QUEUED_AHEAD:
+                break
+            self._waiting.remove(key)
+            self._running[key] = self._start(self._jobs[key])
+            self._tell(key, "starting" if self._attempts[key] == 1 else "restarting")
+
+    def _start(self, planned: PlannedJob) -> _Running:
+        wanted = as_ray_resources(planned.resources)
+        actor = ExpertActor.options(  # type: ignore[attr-defined]
+            name=None,
+            num_cpus=wanted.pop("CPU", 0),
+            num_gpus=wanted.pop("GPU", 0),
+            resources=wanted or None,
+        ).remote(planned, self._data_path, self._store.path(planned.key), self._store.identity)
+        self._attempts[planned.key] += 1
+        return _Running(planned, actor, actor.train.remote())
+
+    def _collect(self, timeout_s: float) -> None:
+        """Take in experts that ended, well or not."""
+        if not self._running:
+            time.sleep(timeout_s)
+            return
+        by_reference = {running.done: key for key, running in self._running.items()}
+        ended, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=timeout_s)
+        for reference in ended:
+            self._end(by_reference[reference])
+
+    def _end(self, key: str) -> None:
+        running = self._running.pop(key)
+        try:
+            result, records = ray.get(running.done)
+        except RayError as error:
+            self._fail(key, running, error)
+        else:
+            self._hand_on(running, records[running.num_records :])
+            self._outcome.completed[key] = result
+            self._tell(key, "done")
+        finally:
+            # A handle that is kept keeps its CPU, and the next expert would never start.
+            ray.kill(running.actor)
+
+    def _fail(self, key: str, running: _Running, error: RayError) -> None:
+        kind, cause = self._diagnose(running, error)
+        if isinstance(getattr(error, "cause", None), TrainingStopped):
+            self._outcome.stopped.append(key)
+            self._tell(key, "stopped")
+            return
+        if kind is FailureKind.NODE_LOST:
+            self._attempts[key] -= 1
+        decision = after_failure(
+            kind, attempts=self._attempts[key], max_attempts=self._execution.max_attempts, cause=cause
+        )
+        if isinstance(decision, GiveUp):
+            failure = ExpertFailedError(running.planned.name, self._attempts[key], decision.reason)
+            self._outcome.failed[key] = str(failure)
+            self._tell(key, "failed", decision.reason)
+            return
+        self._not_before_s[key] = time.monotonic() + decision.delay_s
+        self._waiting.insert(0, key)  # it was started early because it is long
+        self._tell(key, "restarting", kind.value)
+
+    def _diagnose(self, running: _Running, error: RayError) -> tuple[FailureKind, str]:
+        if isinstance(error, RayTaskError):
+            return FailureKind.RAISED, str(error.cause) or repr(error.cause)
+        if running.not_answering:
+            return FailureKind.NOT_ANSWERING, f"no answer for {self._execution.heartbeat_timeout_s:g} s"
+        if running.status is not None and not is_alive(running.status.node_id):
+            return FailureKind.NODE_LOST, ""
+        cause = "" if isinstance(error, RayActorError) else str(error).splitlines()[0]
+        return FailureKind.PROCESS_DIED, cause
+
+    def _poll(self) -> None:
+        """Fetch new records; an actor that has answered once and then falls silent is killed."""
+        now_s = time.monotonic()
+        for running in self._running.values():
+            if running.asked is None:
+                running.asked = running.actor.poll.remote(running.num_records)
+                running.asked_s = now_s
+                continue
+            answered, _ = ray.wait([running.asked], timeout=0)
+            if answered:
+                self._take_answer(running)
+            elif running.status is not None and now_s - running.asked_s > self._execution.heartbeat_timeout_s:
+                running.not_answering = True
+                ray.kill(running.actor)
+
+    def _take_answer(self, running: _Running) -> None:
+        reference, running.asked = running.asked, None
+        try:
+            status: Status = ray.get(reference)
+        except RayError:
+            return  # train() of the same actor fails too, and is what counts
+        if running.status is None:
+            self._tell(running.planned.key, "training", f"pid {status.pid}")
+        running.status = status
+        self._hand_on(running, status.records)
+
+    def _hand_on(self, running: _Running, records: Sequence[TrainingRecord]) -> None:
+        running.num_records += len(records)
+        if records:
+            for listener in self._listeners:
+                listener.on_records(running.planned.key, records)
+
+    def _stop_all(self) -> None:
+        """Let every expert that trains write a checkpoint; the others have nothing to lose."""
+        self._outcome.stopped += self._waiting
+        self._waiting.clear()
+        for key, running in list(self._running.items()):
+            if running.status is None:
+                ray.kill(running.actor)
+                del self._running[key]
+                self._outcome.stopped.append(key)
+            else:
+                running.actor.stop.remote()
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while self._running and time.monotonic() < deadline_s:
+            self._collect(POLL_INTERVAL_S)
+        self._outcome.stopped += [*self._running, *self._waiting]
+
+    def _tell(self, key: str, state: str, detail: str = "") -> None:
+        for listener in self._listeners:
+            listener.on_state(key, state, detail)
+
+
+@contextmanager
+def _stop_signals(supervisor: _Supervisor) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks to stop, the second interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:  # noqa: ARG001
+        if supervisor.stop_requested.is_set():
+            raise KeyboardInterrupt
+        supervisor.stop_requested.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""What would run. Pure: knows neither Ray nor MLflow, starts nothing, writes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from workloads.config import DataSpec, ExpertJob, Interval, Resources, RunConfig
+from workloads.config.base import content_hash
+
+BACKWARD_FACTOR = 3
+"""A training step costs about three forward passes: one forward, two backward."""
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One network to train and what it takes."""
+
+    job: ExpertJob
+    strategy: str
+    num_parameters: int
+    num_active_parameters: int
+    """Parameters one denoising step uses."""
+
+    macs: int
+    """Multiply-adds of one forward pass of one image."""
+
+    memory_bytes: int
+    """Estimated peak memory of training."""
+
+    resources: Resources
+
+    @property
+    def name(self) -> str:
+        return self.job.name
+
+    @property
+    def key(self) -> str:
+        return self.job.key
+
+    @property
+    def interval(self) -> Interval:
+        return self.job.interval
+
+    @property
+    def expected_macs(self) -> int:
+        """Of the whole training; the longest is started first."""
+        return BACKWARD_FACTOR * self.macs * self.job.training.images_per_expert
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `rememe plan --json`; the key is null while the data is unknown."""
+        return {
+            "name": self.name,
+            "strategy": self.strategy,
+            "interval": list(self.interval),
+            "specialisation": self.job.specialisation,
+            "model": self.job.model.kind,
+            "num_parameters": self.num_parameters,
+            "num_active_parameters": self.num_active_parameters,
+            "macs": self.macs,
+            "expected_training_macs": self.expected_macs,
+            "memory_bytes": self.memory_bytes,
+            "images": self.job.training.images_per_expert,
+            "resources": self.resources.model_dump(mode="json"),
+            "key": self.key if self.job.data.fingerprint else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of one configuration, clean end first."""
+
+    config: RunConfig
+    jobs: tuple[PlannedJob, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change the result: the jobs, the intervals, the protocol."""
+        return content_hash(
+            {
+                "jobs": [job.key for job in self.jobs],
+                "cuts": self.config.intervals.cuts,
+                "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights"}),
+            }
+        )
+
+    @cached_property
+    def by_key(self) -> Mapping[str, PlannedJob]:
+        """Distinct jobs: two intervals never share a key, but a map is what lookups want."""
+        return {job.key: job for job in self.jobs}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `rememe plan --json` prints."""
+        known = bool(self.jobs[0].job.data.fingerprint)
+        return {
+            "name": self.config.name,
+            "fingerprint": self.fingerprint if known else None,
+            "jobs": [job.to_json() for job in self.jobs],
+            "num_parameters": sum(job.num_parameters for job in self.jobs),
+            "num_active_parameters": max(job.num_active_parameters for job in self.jobs),
+            "expected_training_macs": sum(job.expected_macs for job in self.jobs),
+        }
+
+
+def plan(config: RunConfig, data: DataSpec) -> Plan:
+    """One job per interval, costed on the meta device; equal architectures are costed once.
+
+    Raises ConfigError if an architecture does not fit the image size.
+    """
+    jobs = tuple(
+        _planned(job, config, config.expert_resources(index)) for index, job in enumerate(config.expert_jobs(data))
+    )
+    return Plan(config, jobs)
+
+
+def _planned(job: ExpertJob, config: RunConfig, resources: Resources) -> PlannedJob:
+    from workloads.analysis.cost import model_cost, training_memory_bytes
+
+    shape: dict[str, Any] = {
+        "channels": job.data.channels,
+        "image_size": job.data.image_size,
+        "num_classes": job.data.num_classes,
+    }
+    cost = model_cost(job.model, **shape)
+    return PlannedJob(
+        job=job,
+        strategy=config.strategy.kind,
+        num_parameters=cost.num_parameters,
+        num_active_parameters=cost.num_parameters,
+        macs=cost.macs,
+        memory_bytes=training_memory_bytes(job.model, job.training, **shape),
+        resources=resources,
+    )

@@ -1,0 +1,82 @@
+"""Notes for the tracker on disk, in order, until they are written."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Note(NamedTuple):
+    """Something to write about one run."""
+
+    kind: str
+    identity: str
+    content: dict[str, Any]
+
+
+class Spool:
+    """An append-only file per process and a folder of files to upload; those of ended processes count too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._own = path / f"notes-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._done = 0
+
+    def append(self, notes: Sequence[Note]) -> None:
+        """Keep notes until replay() has handed them on."""
+        if notes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._own.open("a") as file:
+                file.writelines(json.dumps(note) + "\n" for note in notes)
+
+    def stage(self, name: str) -> Path:
+        """A path to put a file to upload."""
+        folder = self.path / "files" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder / name
+
+    def replay(self, apply: Callable[[Sequence[Note]], None]) -> None:
+        """Hand on everything kept, oldest process first, in runs of one kind and identity.
+
+        What was handed on before an error is not handed on again, unless the process dies in between.
+        """
+        for file in self._left_over():
+            self._replay_file(file, apply)
+            file.unlink()
+        if self._own.exists():
+            self._replay_file(self._own, apply)
+            self._own.unlink()
+
+    def _replay_file(self, file: Path, apply: Callable[[Sequence[Note]], None]) -> None:
+        lines = file.read_text().splitlines()
+        notes = [Note(*json.loads(line)) for line in lines]
+        num_done = 0
+        try:
+            for _, group in groupby(notes, key=lambda note: (note.kind, note.identity)):
+                together = list(group)
+                apply(together)
+                num_done += len(together)
+        except BaseException:
+            file.write_text("".join(f"{line}\n" for line in lines[num_done:]))
+            raise
+
+    def _left_over(self) -> list[Path]:
+        files = [file for file in self.path.glob("notes-*.jsonl") if file != self._own]
+        return sorted((file for file in files if not _running(file)), key=lambda file: file.stat().st_mtime)
+
+
+def _running(file: Path) -> bool:
+    """Whether the process that writes the file is still there (on this machine)."""
+    pid = int(file.name.split("-")[1])
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,167 @@
+"""The networks whose features are compared, with verified weights."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_fidelity import FeatureExtractorBase, FeatureExtractorInceptionV3, register_feature_extractor
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+from workloads.config.evaluation import ProtocolConfig
+from workloads.errors import ConfigError
+from workloads.evaluation.fashion_cnn import NUM_FEATURES, FashionCNN, to_grey
+from workloads.evaluation.inception import find_weights, read_weights
+from workloads.files import sha256_file
+
+ASSETS = Path(__file__).parent / "assets"
+FASHION_WEIGHTS = ASSETS / "fashion-cnn.safetensors"
+FASHION_CARD = ASSETS / "fashion-cnn.json"
+FASHION_NAME = "fashion-cnn"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that turns uint8 images (B, C, H, W) into features (B, D), in torch-fidelity's form."""
+
+    name: str
+    module: FeatureExtractorBase
+    layer: str
+    """torch-fidelity's name of the features."""
+
+    weights_sha256: str
+    """Identifies the weights: of the file for fashion-cnn, of the tensors for Inception, which comes in many files."""
+
+    resize: str
+    """How images reach the network's input size."""
+
+    score_name: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its part of the protocol."""
+        return {
+            "name": self.name,
+            "layer": self.layer,
+            "weights_sha256": self.weights_sha256,
+            "resize": self.resize,
+            "dtype": "float32",
+        }
+
+
+class FashionCNNExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """Features of the Fashion-MNIST classifier in this package, for torch-fidelity."""
+
+    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+        super().__init__(name, features_list)
+        check_fashion_weights()
+        self.network = FashionCNN()
+        self.network.load_state_dict(load_file(FASHION_WEIGHTS))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        return (self.network.features(to_grey(images_BCHW)),)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (str(NUM_FEATURES),)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(_: str) -> str:
+        return str(NUM_FEATURES)
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros((1, 1, 28, 28), dtype=torch.uint8)
+
+
+if FASHION_NAME not in FEATURE_EXTRACTORS_REGISTRY:
+    register_feature_extractor(FASHION_NAME, FashionCNNExtractor)
+
+
+def check_fashion_weights() -> str:
+    """SHA-256 of the weights in the package. Raises ConfigError if they are missing or damaged."""
+    expected: str = json.loads(FASHION_CARD.read_text())["weights_sha256"]
+    if not FASHION_WEIGHTS.is_file() or sha256_file(FASHION_WEIGHTS) != expected:
+        raise ConfigError(f"{FASHION_WEIGHTS} is missing or damaged; install rememe again")
+    return expected
+
+
+def load_fashion_cnn(_: ProtocolConfig) -> Extractor:
+    layer = str(NUM_FEATURES)
+    return Extractor(
+        name=FASHION_NAME,
+        module=FashionCNNExtractor(FASHION_NAME, [layer]),
+        layer=layer,
+        weights_sha256=check_fashion_weights(),
+        resize="channel mean, antialiased bilinear to 28 x 28",
+        score_name="fd-fashion-cnn",
+    )
+
+
+def load_inception(protocol: ProtocolConfig) -> Extractor:
+    path = find_weights(protocol)
+    # torch-fidelity unpickles whatever it is given: give it bytes written here, from tensors read safely.
+    buffer = io.BytesIO()
+    torch.save(read_weights(path), buffer)
+    buffer.seek(0)
+    try:
+        module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} does not hold the FID Inception network in torch-fidelity's names: {problem}"
+        ) from None
+    return Extractor(
+        name="inception-v3-2015-12-05",
+        module=module,
+        layer="2048",
+        weights_sha256=tensors_sha256(module.state_dict()),
+        resize="TensorFlow 1 bilinear to 299 x 299",
+        score_name="fid",
+    )
+
+
+def tensors_sha256(state: dict[str, Tensor]) -> str:
+    """Of every tensor that can change the features, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tuple(state[name].shape)}".encode())
+            digest.update(state[name].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Kind(NamedTuple):
+    check: Callable[[ProtocolConfig], object]
+    """Quick; raises ConfigError if the weights are absent or wrong."""
+
+    load: Callable[[ProtocolConfig], Extractor]
+
+
+EXTRACTORS = {
+    "inception": _Kind(find_weights, load_inception),
+    FASHION_NAME: _Kind(lambda _: check_fashion_weights(), load_fashion_cnn),
+}
+"""By ProtocolConfig.extractor."""
+
+
+def check_extractor(protocol: ProtocolConfig) -> None:
+    """Raise ConfigError unless the protocol's feature network is here with the right weights; loads nothing."""
+    EXTRACTORS[protocol.extractor].check(protocol)
+
+
+def load_extractor(protocol: ProtocolConfig) -> Extractor:
+    """The protocol's feature network, on the CPU. Raises ConfigError if its weights are absent or wrong."""
+    return EXTRACTORS[protocol.extractor].load(protocol)

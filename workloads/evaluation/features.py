@@ -1,0 +1,196 @@
+"""Features of a set of images, and the cached statistics of a reference set, through torch-fidelity."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torch_fidelity.utils import get_featuresdict_from_dataset
+
+from workloads.config.base import content_hash
+from workloads.data.prepared import PreparedDataset
+from workloads.errors import DataError
+from workloads.evaluation.extractors import Extractor
+from workloads.files import clear_storage_errors, sync
+
+# Axes: N images, B batch, C channels, H height, W width, D features.
+
+FEATURE_BATCH = 64
+"""Images through the feature network at once: part of the protocol, because it changes the last bits."""
+
+Progress = Callable[[int, int], None]
+"""Called with images done and images in all."""
+
+
+class ImageSet(Protocol):
+    """What torch-fidelity reads: a torch Dataset of uint8 (3, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]: ...
+
+
+class ReferenceImages(Dataset[Tensor]):
+    """The images of a prepared data set as uint8 (3, H, W); grey is repeated. DataError if it holds latents."""
+
+    def __init__(self, reference: PreparedDataset) -> None:
+        if reference.manifest.kind == "latents":
+            raise DataError(
+                f"{reference.path} holds latents, but a score compares images: prepare the images the latents were "
+                "made from (rememe data prepare, without a VAE) and give that directory as the reference"
+            )
+        self.reference = reference
+
+    def __len__(self) -> int:
+        return self.reference.num_images
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        return list(to_rgb(torch.from_numpy(self.reference.images(np.array(indices)))))
+
+
+class TensorImages(Dataset[Tensor]):
+    """uint8 images (N, C, H, W) in memory as a data set of uint8 (3, H, W)."""
+
+    def __init__(self, images_NCHW: Tensor) -> None:
+        self.images_NCHW = images_NCHW
+
+    def __len__(self) -> int:
+        return len(self.images_NCHW)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        return list(to_rgb(self.images_NCHW[indices]))
+
+
+class _Counted(Dataset[Tensor]):
+    """Passes images through and counts them."""
+
+    def __init__(self, images: ImageSet, advance: Callable[[int], None]) -> None:
+        self.images, self.advance = images, advance
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        self.advance(len(indices))
+        return self.images.__getitems__(indices)
+
+
+def to_rgb(images_BCHW: Tensor) -> Tensor:
+    """(B, 3, H, W), grey repeated."""
+    assert images_BCHW.dtype == torch.uint8
+    assert images_BCHW.ndim == 4
+    return images_BCHW.expand(-1, 3, -1, -1)
+
+
+def extract_features(
+    images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
+) -> Tensor:
+    """Features of every image in order: float32 (N, D) on the CPU. advance(n) follows each n images read."""
+    on_gpu = torch.device(device).type == "cuda"
+    extractor.module.to(device)
+    with contextlib.ExitStack() as stack:
+        if on_gpu:
+            stack.enter_context(torch.cuda.device(device))
+        # Not TF32: rounding features to ten bits moves a distance as much as a better model does.
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+        features: Tensor = get_featuresdict_from_dataset(
+            _Counted(images, advance or (lambda _: None)),
+            extractor.module,
+            batch_size=FEATURE_BATCH,
+            cuda=on_gpu,
+            save_cpu_ram=True,  # no worker processes: reading is a copy from mapped memory
+            verbose=False,
+        )[extractor.layer]
+    return features
+
+
+class Statistics(NamedTuple):
+    """Mean float32 (D,) and covariance float64 (D, D) of features."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+
+
+def feature_statistics(features_ND: Tensor) -> Statistics:
+    """torch-fidelity's mean and covariance."""
+    return Statistics(**fid_features_to_statistics(features_ND))
+
+
+def statistics_path(reference: PreparedDataset, extractor: Extractor, cache_dir: Path) -> Path:
+    """Where the reference's statistics are kept: by content, so the same data anywhere finds the same file."""
+    key = content_hash({"reference": reference.fingerprint, "extractor": extractor.identity, "batch": FEATURE_BATCH})
+    return cache_dir / "statistics" / f"{extractor.name}-{key[:32]}.safetensors"
+
+
+def reference_statistics(
+    reference: PreparedDataset,
+    extractor: Extractor,
+    *,
+    cache_dir: Path,
+    device: str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Statistics of the reference images, computed once per cache_dir even by concurrent processes.
+
+    Raises DataError for latents and StorageError if the cache cannot be written.
+    """
+    images = ReferenceImages(reference)
+    path = statistics_path(reference, extractor, cache_dir)
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    with clear_storage_errors(path), _locked(path):
+        cached = _read(path)  # another process may have written it meanwhile
+        if cached is None:
+            cached = feature_statistics(extract_features(images, extractor, device=device, advance=advance))
+            _write(path, cached)
+    return cached
+
+
+def _read(path: Path) -> Statistics | None:
+    """None if there is no whole file."""
+    try:
+        return Statistics(**safetensors.numpy.load_file(path))
+    except (FileNotFoundError, SafetensorError, TypeError):
+        return None
+
+
+def _write(path: Path, statistics: Statistics) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        safetensors.numpy.save_file(statistics._asdict(), scratch)
+        sync(scratch)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; a dead one's lock is free. Where a file system has no locks, everyone computes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

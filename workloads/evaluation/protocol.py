@@ -1,0 +1,105 @@
+"""What a score depends on, and when two scores may be compared. Imports no torch, so tables of scores stay cheap."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workloads.config.base import content_hash
+from workloads.config.evaluation import ProtocolConfig
+from workloads.errors import ConfigError
+
+MAX_DIFFERENCES = 4
+"""Named in an error message."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number and everything it depends on; `protocol` is plain JSON."""
+
+    name: str
+    """fid, or fd-fashion-cnn: the same distance between features of another network."""
+
+    value: float
+    """Lower is better."""
+
+    protocol: dict[str, Any]
+    """What the value depends on besides the ensemble."""
+
+    protocol_hash: str
+    """Of `protocol` without its name."""
+
+    num_samples: int
+    """Generated images."""
+
+
+def describe_protocol(
+    protocol: ProtocolConfig,
+    *,
+    score_name: str,
+    extractor: Mapping[str, Any],
+    reference_fingerprint: str,
+    num_reference_images: int,
+    torch_fidelity_version: str,
+) -> dict[str, Any]:
+    """Everything a score depends on but the ensemble: by content, so paths to weights and data are left out."""
+    return {
+        "name": protocol.name,
+        "score": score_name,
+        "extractor": dict(extractor),
+        "reference": {"fingerprint": reference_fingerprint, "num_images": num_reference_images},
+        "num_samples": protocol.num_samples,
+        "batch_size": protocol.batch_size,
+        "seed": protocol.seed,
+        "sampling": protocol.sampling.model_dump(mode="json"),
+        "torch_fidelity": torch_fidelity_version,
+    }
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """16 hex digits, equal for equal protocols whatever they are called."""
+    return content_hash({key: value for key, value in protocol.items() if key != "name"})[:16]
+
+
+def samples_key(protocol: ProtocolConfig, ensemble_fingerprint: str) -> str:
+    """Key of a set of generated images: equal keys may share a folder, other keys must not.
+
+    Protocols that differ in the number of whole batches share it, so fid50k goes on where fid10k ended.
+    """
+    whole_batches = protocol.num_samples % protocol.batch_size == 0
+    return content_hash(
+        {
+            "ensemble": ensemble_fingerprint,
+            "num_samples": None if whole_batches else protocol.num_samples,
+            "batch_size": protocol.batch_size,
+            "seed": protocol.seed,
+            "sampling": protocol.sampling.model_dump(mode="json"),
+        }
+    )[:16]
+
+
+def comparable(a: Score, b: Score) -> bool:
+    """Whether the two were measured in the same way."""
+    return a.protocol_hash == b.protocol_hash
+
+
+def require_comparable(a: Score, b: Score) -> None:
+    """Raise ConfigError that names what differs, unless the two were measured in the same way."""
+    if comparable(a, b):
+        return
+    left, right = _flatten(a.protocol), _flatten(b.protocol)
+    differing = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key) and key != "name"]
+    shown = [f"{key} is {left.get(key)} and {right.get(key)}" for key in differing[:MAX_DIFFERENCES]]
+    if len(differing) > MAX_DIFFERENCES:
+        shown.append(f"and {len(differing) - MAX_DIFFERENCES} more")
+    raise ConfigError(
+        f"{a.name} {a.value:.4g} ({a.protocol.get('name')}) and {b.name} {b.value:.4g} ({b.protocol.get('name')}) "
+        f"cannot be compared: {'; '.join(shown)}; evaluate both under one protocol"
+    )
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,118 @@
+"""Generated images on disk: one .npy per batch, whole or absent, and a data set over them."""
+
+import errno
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from workloads.config.evaluation import ProtocolConfig
+from workloads.errors import DataError
+from workloads.evaluation.features import ImageSet, to_rgb
+from workloads.evaluation.generate import batch_indices
+from workloads.files import clear_storage_errors, sync
+
+# Axes: B batch, C channels, H height, W width.
+
+
+class SampleStore:
+    """batch_00000.npy, batch_00001.npy, ...: uint8 (B, C, H, W), the batches of a protocol."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, batch_index: int) -> Path:
+        """Where a batch lies once it is written."""
+        return self.path / f"batch_{batch_index:05d}.npy"
+
+    def write(self, batch_index: int, images_BCHW: Tensor | np.ndarray) -> None:
+        """Store a batch in one step, so that a reader finds all of it or nothing. StorageError if the disk is full."""
+        array = np.asarray(images_BCHW)
+        if array.dtype != np.uint8 or array.ndim != 4:
+            raise DataError(f"samples are {array.dtype} of shape {array.shape}; they must be uint8 (B, C, H, W)")
+        buffer = io.BytesIO()  # writing an array straight to a file hides why it failed
+        np.save(buffer, array, allow_pickle=False)
+        target = self.file(batch_index)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with clear_storage_errors(target):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                scratch.write_bytes(buffer.getbuffer())
+                sync(scratch)
+                scratch.replace(target)
+                sync(self.path)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    def read(self, batch_index: int) -> np.ndarray | None:
+        """A batch mapped into memory: uint8 (B, C, H, W). None if it is absent, cut short or no such array."""
+        try:
+            array = np.load(self.file(batch_index), mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError):  # damaged
+            return None
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.EINVAL}:
+                raise
+            return None
+        return array if array.dtype == np.uint8 and array.ndim == 4 and array.shape[1] in {1, 3} else None
+
+    def missing(self, protocol: ProtocolConfig) -> list[int]:
+        """Batches of the protocol that must be generated (again): absent, damaged, or of another size."""
+        absent, shape_CHW = [], None
+        for batch_index, indices in enumerate(batch_indices(protocol)):
+            array = self.read(batch_index)
+            if array is None or len(array) != len(indices):
+                absent.append(batch_index)
+            elif shape_CHW is None:
+                shape_CHW = array.shape[1:]
+            elif array.shape[1:] != shape_CHW:
+                absent.append(batch_index)
+        return absent
+
+    def images(self, protocol: ProtocolConfig) -> "SampleImages":
+        """The protocol's images, in order. Raises DataError naming the first batch that is missing."""
+        return SampleImages(self, protocol)
+
+
+class SampleImages(Dataset[Tensor]):
+    """The first num_samples images of a store as uint8 (3, H, W); grey is repeated."""
+
+    def __init__(self, store: SampleStore, protocol: ProtocolConfig) -> None:
+        absent = store.missing(protocol)
+        if absent:
+            raise DataError(
+                f"{store.path} lacks {len(absent)} of {len(batch_indices(protocol))} batches of samples, the first is "
+                f"{store.file(absent[0]).name}; generate them first"
+            )
+        self.batches: list[np.ndarray] = []
+        for batch_index in range(len(batch_indices(protocol))):
+            array = store.read(batch_index)
+            assert array is not None
+            self.batches.append(array)
+        self.num_images, self.batch_size = protocol.num_samples, protocol.batch_size
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < self.num_images:
+            raise IndexError(index)
+        image_CHW = self.batches[index // self.batch_size][index % self.batch_size]
+        return to_rgb(torch.tensor(image_CHW)[None])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        return [self[index] for index in indices]
+
+
+def write_images(images: ImageSet, folder: Path) -> None:
+    """Each image as 000000.png, 000001.png, ...: what other FID tools read. StorageError if the disk is full."""
+    with clear_storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(len(images)):
+            pixels_HWC = images[index].permute(1, 2, 0).contiguous().numpy()
+            Image.fromarray(pixels_HWC).save(folder / f"{index:06d}.png")

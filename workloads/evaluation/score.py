@@ -1,0 +1,97 @@
+"""From generated images to a score, through torch-fidelity (Heusel et al. 2017, arXiv:1706.08500, Eq. 6)."""
+
+import math
+from pathlib import Path
+
+import torch_fidelity
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+from workloads.config.evaluation import ProtocolConfig
+from workloads.data.prepared import PreparedDataset
+from workloads.errors import ConfigError, DataError
+from workloads.evaluation.extractors import Extractor, load_extractor
+from workloads.evaluation.features import (
+    FEATURE_BATCH,
+    ImageSet,
+    Progress,
+    ReferenceImages,
+    Statistics,
+    extract_features,
+    feature_statistics,
+    reference_statistics,
+    statistics_path,
+)
+from workloads.evaluation.protocol import Score, comparable, describe_protocol, protocol_hash, require_comparable
+from workloads.evaluation.samples import SampleStore
+
+__all__ = ["Score", "comparable", "evaluate_samples", "frechet_distance", "require_comparable"]
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mu_a - mu_b|^2 + Tr(sigma_a + sigma_b - 2 sqrt(sigma_a sigma_b)), as torch-fidelity computes it."""
+    return float(fid_statistics_to_metric(a._asdict(), b._asdict(), verbose=False)[KEY_METRIC_FID])
+
+
+def evaluate_samples(
+    samples: SampleStore | ImageSet,
+    reference: PreparedDataset,
+    protocol: ProtocolConfig,
+    *,
+    cache_dir: Path,
+    device: str = "cpu",
+    on_progress: Progress | None = None,
+) -> Score:
+    """Distance between the features of the protocol's samples and of the reference images.
+
+    The reference's statistics are kept in cache_dir. Raises ConfigError without the extractor's weights, DataError if
+    samples are missing, differ in size from the reference, or the reference holds latents.
+    """
+    references = ReferenceImages(reference)
+    images = samples.images(protocol) if isinstance(samples, SampleStore) else samples
+    _check_images(images, references, protocol)
+    extractor = load_extractor(protocol)
+    is_cached = statistics_path(reference, extractor, cache_dir).is_file()
+    counter = _Counter(on_progress, len(images) + (0 if is_cached else len(references)))
+    expected = reference_statistics(reference, extractor, cache_dir=cache_dir, device=device, advance=counter.advance)
+    features_ND = extract_features(images, extractor, device=device, advance=counter.advance)
+    value = frechet_distance(feature_statistics(features_ND), expected)
+    if not math.isfinite(value):
+        raise DataError(
+            f"the {extractor.score_name} of {len(images)} samples is {value}; NumPy's linear algebra is faulty"
+        )
+    return _score(value, extractor, reference, protocol)
+
+
+def _check_images(images: ImageSet, references: ReferenceImages, protocol: ProtocolConfig) -> None:
+    if len(images) != protocol.num_samples:
+        raise ConfigError(f"there are {len(images)} samples, but protocol {protocol.name} takes {protocol.num_samples}")
+    found, expected = images[0].shape, references[0].shape
+    if found != expected:
+        raise DataError(
+            f"the samples are {found[1]} x {found[2]} pixels and the reference {expected[1]} x {expected[2]}; "
+            f"prepare the reference images at {found[1]} x {found[2]}, for resizing changes the score"
+        )
+
+
+def _score(value: float, extractor: Extractor, reference: PreparedDataset, protocol: ProtocolConfig) -> Score:
+    described = describe_protocol(
+        protocol,
+        score_name=extractor.score_name,
+        extractor=extractor.identity | {"batch_size": FEATURE_BATCH},
+        reference_fingerprint=reference.fingerprint,
+        num_reference_images=reference.num_images,
+        torch_fidelity_version=torch_fidelity.__version__,
+    )
+    return Score(extractor.score_name, value, described, protocol_hash(described), protocol.num_samples)
+
+
+class _Counter:
+    """Adds up images over several passes."""
+
+    def __init__(self, on_progress: Progress | None, total: int) -> None:
+        self.on_progress, self.total, self.done = on_progress, total, 0
+
+    def advance(self, num_images: int) -> None:
+        self.done = min(self.done + num_images, self.total)
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total)
