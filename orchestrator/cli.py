@@ -175,11 +175,12 @@ def ui(
 
 
 @app.command()
-def doctor(runs_dir: RunsDir = RUNS) -> None:
+def doctor(runs_dir: RunsDir = RUNS, address: Address = None) -> None:
     """Say what is wrong with this machine or cluster, and how to fix it."""
+    prepare_ray_environment(address)
     from orchestrator.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(runs_dir))
+    raise typer.Exit(run_doctor(runs_dir, address))
 
 
 def _load(config: str, overrides: list[str] | None) -> Any:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orchestrator.cluster import connect
 from orchestrator.describe import flatten, prepare_data_of, to_yaml
 from orchestrator.errors import ExpertsFailedError, RunStoppedError
@@ -26,6 +28,7 @@ from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import ConfigError
 from workloads.evaluation.extractors import check_extractor
+from workloads.evaluation.protocol import samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import Score, evaluate_samples
 from workloads.files import write_text
@@ -198,16 +201,17 @@ def _score(
         raise ConfigError(
             f"{run_dir} was trained on other data than {dataset.path} holds; name that data in its config"
         )
-    samples = SampleStore(run_dir / "samples" / sampling_hash(ensemble, protocol))
+    samples = SampleStore(run_dir / "samples" / samples_key(protocol, ensemble.fingerprint))
+    resources = ensemble.config.execution.resources
     with progress("sampling", "images") as advance:
-        generate_samples(
-            ensemble, protocol, samples, resources=ensemble.config.execution.resources, on_progress=advance
-        )
-    device = "cuda" if ensemble.config.execution.resources.num_gpus > 0 and _driver_has_gpu() else "cpu"
-    score = evaluate_samples(samples, dataset, protocol, cache_dir=runs.cache, device=device)
+        generate_samples(ensemble, protocol, samples, resources=resources, on_progress=advance)
+    device = "cuda" if resources.num_gpus > 0 and _driver_has_gpu() else "cpu"
+    with progress("scoring", "images") as advance:
+        score = evaluate_samples(samples, dataset, protocol, cache_dir=runs.cache, device=device, on_progress=advance)
     grid = run_dir / "grid.png"
-    count = min(protocol.num_samples, GRID_COLUMNS * GRID_ROWS)
-    sample_grid(samples.images(protocol, count), num_columns=GRID_COLUMNS).save(grid)
+    images = samples.images(protocol)
+    shown = images.__getitems__(list(range(min(len(images), GRID_COLUMNS * GRID_ROWS))))
+    sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(grid)
     scores_file = run_dir / "scores.json"
     kept = json.loads(scores_file.read_text()) if scores_file.exists() else {}
     write_text(scores_file, json.dumps(kept | {score.protocol_hash: asdict(score)}, indent=2))
@@ -216,14 +220,6 @@ def _score(
     tracked.log_text(json.dumps(asdict(score), indent=2), "protocol.json")
     tracked.set_tags({"rememe.protocol": protocol.name, "rememe.protocol_hash": score.protocol_hash})
     return score
-
-
-def sampling_hash(ensemble: Ensemble, protocol: ProtocolConfig) -> str:
-    """Names the directory of the images: they depend on the ensemble and on this part of the protocol."""
-    from workloads.config.base import content_hash
-
-    fields = {"sampling", "seed", "num_samples", "batch_size"}
-    return content_hash([ensemble.fingerprint, protocol.model_dump(mode="json", include=fields)])[:12]
 
 
 def _driver_has_gpu() -> bool:

@@ -13,6 +13,10 @@ class ClusterError(RememeError):
     """The Ray cluster cannot be reached or used."""
 
 
+class TrackingError(RememeError):
+    """The MLflow store cannot be reached or used."""
+
+
 class ExpertFailedError(RememeError):
     """One expert stopped for good; the others keep training."""
 

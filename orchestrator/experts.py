@@ -85,14 +85,14 @@ class ExpertActor:
         )
         return result, self._records
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def poll(self, num_known: int) -> Status:
         """Where this runs, and the records beyond those the caller knows."""
         import os
 
         return Status(os.getpid(), ray.get_runtime_context().get_node_id(), self._records[num_known:])
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Ask for a checkpoint and an end."""
         self._stop.set()

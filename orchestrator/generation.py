@@ -31,7 +31,7 @@ def _load(path: Path, fingerprint: str, device: str) -> Ensemble:
     return ensemble
 
 
-@ray.remote(max_retries=MAX_RETRIES)
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
 def _generate(path: Path, fingerprint: str, protocol: ProtocolConfig, index: int, device: str) -> np.ndarray:
     ensemble = _load(path, fingerprint, device)
     images, _ = generate_batch(ensemble, protocol, batch_indices(protocol)[index])

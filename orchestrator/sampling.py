@@ -8,6 +8,7 @@ from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.load import validate
 from workloads.ensemble import Ensemble
+from workloads.evaluation.features import TensorImages
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import write_images
 
@@ -34,7 +35,7 @@ def sample_images(
     sample_grid(images_NCHW, num_columns=min(num, MAX_GRID_COLUMNS)).save(grid)
     print(f"{grid}: {num} images, seed {seed}, {protocol.sampling.sampler} with {protocol.sampling.num_steps} steps")
     if out is not None:
-        write_images(images_NCHW, out)
+        write_images(TensorImages(torch.from_numpy(images_NCHW)), out)
         print(f"{out}: one PNG each")
 
 

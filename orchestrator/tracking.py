@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from orchestrator.errors import TrackingError
 from orchestrator.spool import Note, Spool
 from orchestrator.view import print_note
 from workloads.errors import ConfigError
@@ -43,6 +44,18 @@ def tracking_uri(runs_dir: Path) -> str:
             "for instance sqlite:////path/mlflow.db or http://host:5000"
         )
     return uri
+
+
+def check_store(uri: str) -> int:
+    """Number of experiments in the store. Raises TrackingError if it does not answer."""
+    _quiet()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return len(MlflowClient(tracking_uri=uri).search_experiments())
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from None
 
 
 class TrackedRun:

@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from workloads.config import RunConfig, load_config
 from workloads.errors import RememeError
+from workloads.training.records import TrainingRecord
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
             dataset.path,
             out / "store" / job.key,
             device=device,
-            report=lambda record, name=job.name: print(json.dumps({"expert": name, **asdict(record)}), flush=True),
+            report=partial(_print_record, job.name),
         )
         print(json.dumps({"expert": job.name, "done": True, "train_s": result.train_s}), flush=True)
     _barrier(world_size)
@@ -71,6 +73,10 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
             _score(config, out, device)
     if world_size > 1:
         torch.distributed.destroy_process_group()
+
+
+def _print_record(expert: str, record: TrainingRecord) -> None:
+    print(json.dumps({"expert": expert, **asdict(record)}), flush=True)
 
 
 def _score(config: RunConfig, out: Path, device: str) -> None:

@@ -64,7 +64,8 @@ def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
-    return _set(raw, keys, value, override)
+    changed: dict[str, Any] = _set(raw, keys, value, override)
+    return changed
 
 
 def _set(node: Any, keys: Sequence[str], value: Any, override: str) -> Any:

@@ -233,8 +233,8 @@ def _finish(
         raise DataError(f"label {labels.max()} is outside the {len(source.class_names)} classes the data declares")
     digest = hashlib.sha256(json.dumps([shape, source.class_names]).encode())
     for rows in rows_in_order(opened):
-        digest.update(rows)
-    digest.update(labels)
+        digest.update(rows.tobytes())
+    digest.update(labels.tobytes())
     latent: LatentInfo | None = None
     if encoder is not None:
         latent = encoder.info(rows_in_order(opened))

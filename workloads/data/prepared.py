@@ -146,7 +146,8 @@ class PreparedDataset:
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """int64 class indices: (B,)."""
-        return self._labels[indices]
+        labels_B: np.ndarray = self._labels[indices]
+        return labels_B
 
     def spec(self, config: AnyData) -> DataSpec:
         """What a job must know about this data; the number of classes only if the network is told the class."""

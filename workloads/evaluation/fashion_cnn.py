@@ -44,7 +44,8 @@ class FashionCNN(nn.Module):
         x_BCHW = self.stem(grey_B1HW)
         x_BCHW = self.down(F.relu(x_BCHW + self.stage1(x_BCHW)))
         x_BCHW = self.expand(F.relu(x_BCHW + self.stage2(x_BCHW)))
-        return x_BCHW.mean(dim=(2, 3))
+        features_BD: Tensor = x_BCHW.mean(dim=(2, 3))
+        return features_BD
 
     def forward(self, grey_B1HW: Tensor) -> Tensor:
         """Class logits (B, K)."""

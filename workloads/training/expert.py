@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -144,7 +145,8 @@ class _Training:
             class_conditional=job.data.num_classes is not None,
         )
         with new_directory(self._work_dir / "expert") as scratch:
-            model.to(memory_format=torch.contiguous_format).save_pretrained(scratch)
+            saved: Any = model.to(memory_format=torch.contiguous_format)
+            saved.save_pretrained(scratch)
             weights_sha256 = sha256_file(scratch / WEIGHTS)
         records = read_records(self._records_file)
         spans = pairwise([0, *(record.images_seen for record in records)])

@@ -32,8 +32,8 @@ class TrainState:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{index}": tensor for index, tensor in enumerate(self.average.tensors)}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        for position, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{position}.{name}": tensor for name, tensor in moments.items()}
         return Checkpoint(self.images_seen, tensors)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -48,8 +48,8 @@ class TrainState:
             elif group == "average":
                 averages[int(rest)] = tensor
             else:
-                index, _, moment = rest.partition(".")
-                optimizer.setdefault(int(index), {})[moment] = tensor
+                position, _, moment = rest.partition(".")
+                optimizer.setdefault(int(position), {})[moment] = tensor
         try:
             self.model.load_state_dict(model)
         except RuntimeError as error:

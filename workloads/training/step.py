@@ -1,5 +1,8 @@
 """One optimiser step of a denoising expert."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +24,7 @@ class DenoisingStep:
         self._job = job
         self._device = device
         self._process = DiffusionProcess(job.diffusion, device)
-        self._compiled: torch.nn.Module | None = None
+        self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> Tensor:
         config = self._job.training
@@ -60,7 +63,7 @@ class DenoisingStep:
         labels_B = torch.where(hidden_B, job.data.num_classes, labels_B)
         return t_B.to(self._device), noise_BCHW, labels_B.to(self._device)
 
-    def _network(self, state: TrainState) -> torch.nn.Module:
+    def _network(self, state: TrainState) -> Callable[..., Any]:
         if not self._job.training.compile:
             return state.model
         if self._compiled is None:
