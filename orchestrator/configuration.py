@@ -2,16 +2,16 @@
 
 import json
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.cluster import connect
-from orchestrator.describe import flatten, prepare_data_of, to_yaml
+from orchestrator.describe import flatten, prepare_data_of, prepare_reference_of, to_yaml
 from orchestrator.errors import ExpertsFailedError, RunStoppedError
 from orchestrator.experts import train_experts
 from orchestrator.generation import generate_samples
@@ -46,58 +46,40 @@ def train_configuration(config: RunConfig, runs_dir: Path, *, address: str | Non
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
     """
-    started_s = time.perf_counter()
     runs = RunsDir(runs_dir)
     if evaluate:
         check_extractor(config.evaluation)
     dataset = prepare_data_of(config, runs)
+    reference = prepare_reference_of(config, runs) if evaluate else None
     planned = plan(config, dataset.spec(config.data))
-    run_dir = runs.run(config.name, planned.fingerprint)
-    with ExitStack() as stack:
-        stack.enter_context(connect(address, planned.jobs))
-        write_text(run_dir / "config.yaml", to_yaml(config))
-        write_text(run_dir / "plan.json", json.dumps(planned.to_json(), indent=2))
-        tracker = stack.enter_context(Tracker(runs.path))
-        tracked = tracker.configuration(run_dir.name, planned.fingerprint, flatten(config), to_yaml(config))
-        try:
-            results = _train(planned, dataset, runs, tracker, tracked)
-            ensemble = _gather(planned, dataset, runs, run_dir)
-            _log_training(planned, results, runs, run_dir, tracked)
-            score = _score(ensemble, config.evaluation, dataset, runs, run_dir, tracked) if evaluate else None
-        except BaseException as error:
-            tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED")
-            raise
-        tracked.finish("FINISHED")
-        tracker.flush()
-        losses = [result.final_loss for result in results]
-        _report(planned, score, losses, run_dir, runs_dir, tracker, tracked, time.perf_counter() - started_s)
+    with _open(planned, runs, runs.run(config.name, planned.fingerprint), address) as work:
+        write_text(work.run_dir / "config.yaml", to_yaml(config))
+        write_text(work.run_dir / "plan.json", json.dumps(planned.to_json(), indent=2))
+        results = work.train(dataset)
+        ensemble = work.gather(dataset)
+        work.log_training(results)
+        scored = None if reference is None else work.score(ensemble, config.evaluation, reference)
+        work.report(results, scored, runs_dir)
 
 
 def evaluate_run(
     run: Path, runs_dir: Path, *, protocol: str | None, overrides: Sequence[str], address: str | None
 ) -> None:
     """Score a trained ensemble under its own or another protocol, and log the score to its MLflow run."""
-    started_s = time.perf_counter()
     runs = RunsDir(runs_dir)
     ensemble = Ensemble.load(run)
     config = _with_protocol(ensemble.config, protocol, overrides)
     check_extractor(config.evaluation)
-    dataset = prepare_data_of(config, runs)
-    planned = plan(ensemble.config, ensemble.data)
-    run_dir = ensemble.path.parent
-    with ExitStack() as stack:
-        stack.enter_context(connect(address, planned.jobs))
-        tracker = stack.enter_context(Tracker(runs.path))
-        tracked = tracker.configuration(
-            run_dir.name, planned.fingerprint, flatten(ensemble.config), to_yaml(ensemble.config)
+    reference = prepare_reference_of(config, runs)
+    if config.reference is None and reference.fingerprint != ensemble.data.fingerprint:
+        raise ConfigError(
+            f"{run} was trained on other data than {config.data.kind} gives now; set reference in its config"
         )
-        score = _score(ensemble, config.evaluation, dataset, runs, run_dir, tracked)
-        tracked.finish("FINISHED")
-        tracker.flush()
-        store = ExpertStore(runs.store)
-        results = [store.completed(job.key) for job in planned.jobs]
-        losses = [result.final_loss if result else float("nan") for result in results]
-        _report(planned, score, losses, run_dir, runs_dir, tracker, tracked, time.perf_counter() - started_s)
+    planned = plan(ensemble.config, ensemble.data)
+    store = ExpertStore(runs.store)
+    with _open(planned, runs, ensemble.path.parent, address) as work:
+        scored = work.score(ensemble, config.evaluation, reference)
+        work.report([store.completed(job.key) for job in planned.jobs], scored, runs_dir)
 
 
 def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]) -> RunConfig:
@@ -106,6 +88,129 @@ def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]
         raw = apply_override(raw, override)
     protocol = validate(ProtocolConfig, raw)
     return validate(RunConfig, config.model_dump(mode="json") | {"evaluation": protocol.model_dump(mode="json")})
+
+
+@contextmanager
+def _open(planned: Plan, runs: RunsDir, run_dir: Path, address: str | None) -> Iterator["_Work"]:
+    """A connected cluster and a running MLflow run; the run ends as the block does."""
+    started_s = time.perf_counter()
+    with connect(address, planned.jobs), Tracker(runs.path) as tracker:
+        config = planned.config
+        tracked = tracker.configuration(run_dir.name, planned.fingerprint, flatten(config), to_yaml(config))
+        try:
+            yield _Work(planned, runs, run_dir, tracker, tracked, started_s)
+        except BaseException as error:
+            tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED")
+            raise
+        tracked.finish("FINISHED")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    score: Score
+    grid: Path
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One configuration while it is worked on."""
+
+    planned: Plan
+    runs: RunsDir
+    run_dir: Path
+    tracker: Tracker
+    tracked: TrackedRun
+    started_s: float
+
+    def train(self, dataset: PreparedDataset) -> list[ExpertResult]:
+        """Results in the order of the plan."""
+        planned, store = self.planned, ExpertStore(self.runs.store)
+        track = _TrackExperts(planned, self.tracker, self.tracked)
+        with LiveView(planned.jobs) as view:
+            outcome = train_experts(planned.jobs, dataset.path, store, planned.config.execution, [view, track])
+        for key, result in outcome.completed.items():
+            track.finish(key, result, self._records(key))
+        if outcome.stopped:
+            raise RunStoppedError(
+                f"stopped with {len(outcome.completed)} of {len(planned.jobs)} experts done; checkpoints are written, "
+                "run the same command again to continue"
+            )
+        if outcome.failed:
+            raise ExpertsFailedError(outcome.failed)
+        return [outcome.completed[job.key] for job in planned.jobs]
+
+    def gather(self, dataset: PreparedDataset) -> Ensemble:
+        """The experts in one directory."""
+        folders = [self.runs.store / job.key for job in self.planned.jobs]
+        return write_ensemble(self.run_dir / "ensemble", self.planned.config, dataset, folders)
+
+    def log_training(self, results: Sequence[ExpertResult]) -> None:
+        """Figures and sizes of the whole configuration."""
+        jobs, intervals = self.planned.jobs, self.planned.config.intervals
+        curves = [result.loss_by_timestep for result in results]
+        figures = {
+            "training_loss": training_loss_figure([self._records(job.key) for job in jobs], intervals),
+            "loss_by_timestep": loss_by_timestep_figure(curves, intervals, [job.job.specialisation for job in jobs]),
+        }
+        folder = self.run_dir / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=FIGURE_DPI)
+            self.tracked.log_artifact(folder / f"{name}.png", "figures")
+        self.tracked.log_metrics(
+            {
+                "num_parameters": sum(job.num_parameters for job in jobs),
+                "num_active_parameters": max(job.num_active_parameters for job in jobs),
+                "macs": max(job.macs for job in jobs),
+                "train_s": sum(result.train_s for result in results),
+            }
+        )
+
+    def score(self, ensemble: Ensemble, protocol: ProtocolConfig, reference: PreparedDataset) -> _Scored:
+        """Sample on the connected cluster, measure, keep and log the score with its protocol and a grid."""
+        samples = SampleStore(self.run_dir / "samples" / samples_key(protocol, ensemble.fingerprint))
+        resources = ensemble.config.execution.resources
+        with progress("sampling", "images") as advance:
+            generate_samples(ensemble, protocol, samples, resources=resources, on_progress=advance)
+        with progress("scoring", "images") as advance:
+            score = evaluate_samples(
+                samples, reference, protocol, cache_dir=self.runs.cache, device=_driver_device(), on_progress=advance
+            )
+        file = self.run_dir / "scores.json"
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        write_text(file, json.dumps(kept | {score.protocol_hash: asdict(score)}, indent=2))
+        short_hash, is_own = score.protocol_hash[:8], protocol == ensemble.config.evaluation
+        grid = self.run_dir / ("grid.png" if is_own else f"grid-{protocol.name}-{short_hash}.png")
+        _save_grid(samples, protocol, grid)
+        # Scores under different protocols never share a column.
+        self.tracked.log_metrics({score.name if is_own else f"{score.name}/{protocol.name}-{short_hash}": score.value})
+        self.tracked.log_artifact(grid)
+        self.tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
+        if is_own:
+            self.tracked.set_tags({"rememe.protocol": protocol.name, "rememe.protocol_hash": score.protocol_hash})
+        return _Scored(score, grid)
+
+    def report(self, results: Sequence[ExpertResult | None], scored: _Scored | None, runs_dir: Path) -> None:
+        """Tell the user what came out and where it is."""
+        self.tracker.flush()
+        path = run_path(self.tracker, self.tracked)
+        if path is None:
+            url = f"{self.tracker.uri} does not answer; the results are spooled and written by the next run"
+        else:
+            url = f"{self.tracker.uri if self.tracker.uri.startswith('http') else 'http://127.0.0.1:5000'}{path}"
+        print_result(
+            self.planned,
+            scored.score if scored else None,
+            grid=_shown(scored.grid) if scored else None,
+            run_dir=_shown(self.run_dir),
+            runs_dir=runs_dir,
+            url=url,
+            losses=[result.final_loss if result else float("nan") for result in results],
+            elapsed_s=time.perf_counter() - self.started_s,
+        )
+
+    def _records(self, key: str) -> list[TrainingRecord]:
+        return read_records(self.runs.store / key / "records.jsonl")
 
 
 class _TrackExperts:
@@ -135,113 +240,18 @@ class _TrackExperts:
         run.finish("FINISHED")
 
 
-def _train(
-    planned: Plan, dataset: PreparedDataset, runs: RunsDir, tracker: Tracker, tracked: TrackedRun
-) -> list[ExpertResult]:
-    """Results in the order of the plan."""
-    store = ExpertStore(runs.store)
-    track = _TrackExperts(planned, tracker, tracked)
-    with LiveView(planned.jobs) as view:
-        outcome = train_experts(planned.jobs, dataset.path, store, planned.config.execution, [view, track])
-    for key, result in outcome.completed.items():
-        track.finish(key, result, read_records(store.path(key) / "records.jsonl"))
-    if outcome.stopped:
-        raise RunStoppedError(
-            f"stopped with {len(outcome.completed)} of {len(planned.jobs)} experts done; checkpoints are written, "
-            "run the same command again to continue"
-        )
-    if outcome.failed:
-        raise ExpertsFailedError(outcome.failed)
-    return [outcome.completed[job.key] for job in planned.jobs]
-
-
-def _gather(planned: Plan, dataset: PreparedDataset, runs: RunsDir, run_dir: Path) -> Ensemble:
-    folders = [runs.store / job.key for job in planned.jobs]
-    return write_ensemble(run_dir / "ensemble", planned.config, dataset, folders)
-
-
-def _log_training(
-    planned: Plan, results: Sequence[ExpertResult], runs: RunsDir, run_dir: Path, tracked: TrackedRun
-) -> None:
-    intervals = planned.config.intervals
-    records = [read_records(runs.store / job.key / "records.jsonl") for job in planned.jobs]
-    figures = {
-        "training_loss": training_loss_figure(records, intervals),
-        "loss_by_timestep": loss_by_timestep_figure(
-            [result.loss_by_timestep for result in results],
-            intervals,
-            [job.job.specialisation for job in planned.jobs],
-        ),
-    }
-    for name, figure in figures.items():
-        file = run_dir / "figures" / f"{name}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=FIGURE_DPI)
-        tracked.log_artifact(file, "figures")
-    tracked.log_metrics(
-        {
-            "num_parameters": sum(job.num_parameters for job in planned.jobs),
-            "num_active_parameters": max(job.num_active_parameters for job in planned.jobs),
-            "macs": max(job.macs for job in planned.jobs),
-            "train_s": sum(result.train_s for result in results),
-        }
-    )
-
-
-def _score(
-    ensemble: Ensemble,
-    protocol: ProtocolConfig,
-    dataset: PreparedDataset,
-    runs: RunsDir,
-    run_dir: Path,
-    tracked: TrackedRun,
-) -> Score:
-    """Sample on the connected cluster, measure, keep and log the score with its protocol and a grid."""
-    if ensemble.data.fingerprint != dataset.fingerprint:
-        raise ConfigError(
-            f"{run_dir} was trained on other data than {dataset.path} holds; name that data in its config"
-        )
-    samples = SampleStore(run_dir / "samples" / samples_key(protocol, ensemble.fingerprint))
-    resources = ensemble.config.execution.resources
-    with progress("sampling", "images") as advance:
-        generate_samples(ensemble, protocol, samples, resources=resources, on_progress=advance)
-    device = "cuda" if resources.num_gpus > 0 and _driver_has_gpu() else "cpu"
-    with progress("scoring", "images") as advance:
-        score = evaluate_samples(samples, dataset, protocol, cache_dir=runs.cache, device=device, on_progress=advance)
-    grid = run_dir / "grid.png"
+def _save_grid(samples: SampleStore, protocol: ProtocolConfig, file: Path) -> None:
     images = samples.images(protocol)
     shown = images.__getitems__(list(range(min(len(images), GRID_COLUMNS * GRID_ROWS))))
-    sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(grid)
-    scores_file = run_dir / "scores.json"
-    kept = json.loads(scores_file.read_text()) if scores_file.exists() else {}
-    write_text(scores_file, json.dumps(kept | {score.protocol_hash: asdict(score)}, indent=2))
-    tracked.log_metrics({score.name: score.value})
-    tracked.log_artifact(grid)
-    tracked.log_text(json.dumps(asdict(score), indent=2), "protocol.json")
-    tracked.set_tags({"rememe.protocol": protocol.name, "rememe.protocol_hash": score.protocol_hash})
-    return score
+    sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(file)
 
 
-def _driver_has_gpu() -> bool:
+def _driver_device() -> str:
     import torch
 
-    return torch.cuda.is_available()
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _report(
-    planned: Plan,
-    score: Score | None,
-    losses: Sequence[float],
-    run_dir: Path,
-    runs_dir: Path,
-    tracker: Tracker,
-    tracked: TrackedRun,
-    elapsed_s: float,
-) -> None:
-    path = run_path(tracker, tracked)
-    if path is None:
-        url = f"{tracker.uri} does not answer; the results are spooled and written by the next run"
-    else:
-        url = f"{tracker.uri if tracker.uri.startswith('http') else 'http://127.0.0.1:5000'}{path}"
-    shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
-    print_result(planned, score, run_dir=shown, runs_dir=runs_dir, url=url, losses=losses, elapsed_s=elapsed_s)
+def _shown(path: Path) -> Path:
+    """Relative where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

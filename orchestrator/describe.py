@@ -11,6 +11,7 @@ from orchestrator.plan import plan
 from orchestrator.view import print_note, print_plan, progress
 from workloads.config import DataSpec, RunConfig
 from workloads.config.base import StrictConfig
+from workloads.config.data import AnyData
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import DataError
@@ -35,8 +36,17 @@ def plan_configuration(config: RunConfig, runs_dir: Path, *, as_json: bool) -> N
 
 def prepare_data_of(config: RunConfig, runs: RunsDir) -> PreparedDataset:
     """The configuration's data as shards, made on first use with a progress bar. DataError if it cannot be had."""
+    return _prepare(config.data, runs)
+
+
+def prepare_reference_of(config: RunConfig, runs: RunsDir) -> PreparedDataset:
+    """The images its score compares with, in the same way."""
+    return _prepare(config.reference or config.data, runs)
+
+
+def _prepare(data: AnyData, runs: RunsDir) -> PreparedDataset:
     with progress("preparing data", "images") as advance:
-        return ensure_prepared(config.data, runs.data, on_progress=advance)
+        return ensure_prepared(data, runs.data, on_progress=advance)
 
 
 def to_yaml(config: RunConfig) -> str:

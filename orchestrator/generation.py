@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from ray.exceptions import RayError, RayTaskError
 
+from orchestrator.errors import ClusterError
 from orchestrator.policies import as_ray_resources
 from workloads.config import ProtocolConfig, Resources
 from workloads.ensemble import Ensemble
+from workloads.errors import RememeError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import SampleStore
 
@@ -61,7 +64,21 @@ def generate_samples(
             in_flight[task.remote(ensemble.path, ensemble.fingerprint, protocol, index, device)] = index
         finished, _ = ray.wait(list(in_flight), num_returns=1)
         for reference in finished:
-            out.write(in_flight.pop(reference), ray.get(reference))
+            out.write(in_flight.pop(reference), _take(reference))
             num_done += 1
         if on_progress is not None:
             on_progress(min(num_done * protocol.batch_size, protocol.num_samples), protocol.num_samples)
+
+
+def _take(reference: ray.ObjectRef) -> np.ndarray:
+    """A drawn batch; what went wrong in the worker is raised as it was raised there."""
+    try:
+        images: np.ndarray = ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, RememeError) else error from None
+    except RayError as error:
+        raise ClusterError(
+            f"sampling was given up: {str(error).splitlines()[0]}; the batches drawn so far are kept, "
+            "run the same command again to continue"
+        ) from None
+    return images

@@ -80,6 +80,7 @@ class Plan:
             {
                 "jobs": [job.key for job in self.jobs],
                 "cuts": self.config.intervals.cuts,
+                "reference": None if self.config.reference is None else self.config.reference.model_dump(mode="json"),
                 "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights"}),
             }
         )

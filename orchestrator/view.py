@@ -225,6 +225,7 @@ def print_result(
     planned: Plan,
     score: "Score | None",
     *,
+    grid: Path | None,
     run_dir: Path,
     runs_dir: Path,
     url: str,
@@ -242,7 +243,7 @@ def print_result(
             f"{score.name} = [bold]{score.value:.3f}[/bold]   (protocol {score.protocol['name']}, "
             f"{score.num_samples:,} samples, hash {score.protocol_hash[:8]}; compare only under the same hash)"
         )
-        console.print(f"samples      {run_dir / 'grid.png'}")
+        console.print(f"samples      {grid}")
     console.print(f"run          {run_dir}")
     console.print(f"MLflow       {url}")
     console.print(f"             open it with: rememe ui{'' if str(runs_dir) == 'runs' else f' --runs-dir {runs_dir}'}")

@@ -119,7 +119,9 @@ class Ensemble:
                 "weights": self.index.weights_sha256,
                 "cuts": self.intervals.cuts,
                 "diffusion": self.diffusion.model_dump(mode="json"),
-                "latent": None if self.index.latent is None else self.index.latent.model_dump(mode="json"),
+                "latent": None
+                if self.index.latent is None
+                else self.index.latent.model_dump(mode="json", exclude={"vae"}),
             }
         )
 

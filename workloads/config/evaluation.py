@@ -92,7 +92,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "demo": {
         "extractor": "fashion-cnn",
         "num_samples": 1_000,
-        "sampling": {"sampler": "dpm++", "num_steps": 20, "guidance_scale": 1.5},
+        "sampling": {"sampler": "dpm++", "num_steps": 20, "guidance_scale": 2.5},
     },
 }
 """Settings behind each name; a run may change any of them."""

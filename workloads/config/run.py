@@ -41,7 +41,10 @@ class RunConfig(StrictConfig):
     """Optimisation and budget."""
 
     evaluation: ProtocolConfig
-    """Everything the score depends on."""
+    """How the score is measured."""
+
+    reference: AnyData | None = None
+    """Images the score compares with; None: those of `data`. Needed where `data` holds latents."""
 
     execution: ExecutionConfig = ExecutionConfig()
     """Resources and supervision; changes no result."""

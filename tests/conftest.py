@@ -1,0 +1,52 @@
+"""What several layers of tests share. Ray reads its environment when it is imported, so this comes first."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.environment import prepare_ray_environment
+
+prepare_ray_environment(address=None)
+
+
+@pytest.fixture(scope="session")
+def tiny_run() -> dict[str, Any]:
+    """A run description that trains in a second: four MEME experts of two architectures on 8 x 8 pixels."""
+    return {
+        "name": "tiny",
+        "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
+        "model": {
+            "kind": "iunet",
+            "channels": 8,
+            "channel_mult": [1, 2],
+            "num_res_blocks": 1,
+            "attention_levels": [1],
+            "head_dim": 4,
+            "norm_groups": 4,
+            "mixer_levels": [1],
+            "attention_share": ["1/2"],
+            "pool_sizes": [1],
+        },
+        "strategy": {
+            "kind": "meme",
+            "experts": [
+                {"specialisation": 0.8, "model": {"attention_share": ["1/4"]}},
+                {"specialisation": 0.4},
+                {"specialisation": 0.2},
+                {"specialisation": 0.1, "model": {"attention_share": ["3/4"]}},
+            ],
+        },
+        "training": {
+            "images_per_expert": 1024,
+            "batch_size": 16,
+            "checkpoint_every_images": 128,
+            "log_every_images": 64,
+        },
+        "evaluation": {
+            "name": "tiny",
+            "extractor": "fashion-cnn",
+            "num_samples": 40,
+            "batch_size": 8,
+            "sampling": {"num_steps": 4},
+        },
+    }

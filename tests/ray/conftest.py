@@ -1,0 +1,40 @@
+"""One private cluster of two slots for all tests of a module, and a tiny configuration to train on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster import connect
+from orchestrator.plan import Plan, plan
+from orchestrator.store import ExpertStore
+from workloads.config import RunConfig
+from workloads.data.prepare import ensure_prepared
+from workloads.data.prepared import PreparedDataset
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connect(None, num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tiny_run: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def dataset(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return ensure_prepared(config.data, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def planned(config: RunConfig, dataset: PreparedDataset) -> Plan:
+    return plan(config, dataset.spec(config.data))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ExpertStore:
+    return ExpertStore(tmp_path / "store")

@@ -1,0 +1,193 @@
+"""Experts as Ray actors: queueing, death, failure, stopping; the weights are those of a plain loop."""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from orchestrator.experts import ExpertActor, TrainingOutcome, train_experts
+from orchestrator.plan import Plan
+from orchestrator.store import ExpertStore
+from workloads.config import ExecutionConfig, Resources
+from workloads.data.prepared import PreparedDataset
+from workloads.training.expert import train_expert
+from workloads.training.records import TrainingRecord
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+class Journal:
+    """A listener that remembers, and acts when it hears of an expert's progress."""
+
+    def __init__(self, on_progress: Any = lambda key, pid, images_seen: None) -> None:
+        self.states: list[tuple[str, str]] = []
+        self.pids: dict[str, int] = {}
+        self.images_seen: dict[str, list[int]] = {}
+        self._on_progress = on_progress
+
+    def on_state(self, key: str, state: str, detail: str = "") -> None:
+        self.states.append((key, state))
+        if state == "training":
+            self.pids[key] = int(detail.removeprefix("pid "))
+
+    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
+        self.images_seen.setdefault(key, []).extend(record.images_seen for record in records)
+        if key in self.pids:
+            self._on_progress(key, self.pids[key], records[-1].images_seen)
+
+    def count(self, state: str) -> int:
+        return sum(seen == state for _, seen in self.states)
+
+
+def run(planned: Plan, dataset: PreparedDataset, store: ExpertStore, *listeners: Journal) -> TrainingOutcome:
+    return train_experts(planned.jobs, dataset.path, store, ExecutionConfig(), listeners)
+
+
+@pytest.fixture(scope="module")
+def expected(planned: Plan, dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """SHA-256 of each expert's weights when trained one after the other in this process, without Ray."""
+    num_threads = torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("plain")
+    try:
+        return {
+            job.key: train_expert(job.job, dataset.path, folder / job.key, num_threads=1).weights_sha256
+            for job in planned.jobs
+        }
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def digests(outcome: TrainingOutcome) -> dict[str, str]:
+    return {key: result.weights_sha256 for key, result in outcome.completed.items()}
+
+
+def test_four_experts_queue_for_two_slots_and_equal_a_plain_loop(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    journal = Journal()
+    outcome = run(planned, dataset, store, journal)
+    assert digests(outcome) == expected
+    assert not outcome.failed
+    assert not outcome.stopped
+    assert journal.count("queued") == journal.count("training") == journal.count("done") == 4
+    training, most = set(), 0
+    for key, state in journal.states:
+        training = training | {key} if state == "training" else training - {key} if state == "done" else training
+        most = max(most, len(training))
+    assert most == 2
+    longest = max(planned.jobs, key=lambda job: job.expected_macs).key
+    assert next(key for key, state in journal.states if state == "starting") == longest
+    images = [record.images_seen for record in _records(store, longest)]
+    assert journal.images_seen[longest] == images  # every record was heard, once, in order
+
+
+def _records(store: ExpertStore, key: str) -> list[TrainingRecord]:
+    from workloads.training.records import read_records
+
+    return read_records(store.path(key) / "records.jsonl")
+
+
+def test_a_killed_expert_goes_on_from_its_checkpoint_and_ends_the_same(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    victims: list[str] = []
+
+    def kill_once(key: str, pid: int, images_seen: int) -> None:
+        if not victims and 128 <= images_seen < 1024:
+            victims.append(key)
+            os.kill(pid, signal.SIGKILL)
+
+    journal = Journal(kill_once)
+    outcome = run(planned, dataset, store, journal)
+    assert len(victims) == 1
+    assert (victims[0], "restarting") in journal.states
+    assert digests(outcome) == expected
+
+
+def test_a_failed_expert_is_reported_and_later_trained_alone(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    broken = planned.jobs[1]
+    store.path(broken.key).write_text("in the way of the expert's directory")
+    outcome = run(planned, dataset, store)
+    assert outcome.failed.keys() == {broken.key}
+    message = outcome.failed[broken.key]
+    assert message.startswith("expert_01 failed after 1 attempt: ")
+    assert "Traceback" not in message
+    assert "\n" not in message
+    assert digests(outcome) == {key: digest for key, digest in expected.items() if key != broken.key}
+
+    store.path(broken.key).unlink()
+    journal = Journal()
+    outcome = run(planned, dataset, store, journal)
+    assert journal.count("reused") == 3
+    assert [key for key, state in journal.states if state == "training"] == [broken.key]
+    assert digests(outcome) == expected
+
+
+def test_an_expert_that_keeps_dying_is_given_up(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    victim = planned.jobs[0].key
+
+    def kill_always(key: str, pid: int, images_seen: int) -> None:
+        if key == victim:
+            os.kill(pid, signal.SIGKILL)
+
+    class Eager(Journal):
+        def on_state(self, key: str, state: str, detail: str = "") -> None:
+            super().on_state(key, state, detail)
+            if state == "training" and key == victim:
+                os.kill(self.pids[key], signal.SIGKILL)
+
+    outcome = train_experts(planned.jobs, dataset.path, store, ExecutionConfig(max_attempts=2), [Eager(kill_always)])
+    assert "failed after 2 attempts: its process died" in outcome.failed[victim]
+    assert digests(outcome) == {key: digest for key, digest in expected.items() if key != victim}
+
+
+def test_ctrl_c_writes_checkpoints_and_the_next_run_continues(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    interrupted: list[str] = []
+
+    def press_ctrl_c(key: str, pid: int, images_seen: int) -> None:
+        if not interrupted:
+            interrupted.append(key)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = run(planned, dataset, store, Journal(press_ctrl_c))
+    assert outcome.stopped
+    assert not outcome.failed
+    assert len(outcome.stopped) == len(set(outcome.stopped)) == 4 - len(outcome.completed)
+    assert list(store.path(interrupted[0]).glob("checkpoints/*")) or interrupted[0] in outcome.completed
+    assert digests(run(planned, dataset, store)) == expected
+
+
+@pytest.mark.parametrize(("num_cpus", "num_threads"), [(2, 2), (1, 1), (0.5, 1)])
+def test_the_cpus_of_an_actor_are_its_threads(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, num_cpus: float, num_threads: int
+) -> None:
+    job = replace(planned.jobs[0], resources=Resources(num_cpus=num_cpus))
+    options = {"num_cpus": num_cpus}
+    actor = ExpertActor.options(**options).remote(job, dataset.path, store.path(job.key), store.identity)
+    ray.get(actor.train.remote())
+    assert ray.get(actor.__ray_call__.remote(lambda _: torch.get_num_threads())) == num_threads
+    ray.kill(actor)
+
+
+def test_a_store_that_is_another_directory_elsewhere_is_named(
+    planned: Plan, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    store = ExpertStore(tmp_path / "store")
+    (tmp_path / "other").mkdir()
+    actor = ExpertActor.remote(planned.jobs[0], dataset.path, tmp_path / "other" / "key", store.identity)
+    with pytest.raises(ray.exceptions.RayTaskError) as raised:
+        ray.get(actor.train.remote())
+    assert "set --runs-dir to a path all nodes share" in str(raised.value.cause)
+    ray.kill(actor)
