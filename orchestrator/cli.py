@@ -65,9 +65,10 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing."""
+    loaded = _load(config, overrides)
     from orchestrator.describe import plan_configuration
 
-    plan_configuration(_load(config, overrides), runs_dir, as_json=json)
+    plan_configuration(loaded, runs_dir, as_json=json)
 
 
 @app.command()
@@ -79,10 +80,11 @@ def train(
     evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
+    loaded = _load(config, overrides)
     prepare_ray_environment(address)
     from orchestrator.configuration import train_configuration
 
-    train_configuration(_load(config, overrides), runs_dir, address=address, evaluate=evaluate)
+    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate)
 
 
 @app.command()

@@ -53,16 +53,21 @@ def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = None
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = None
 
-        def advance(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task(title, total=total)
-            bar.update(task, completed=done, total=total)
+    def advance(done: int, total: int) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task(title, total=total)
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield advance
+    finally:
+        if task is not None:
+            bar.stop()
 
 
 def wide_console() -> Console:

@@ -34,8 +34,10 @@ def uniform_cuts(num_experts: int, num_timesteps: int) -> tuple[int, ...]:
 
 def check_cuts(cuts: Sequence[int], num_timesteps: int) -> None:
     """Raise ValueError unless the cuts rise strictly inside (0, num_timesteps)."""
-    edges = (0, *cuts, num_timesteps)
-    for left, right in pairwise(edges):
+    for cut in cuts:
+        if not 0 < cut < num_timesteps:
+            raise ValueError(f"cuts must lie strictly inside (0, {num_timesteps}); found {cut}")
+    for left, right in pairwise(cuts):
         if left >= right:
             raise ValueError(f"cuts must rise strictly inside (0, {num_timesteps}); found {left} followed by {right}")
 

@@ -1,0 +1,83 @@
+"""The command line as a user runs it: a process of its own, in a fresh directory."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REMEME = Path(sys.executable).with_name("rememe")
+TIMEOUT_S = 240.0
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A user's environment: without what pytest's own Ray needed."""
+    ours = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    return {key: value for key, value in os.environ.items() if key not in ours} | dict(changes or {})
+
+
+@pytest.fixture(scope="session")
+def rememe() -> Run:
+    """rememe(*arguments, cwd=..., env=...): run the command to its end."""
+
+    def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+        command = [str(REMEME), *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def start_rememe() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """start_rememe(*arguments, cwd=..., env=...): a running command, its output and errors in one pipe."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [str(REMEME), *map(str, arguments)],
+            cwd=cwd,
+            env=environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture
+def user_environment() -> Callable[..., dict[str, str]]:
+    """The environment a user's shell has, with changes."""
+    return environment
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_run: dict[str, Any], rememe: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which `rememe train tiny.yaml` has run; its output is in train.txt."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    result = rememe("train", "tiny.yaml", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "train.txt").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_dir(trained: Path) -> Path:
+    """The run directory of `trained`."""
+    (found,) = (trained / "runs").glob("tiny-*")
+    return found

@@ -1,0 +1,114 @@
+"""Bad input is one sentence on stderr, exit code 2, and nothing is started; help is quick."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.e2e
+
+Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
+
+BAD = {
+    "misspelt section": (["trainin.batch_size=3"], "trainin: unknown key; did you mean 'training'?"),
+    "misspelt key": (["training.batchsize=3"], "did you mean 'batch_size'?"),
+    "cuts out of order": (["strategy.cuts=[500,250,750]"], "found 500 followed by 250"),
+    "cut outside": (["strategy.cuts=[250,500,1000]"], "strictly inside (0, 1000); found 1000"),
+    "probability": (["strategy.experts.0.specialisation=1.5"], "strategy.experts.0.specialisation is 1.5"),
+    "negative probability": (["strategy.experts.1.specialisation=-0.1"], "strategy.experts.1.specialisation is -0.1"),
+    "split ratio": (["strategy.experts.0.model.attention_share=[1/3]"], "attention_share 1/3"),
+    "missing data": (["data.kind=folder", "data.path=/nowhere/images"], "/nowhere/images"),
+    "too many classes": (["data.num_classes=3"], "data.num_classes is 3, but the data has 10 classes"),
+    "image size": (["data.image_size=21"], "image_size 21 cannot be halved"),
+    "infeasible CPUs": (["execution.resources.num_cpus=4096"], "execution.resources.num_cpus is 4096"),
+    "infeasible custom": (["execution.resources.custom.tpu=1"], "execution.resources.custom.tpu is 1"),
+    "unknown protocol": (["evaluation=fid3k"], "fid3k"),
+    "no override": (["batch_size"], "override 'batch_size'"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    return folder
+
+
+@pytest.mark.parametrize(("overrides", "expected"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence(folder: Path, rememe: Rememe, overrides: list[str], expected: str) -> None:
+    result = rememe("train", "tiny.yaml", *overrides, cwd=folder)
+    assert result.returncode == 2
+    assert result.stdout == ""  # no expert was even queued
+    (sentence,) = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("preparing")]
+    assert sentence.startswith("error: ")
+    assert expected in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "demo-mem"], "did you mean 'demo-meme'?"),
+        (["train", "absent.yaml"], "absent.yaml does not exist"),
+        (["sample", "nowhere"], "nowhere holds no ensemble"),
+        (["evaluate", "nowhere"], "nowhere holds no ensemble"),
+        (["data", "prepare", "nowhere", "out"], "nowhere does not exist"),
+        (["ui", "--runs-dir", "nowhere"], "no results under nowhere yet"),
+    ],
+)
+def test_wrong_names_say_what_to_do(folder: Path, rememe: Rememe, arguments: list[str], expected: str) -> None:
+    result = rememe(*arguments, cwd=folder)
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_empty_folder_is_refused(folder: Path, rememe: Rememe) -> None:
+    (folder / "empty").mkdir()
+    result = rememe("data", "prepare", "empty", "out", cwd=folder)
+    assert result.returncode == 2
+    assert "empty" in result.stderr
+    assert not (folder / "out" / "manifest.json").exists()
+
+
+def test_a_tracking_address_mlflow_does_not_know_is_refused(folder: Path, rememe: Rememe) -> None:
+    result = rememe("train", "tiny.yaml", cwd=folder, env={"MLFLOW_TRACKING_URI": "ftp://host"})
+    assert result.returncode == 2
+    assert "MLFLOW_TRACKING_URI is 'ftp://host'" in result.stderr
+
+
+def test_help_imports_nothing_slow(folder: Path, rememe: Rememe) -> None:
+    result = rememe("--help", cwd=folder, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    for command in ("plan", "train", "sample", "evaluate", "analyze", "data", "ui", "doctor"):
+        assert f"  {command} " in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "ray", "mlflow", "numpy", "pydantic", "diffusers", "rich.console"}
+
+
+def test_plan_prints_the_same_as_json(folder: Path, rememe: Rememe) -> None:
+    table = rememe("plan", "tiny.yaml", cwd=folder)
+    planned = json.loads(rememe("plan", "tiny.yaml", "--json", cwd=folder).stdout)
+    assert table.returncode == 0
+    assert [job["interval"] for job in planned["jobs"]] == [[0, 250], [250, 500], [500, 750], [750, 1000]]
+    for job in planned["jobs"]:
+        assert {"name", "strategy", "interval", "num_parameters", "num_active_parameters", "macs", "key"} <= job.keys()
+        assert job["key"] in table.stdout
+    assert len({job["key"] for job in planned["jobs"]}) == 4
+
+
+def test_plan_works_before_the_data_is_there(folder: Path, rememe: Rememe) -> None:
+    result = rememe("plan", "ffhq256-meme", "--json", cwd=folder)
+    assert result.returncode == 0
+    assert [job["key"] for job in json.loads(result.stdout)["jobs"]] == [None] * 4
+    assert "data/ffhq256-latents" in result.stderr
+
+
+def test_doctor_finds_this_machine_fit(folder: Path, rememe: Rememe) -> None:
+    result = rememe("doctor", cwd=folder)
+    assert result.returncode == 0, result.stdout
+    for subject in ("packages", "devices", "mlflow", "ray"):
+        assert f"ok      {subject}" in result.stdout

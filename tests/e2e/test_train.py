@@ -1,0 +1,167 @@
+"""`rememe train` from the first byte to the score; interrupted, failing, and again."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+pytestmark = pytest.mark.e2e
+
+Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+LONG = "training.images_per_expert=8000"
+
+
+def runs_of(folder: Path) -> list[Run]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rememe")
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def children(folder: Path, parent: Run) -> list[Run]:
+    found = [run for run in runs_of(folder) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return sorted(found, key=lambda run: run.info.run_name)
+
+
+def parent_of(folder: Path) -> Run:
+    (parent,) = [run for run in runs_of(folder) if "mlflow.parentRunId" not in run.data.tags]
+    return parent
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of the finished experts' weights, by content key."""
+    results = (folder / "runs" / "store").glob("*/result.json")
+    return {file.parent.name: json.loads(file.read_text())["weights_sha256"] for file in results}
+
+
+def read_until(lines: Iterable[str], pattern: str) -> "re.Match[str]":
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if match := re.search(pattern, line):
+            return match
+    raise AssertionError(f"{pattern!r} is not in:\n{''.join(seen)}")
+
+
+def test_training_ends_with_the_score_and_where_to_look(trained: Path, run_dir: Path) -> None:
+    printed = (trained / "train.txt").read_text()
+    (score,) = json.loads((run_dir / "scores.json").read_text()).values()
+    assert f"fd-fashion-cnn = {score['value']:.3f}" in printed
+    assert re.search(r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}", printed)
+    assert f"samples      {run_dir.relative_to(trained) / 'grid.png'}" in printed
+    assert (run_dir / "grid.png").is_file()
+    for number in range(4):
+        assert f"expert_{number:02d}" in printed
+
+
+def test_mlflow_holds_the_configuration_and_its_experts(trained: Path, run_dir: Path, tiny_run: dict[str, Any]) -> None:
+    parent = parent_of(trained)
+    (score,) = json.loads((run_dir / "scores.json").read_text()).values()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["fd-fashion-cnn"] == score["value"]
+    assert parent.data.tags["rememe.protocol_hash"] == score["protocol_hash"]
+    assert parent.data.params["training.batch_size"] == "16"
+    assert parent.data.params["strategy.experts.3.specialisation"] == "0.1"
+    client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"config.yaml", "grid.png", "figures"} <= artifacts
+    experts = children(trained, parent)
+    assert len(experts) == 4
+    for expert in experts:
+        assert expert.info.status == "FINISHED"
+        losses = client.get_metric_history(expert.info.run_id, "loss")
+        budget, every = tiny_run["training"]["images_per_expert"], tiny_run["training"]["log_every_images"]
+        assert [metric.step for metric in losses] == list(range(every, budget + 1, every))
+        assert {"images_per_s", "loader_wait_share", "learning_rate", "final_loss"} <= expert.data.metrics.keys()
+        curve = client.get_metric_history(expert.info.run_id, "loss_by_timestep")
+        assert len({metric.step for metric in curve}) == len(curve) > 4
+
+
+def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe: Rememe) -> None:
+    before, parent = weights_of(trained), parent_of(trained)
+    expert = children(trained, parent)[0]
+    client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
+    num_losses = len(client.get_metric_history(expert.info.run_id, "loss"))
+    result = rememe("train", "tiny.yaml", cwd=trained)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(": reused") == 4
+    assert weights_of(trained) == before
+    assert parent_of(trained).info.run_id == parent.info.run_id
+    assert len(client.get_metric_history(expert.info.run_id, "loss")) == num_losses
+
+
+def test_ctrl_c_and_kill_9_leave_the_final_weights_as_they_would_be(
+    tiny_run: dict[str, Any], rememe: Rememe, start_rememe: Start, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("undisturbed", "disturbed")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    command = ("train", "tiny.yaml", LONG, "--no-evaluate")
+    assert rememe(*command, cwd=folders[0]).returncode == 0
+
+    process = start_rememe(*command, cwd=folders[1])
+    assert process.stdout is not None
+    read_until(process.stdout, "images, loss")
+    process.send_signal(signal.SIGINT)
+    output = process.stdout.read()
+    assert process.wait() == 130
+    assert "checkpoints are written, run the same command again to continue" in output
+    assert "Traceback" not in output
+
+    process = start_rememe(*command, cwd=folders[1])
+    assert process.stdout is not None
+    pid = int(read_until(process.stdout, r"training \(pid (\d+)\)")[1])
+    os.kill(pid, signal.SIGKILL)
+    read_until(process.stdout, "restarting")
+    output = process.stdout.read()
+    assert process.wait() == 0, output
+    assert len(weights_of(folders[0])) == 4
+    assert weights_of(folders[1]) == weights_of(folders[0])
+
+
+def test_one_failed_expert_does_not_stop_the_others(tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    planned = json.loads(rememe("plan", "tiny.yaml", "--json", cwd=tmp_path).stdout)
+    key = planned["jobs"][2]["key"]
+    (tmp_path / "runs" / "store").mkdir(parents=True)
+    (tmp_path / "runs" / "store" / key).write_text("in the way")
+    result = rememe("train", "tiny.yaml", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: 1 expert failed, the others are kept. expert_02 failed")
+    assert "Traceback" not in result.stderr + result.stdout
+    assert weights_of(tmp_path).keys() == {job["key"] for job in planned["jobs"]} - {key}
+    parent = parent_of(tmp_path)
+    assert parent.info.status == "FAILED"
+    assert [run.info.status for run in children(tmp_path, parent)] == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
+
+
+def test_sampling_scoring_and_spectra_of_a_trained_run(trained: Path, run_dir: Path, rememe: Rememe) -> None:
+    first = rememe("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "a.png", "--out", "pngs", cwd=trained)
+    assert first.returncode == 0, first.stderr
+    assert len(list((trained / "pngs").glob("*.png"))) == 6
+    rememe("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "b.png", cwd=trained)
+    rememe("sample", run_dir, "--num", 6, "--seed", 4, "--grid", "c.png", cwd=trained)
+    a, b, c = ((trained / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+    own = parent_of(trained).data.metrics["fd-fashion-cnn"]
+    scored = rememe("evaluate", run_dir, "--set", "seed=1", cwd=trained)
+    assert scored.returncode == 0, scored.stderr
+    metrics = parent_of(trained).data.metrics
+    assert metrics["fd-fashion-cnn"] == own
+    (other,) = [name for name in metrics if name.startswith("fd-fashion-cnn/tiny-")]
+    assert metrics[other] != own
+
+    spectra = rememe("analyze", "spectra", run_dir, "--num-images", 4, cwd=trained)
+    assert spectra.returncode == 0, spectra.stderr
+    assert (run_dir / "figures" / "spectra.png").is_file()
