@@ -187,7 +187,14 @@ class _Work:
         self.tracked.log_artifact(grid)
         self.tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
         if is_own:
-            self.tracked.set_tags({"rememe.protocol": protocol.name, "rememe.protocol_hash": score.protocol_hash})
+            note = f"**{score.name} {score.value:.4g}** under protocol `{protocol.name}`, {score.num_samples} samples"
+            self.tracked.set_tags(
+                {
+                    "rememe.protocol": protocol.name,
+                    "rememe.protocol_hash": score.protocol_hash,
+                    "mlflow.note.content": f"{note}. Samples: artifact `grid.png`.",
+                }
+            )
         return _Scored(score, grid)
 
     def report(self, results: Sequence[ExpertResult | None], scored: _Scored | None, runs_dir: Path) -> None:

@@ -26,6 +26,9 @@ CLOSE_TIMEOUT_S = 60.0
 MAX_PARAM_LENGTH = 6000
 SCHEMES = {"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "file"}
 
+EXPERIMENT_KIND_TAG = "mlflow.experimentKind"
+"""Makes MLflow's pages show metrics columns rather than language-model traces."""
+
 FINGERPRINT_TAG = "rememe.fingerprint"
 KEY_TAG = "rememe.key"
 IDENTITY_TAG = "rememe.identity"
@@ -225,7 +228,9 @@ class Tracker:
             else:
                 # Fixed for ever when the experiment is made; by default it would be relative to this process.
                 location = None if self.uri.startswith("http") else (self._runs_dir / "mlartifacts").as_uri()
-                self.experiment_id = client.create_experiment(self._experiment, artifact_location=location)
+                self.experiment_id = client.create_experiment(
+                    self._experiment, artifact_location=location, tags={EXPERIMENT_KIND_TAG: "custom_model_development"}
+                )
         self._client = client
 
     def _apply(self, notes: Sequence[Note]) -> None:
@@ -284,16 +289,18 @@ class Tracker:
         from mlflow.entities import Metric
 
         metrics = []
+        last_step = self._last_step.get(run_id, -1)
         for note in notes:
             content = note.content
             if content.get("once"):
-                if content["step"] <= self._last_step.get(run_id, -1):
+                if content["step"] <= last_step:
                     continue
-                self._last_step[run_id] = content["step"]
+                last_step = content["step"]
             values = content["values"].items()
             metrics += [Metric(name, value, content["time_ms"], content["step"]) for name, value in values]
         for start in range(0, len(metrics), 1000):
             self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        self._last_step[run_id] = last_step
 
     def _apply_artifact(self, run_id: str, content: dict[str, Any]) -> None:
         file = Path(content["file"])
@@ -310,8 +317,10 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    for name in ("alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def run_path(tracker: Tracker, run: TrackedRun) -> str | None:

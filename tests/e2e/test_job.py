@@ -1,0 +1,115 @@
+"""`ray job submit -- rememe train` on a cluster with token authentication: results, log and exit code."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 90
+JOB_TIMEOUT_S = 240
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A head node in the foreground (--block), so that it ends with us; yields the environment a user needs."""
+    gcs, dashboard, client, agent = free_ports(4)
+    scratch = tempfile.mkdtemp(prefix="rr", dir="/tmp")  # socket paths must be short
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": scratch,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={agent}", "--node-ip-address=127.0.0.1"]
+    log = tmp_path_factory.mktemp("head") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        _wait_until_up(process, environment, log)
+        yield environment
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _wait_until_up(process: "subprocess.Popen[bytes]", environment: dict[str, str], log: Path) -> None:
+    import time
+
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        listed = subprocess.run(
+            [str(BIN / "ray"), "job", "list"], env=environment, capture_output=True, timeout=60, check=False
+        )
+        if listed.returncode == 0:
+            return
+        time.sleep(1)
+    raise AssertionError(f"the head node did not come up:\n{log.read_text()}")
+
+
+@pytest.fixture
+def submit(
+    head: dict[str, str], tiny_run: dict[str, Any], tmp_path: Path
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """submit(*overrides): the tiny configuration as a job; its results are under tmp_path/runs."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+
+    def run(*overrides: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--"]
+        command += ["rememe", "train", "tiny.yaml", *overrides, "--runs-dir", str(tmp_path / "runs")]
+        return subprocess.run(
+            command, cwd=project, env=head | changes, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
+        )
+
+    return run
+
+
+def test_a_job_trains_scores_and_ends_with_zero(
+    submit: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    result = submit()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "fd-fashion-cnn = " in result.stdout
+    assert "succeeded" in result.stdout + result.stderr
+    (run_dir,) = (tmp_path / "runs").glob("tiny-*")
+    assert (run_dir / "grid.png").is_file()
+
+
+def test_a_job_that_cannot_run_says_why_and_fails(submit: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    result = submit("execution.resources.num_cpus=512")
+    assert result.returncode != 0
+    assert "execution.resources.num_cpus is 512, but no node has more than 2" in result.stdout + result.stderr
+
+
+def test_without_the_token_nothing_is_submitted(submit: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    result = submit(RAY_AUTH_TOKEN=secrets.token_hex(32))
+    assert result.returncode != 0
+    assert "fd-fashion-cnn" not in result.stdout

@@ -1,0 +1,141 @@
+"""The tracker against a real MLflow server that comes late, goes away and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator import tracking
+from orchestrator.tracking import Tracker
+from workloads.training.records import TrainingRecord
+
+pytestmark = pytest.mark.e2e
+
+START_TIMEOUT_S = 90
+
+
+class Server:
+    """mlflow server on a SQLite file, in a process group of its own."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "log").read_text())
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server", port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setattr(tracking, "RETRY_INTERVAL_S", 0.5)
+    yield server
+    server.kill()
+
+
+def record(images_seen: int) -> TrainingRecord:
+    return TrainingRecord(
+        images_seen=images_seen, loss=1 / images_seen, images_per_s=10.0, learning_rate=1e-3, loader_wait_share=0.0
+    )
+
+
+def steps(server: Server, name: str) -> list[int]:
+    client = MlflowClient(tracking_uri=server.uri)
+    experiment = client.get_experiment_by_name("rememe")
+    (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
+def test_a_server_that_dies_and_returns_loses_nothing(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.start()
+    grid = tmp_path / "grid.png"
+    grid.write_bytes(b"picture")
+    with Tracker(tmp_path / "runs") as tracker:
+        run = tracker.configuration("tiny", "f" * 16, {"seed": 0}, "seed: 0")
+        expert = tracker.expert(run, "expert", "k", {})
+        expert.records([record(1), record(2)])
+        tracker.flush()
+        assert steps(server, "expert") == [1, 2]
+
+        server.kill()
+        started_s = time.monotonic()
+        expert.records([record(3)])
+        run.log_artifact(grid)
+        assert time.monotonic() - started_s < 1  # training does not wait for the tracker
+        grid.unlink()  # the tracker has its own copy
+        wait_until(lambda: "does not answer" in capsys.readouterr().err)
+
+        server.start()
+        expert.records([record(4)])
+        wait_until(lambda: "answers again" in capsys.readouterr().err)
+        expert.finish("FINISHED")
+        run.finish("FINISHED")
+    assert steps(server, "expert") == [1, 2, 3, 4]
+    client = MlflowClient(tracking_uri=server.uri)
+    assert run.run_id is not None
+    assert {item.path for item in client.list_artifacts(run.run_id)} == {"config.yaml", "grid.png"}
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_what_one_run_could_not_write_the_next_run_writes(server: Server, tmp_path: Path) -> None:
+    with Tracker(tmp_path / "runs") as tracker:
+        run = tracker.configuration("first", "a" * 16, {}, "")
+        tracker.expert(run, "expert", "k", {}).records([record(1), record(2)])
+        run.finish("KILLED")
+    assert run.run_id is None
+    server.start()
+    for file in (tmp_path / "runs" / "spool").glob("notes-*"):  # as if that process had ended
+        file.rename(file.with_name(f"notes-{2**22 + 1}-{file.name[-14:]}"))
+    with Tracker(tmp_path / "runs") as tracker:
+        again = tracker.configuration("second", "b" * 16, {}, "")
+        tracker.flush()
+    assert again.run_id is not None
+    assert steps(server, "expert") == [1, 2]

@@ -1,0 +1,105 @@
+"""`rememe ui` in a real browser: the configuration with its score, its experts below it, its grid."""
+
+import shutil
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="chromium is not installed"
+    ),
+]
+
+WAIT_S = 60
+ROOT = Path(__file__).parents[2]
+EXPANDER = "button[data-component-id*='runnamecellrenderer']"
+SCREENSHOTS = ROOT / "runs" / "screenshots"
+"""Ignored by git; for people to look at."""
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+    return free
+
+
+@pytest.fixture
+def address(trained: Path, port: int, start_rememe: Callable[..., "subprocess.Popen[str]"]) -> str:
+    process = start_rememe("ui", "--port", port, cwd=trained)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "results at" in line:
+            return f"http://127.0.0.1:{port}"
+    raise AssertionError("rememe ui ended")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1900,1700",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def wait_for_text(browser: webdriver.Chrome, *texts: str) -> str:
+    def shown(_: object) -> str | None:
+        body = browser.find_element(By.TAG_NAME, "body").text
+        return body if all(text in body for text in texts) else None
+
+    found: str = WebDriverWait(browser, WAIT_S, ignored_exceptions=[Exception]).until(shown)
+    return found
+
+
+def test_the_browser_shows_the_score_and_four_experts(
+    trained: Path, run_dir: Path, address: str, browser: webdriver.Chrome
+) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rememe")
+    query = f"attributes.run_name = '{run_dir.name}'"
+    (parent,) = client.search_runs([experiment.experiment_id], query)
+    score = f"{parent.data.metrics['fd-fashion-cnn']:.3f}"
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+
+    browser.get(f"{address}/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}")
+    wait_for_text(browser, run_dir.name, "fd-fashion-cnn", score.rstrip("0"), "strategy.kind")
+    browser.save_screenshot(str(SCREENSHOTS / "run.png"))
+
+    names = ["expert_00", "expert_01", "expert_02", "expert_03"]
+    browser.get(f"{address}/#/experiments/{experiment.experiment_id}/runs")
+    wait_for_text(browser, run_dir.name)
+    for button in browser.find_elements(By.CSS_SELECTOR, EXPANDER):
+        browser.execute_script("arguments[0].click()", button)
+    wait_for_text(browser, run_dir.name, *names)
+    browser.save_screenshot(str(SCREENSHOTS / "runs.png"))
+
+    with urllib.request.urlopen(
+        f"{address}/get-artifact?path=grid.png&run_uuid={parent.info.run_id}", timeout=30
+    ) as answer:
+        assert answer.read() == (run_dir / "grid.png").read_bytes()
