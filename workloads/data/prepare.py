@@ -31,6 +31,10 @@ from workloads.errors import DataError
 from workloads.files import clear_storage_errors, sha256_file, sync, write_text
 
 SHARD_IMAGES = 8192
+SHARD_LATENTS = 1024
+"""Encoding is slow, so an interruption should cost little of it."""
+
+PROGRESS_EVERY = 256
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
 
@@ -61,7 +65,7 @@ def prepare(
     vae: Path | None = None,
     max_bad: int = 0,
     on_progress: Progress | None = None,
-    shard_images: int = SHARD_IMAGES,
+    shard_images: int | None = None,
 ) -> PrepareSummary:
     """Decode, crop to a square, resize and store every image (or its latent); does nothing where that is done.
 
@@ -71,6 +75,7 @@ def prepare(
         raise DataError(f"data.path {config.path} is prepared already")
     source = open_source(config)
     encoder = LatentEncoder(vae) if vae is not None else None
+    shard_images = shard_images or (SHARD_IMAGES if encoder is None else SHARD_LATENTS)
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
         manifest = read_manifest(out)
@@ -79,7 +84,12 @@ def prepare(
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
-            block = _decode(islice(source.items(start), shard_images), config)
+
+            def advance(done: int, start: int = start) -> None:
+                if on_progress is not None:
+                    on_progress(start + done, source.num_images)
+
+            block = _decode(islice(source.items(start), shard_images), config, advance)
             _write_shard(out, index, block, encoder)
         bad += json.loads(sidecar.read_text())["bad"]
         if len(bad) > max_bad:
@@ -163,7 +173,7 @@ def _finished(sidecar: Path) -> bool:
     return file.is_file() and sha256_file(file) == described["shard"]["sha256"]
 
 
-def _decode(items: Iterator[Item], config: AnyData) -> _Block:
+def _decode(items: Iterator[Item], config: AnyData, advance: Callable[[int], None]) -> _Block:
     images, labels, bad = [], [], []
 
     def pixels(item: Item) -> np.ndarray | None:
@@ -174,7 +184,9 @@ def _decode(items: Iterator[Item], config: AnyData) -> _Block:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         listed = list(items)
-        for item, array in zip(listed, pool.map(pixels, listed), strict=True):
+        for number, (item, array) in enumerate(zip(listed, pool.map(pixels, listed), strict=True)):
+            if number % PROGRESS_EVERY == 0:
+                advance(number)
             if array is None:
                 bad.append(item.name)
             else:
@@ -200,6 +212,8 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
     shape: tuple[int, ...] = ()
     if len(block.labels):
         rows = block.images if encoder is None else encoder.encode(block.images)
+        if encoder is not None and index == 0:
+            encoder.info(iter([rows])).check_scale()  # not only after hours
         shape = rows.shape[1:]
         width = int(np.prod(shape)) * rows.itemsize
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])

@@ -230,10 +230,10 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
 
     import torchvision
 
-    cls = getattr(torchvision.datasets, name, None)
-    if cls is None:
+    cls: Any = getattr(torchvision.datasets, name, None)
+    if not inspect.isclass(cls):
         raise DataError(f"data.dataset {name!r} is not in torchvision.datasets; names are case-sensitive: FashionMNIST")
-    parameters = inspect.signature(cls.__init__).parameters
+    parameters = inspect.signature(cls).parameters
     options: dict[str, Any] = {"download": False} if "download" in parameters else {}
     if "train" in parameters:
         options["train"] = split == "train"
