@@ -231,7 +231,7 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
     import torchvision
 
     cls: Any = getattr(torchvision.datasets, name, None)
-    if not inspect.isclass(cls):
+    if not callable(cls):
         raise DataError(f"data.dataset {name!r} is not in torchvision.datasets; names are case-sensitive: FashionMNIST")
     parameters = inspect.signature(cls).parameters
     options: dict[str, Any] = {"download": False} if "download" in parameters else {}

@@ -1,0 +1,166 @@
+"""The plan and the decisions: keys, costs, feasibility, order, restarts. No Ray."""
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.cluster import refuse_infeasible
+from orchestrator.errors import ResourcesError
+from orchestrator.plan import plan
+from orchestrator.policies import (
+    FailureKind,
+    GiveUp,
+    Retry,
+    after_failure,
+    longest_first,
+    num_slots,
+    why_infeasible,
+)
+from workloads.config import DataSpec, Resources, RunConfig
+from workloads.config.load import apply_override, load_config
+
+DATA = DataSpec(fingerprint="f" * 64, channels=3, image_size=8, num_classes=10)
+
+
+def planned(raw: dict[str, Any], *overrides: str) -> Any:
+    for override in overrides:
+        raw = apply_override(raw, override)
+    return plan(RunConfig.model_validate(raw), DATA)
+
+
+def keys(raw: dict[str, Any], *overrides: str) -> list[str]:
+    return [job.key for job in planned(raw, *overrides).jobs]
+
+
+def test_parameters_are_those_of_the_network(tiny_run: dict[str, Any]) -> None:
+    from workloads.models.build import build_model
+
+    for job in planned(tiny_run).jobs:
+        model = build_model(job.job.model, channels=3, image_size=8, num_classes=10)
+        assert job.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+        assert job.num_active_parameters == job.num_parameters
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "training.log_every_images=32",
+        "training.checkpoint_every_images=64",
+        "execution.max_attempts=7",
+        "execution.resources.num_cpus=2",
+        "evaluation.seed=5",
+    ],
+)
+def test_what_changes_no_weights_changes_no_key(tiny_run: dict[str, Any], override: str) -> None:
+    assert keys(tiny_run, override) == keys(tiny_run)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "training.learning_rate=0.5",
+        "training.images_per_expert=2048",
+        "training.batch_size=32",
+        "diffusion.objective=v_prediction",
+        "data.flip=true",
+        "model.head_dim=8",
+    ],
+)
+def test_what_changes_weights_changes_every_key(tiny_run: dict[str, Any], override: str) -> None:
+    if override == "data.flip=true":
+        flipped = plan(RunConfig.model_validate(tiny_run), DATA.model_copy(update={"flip": True}))
+        changed = [job.key for job in flipped.jobs]
+    else:
+        changed = keys(tiny_run, override)
+    assert not set(changed) & set(keys(tiny_run))
+
+
+def test_one_experts_change_leaves_the_others_keys(tiny_run: dict[str, Any]) -> None:
+    changed = keys(tiny_run, "strategy.experts.2.specialisation=0.9")
+    same = [a == b for a, b in zip(changed, keys(tiny_run), strict=True)]
+    assert same == [True, True, False, True]
+
+
+def test_the_fingerprint_names_what_the_result_depends_on(tiny_run: dict[str, Any]) -> None:
+    base = planned(tiny_run).fingerprint
+    assert planned(tiny_run, "execution.max_attempts=7", "name=b").fingerprint == base
+    assert planned(tiny_run, "evaluation.seed=5").fingerprint != base
+    assert planned(tiny_run, "strategy.cuts=[200,500,750]").fingerprint != base
+
+
+def test_ffhq_experts_cost_less_than_a_third_of_ldm_l() -> None:
+    from workloads.analysis.cost import model_cost
+    from workloads.config.models import LDMUNetConfig
+
+    spec = DataSpec(fingerprint="f" * 64, channels=3, image_size=64, num_classes=None)
+    jobs = plan(load_config("ffhq256-meme"), spec).jobs
+    large = model_cost(LDMUNetConfig(channels=224), channels=3, image_size=64, num_classes=None)
+    for job in jobs:
+        assert large.macs / job.macs >= 3.19
+        assert job.num_parameters == pytest.approx(82.6e6, rel=0.011)
+
+
+def test_long_jobs_go_first_and_ties_are_stable() -> None:
+    assert longest_first({"b": 2.0, "a": 2.0, "c": 3.0}) == ["c", "a", "b"]
+
+
+AMOUNT = st.sampled_from([0.25, 0.5, 1, 2])
+
+
+@given(st.lists(AMOUNT, max_size=5), st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=2))
+def test_no_more_slots_than_a_search_over_all_placements_finds(cpus: list[float], nodes: list[int]) -> None:
+    requests = [Resources(num_cpus=amount) for amount in cpus]
+    available = [{"CPU": float(node)} for node in nodes]
+    best = 0
+    for places in itertools.product(range(-1, len(nodes)), repeat=len(cpus)):
+        used = [
+            sum(cpu for cpu, place in zip(cpus, places, strict=True) if place == node) for node in range(len(nodes))
+        ]
+        if all(use <= node for use, node in zip(used, nodes, strict=True)):
+            best = max(best, sum(place >= 0 for place in places))
+    found = num_slots(requests, available)
+    assert found <= best
+    if len(nodes) == 1 and len(set(cpus)) <= 1:
+        assert found == best
+
+
+def test_infeasible_requests_are_named() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert why_infeasible(Resources(num_cpus=4), nodes) is None
+    assert why_infeasible(Resources(num_cpus=8), nodes) == "resources.num_cpus is 8, but no node has more than 4"
+    reason = why_infeasible(Resources(num_cpus=4, num_gpus=1), nodes)
+    assert reason == "no single node has 4 CPU, 1 GPU together"
+    custom = why_infeasible(Resources(custom={"highmem": 1}), nodes)
+    assert custom == "resources.custom.highmem is 1, but no node has more than 0"
+
+
+def test_a_job_that_fits_nowhere_is_refused_before_anything_starts(tiny_run: dict[str, Any]) -> None:
+    jobs = planned(tiny_run, "execution.resources.num_gpus=2").jobs
+    with pytest.raises(ResourcesError, match=r"expert_00: execution\.resources\.num_gpus is 2") as raised:
+        refuse_infeasible(jobs, [{"CPU": 8.0, "GPU": 1.0}], "on this machine")
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "attempts", "expected"),
+    [
+        (FailureKind.PROCESS_DIED, 1, Retry(1.0)),
+        (FailureKind.PROCESS_DIED, 2, Retry(2.0)),
+        (FailureKind.PROCESS_DIED, 3, GiveUp("its process died (why)")),
+        (FailureKind.NOT_ANSWERING, 3, GiveUp("it stopped answering (why)")),
+        (FailureKind.NODE_LOST, 99, Retry(0.0)),
+        (FailureKind.RAISED, 1, GiveUp("why")),
+    ],
+)
+def test_what_follows_a_failure(kind: FailureKind, attempts: int, expected: Retry | GiveUp) -> None:
+    assert after_failure(kind, attempts=attempts, max_attempts=3, cause="why") == expected
+
+
+def test_pauses_between_attempts_are_bounded() -> None:
+    decision = after_failure(FailureKind.PROCESS_DIED, attempts=50, max_attempts=100, cause="")
+    assert decision == Retry(60.0)
