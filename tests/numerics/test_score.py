@@ -112,10 +112,9 @@ def test_real_images_score_better_than_spoilt_ones(
 
 
 def test_the_wrong_number_or_size_of_samples_is_refused(reference: PreparedDataset, tmp_path: Path) -> None:
+    few = TensorImages(torch.zeros(5, 1, 28, 28, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="there are 5 samples, but protocol test takes 300"):
-        evaluate_samples(
-            TensorImages(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)), reference, protocol(), cache_dir=tmp_path
-        )
+        evaluate_samples(few, reference, protocol(), cache_dir=tmp_path)
     small = TensorImages(torch.zeros(NUM_SAMPLES, 1, 20, 20, dtype=torch.uint8))
     with pytest.raises(DataError, match="samples are 20 x 20 pixels and the reference 28 x 28"):
         evaluate_samples(small, reference, protocol(), cache_dir=tmp_path)

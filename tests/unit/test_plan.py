@@ -20,7 +20,7 @@ from orchestrator.policies import (
     why_infeasible,
 )
 from workloads.config import DataSpec, Resources, RunConfig
-from workloads.config.load import apply_override, load_config
+from workloads.config.load import apply_override
 
 DATA = DataSpec(fingerprint="f" * 64, channels=3, image_size=8, num_classes=10)
 
@@ -68,7 +68,7 @@ def test_what_changes_no_weights_changes_no_key(tiny_run: dict[str, Any], overri
         "training.batch_size=32",
         "diffusion.objective=v_prediction",
         "data.flip=true",
-        "model.head_dim=8",
+        "model.num_res_blocks=2",
     ],
 )
 def test_what_changes_weights_changes_every_key(tiny_run: dict[str, Any], override: str) -> None:
@@ -93,18 +93,6 @@ def test_the_fingerprint_names_what_the_result_depends_on(tiny_run: dict[str, An
     assert planned(tiny_run, "strategy.cuts=[200,500,750]").fingerprint != base
 
 
-def test_ffhq_experts_cost_less_than_a_third_of_ldm_l() -> None:
-    from workloads.analysis.cost import model_cost
-    from workloads.config.models import LDMUNetConfig
-
-    spec = DataSpec(fingerprint="f" * 64, channels=3, image_size=64, num_classes=None)
-    jobs = plan(load_config("ffhq256-meme"), spec).jobs
-    large = model_cost(LDMUNetConfig(channels=224), channels=3, image_size=64, num_classes=None)
-    for job in jobs:
-        assert large.macs / job.macs >= 3.19
-        assert job.num_parameters == pytest.approx(82.6e6, rel=0.011)
-
-
 def test_long_jobs_go_first_and_ties_are_stable() -> None:
     assert longest_first({"b": 2.0, "a": 2.0, "c": 3.0}) == ["c", "a", "b"]
 
@@ -118,10 +106,11 @@ def test_no_more_slots_than_a_search_over_all_placements_finds(cpus: list[float]
     available = [{"CPU": float(node)} for node in nodes]
     best = 0
     for places in itertools.product(range(-1, len(nodes)), repeat=len(cpus)):
-        used = [
-            sum(cpu for cpu, place in zip(cpus, places, strict=True) if place == node) for node in range(len(nodes))
-        ]
-        if all(use <= node for use, node in zip(used, nodes, strict=True)):
+        free = [float(node) for node in nodes]
+        for amount, place in zip(cpus, places, strict=True):
+            if place >= 0:
+                free[place] -= amount
+        if min(free) >= 0:
             best = max(best, sum(place >= 0 for place in places))
     found = num_slots(requests, available)
     assert found <= best
