@@ -33,7 +33,9 @@ from workloads.training.expert import ExpertResult, train_expert
 from workloads.training.hooks import TrainingStopped
 from workloads.training.records import TrainingRecord
 
-POLL_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 1.0
+"""Every look costs a little of the cores that experts train on."""
+
 STOP_TIMEOUT_S = 60.0
 NUM_QUEUED_AHEAD = 1
 """Actors submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
@@ -205,6 +207,8 @@ class _Supervisor:
 
     def _submit(self) -> None:
         """Start waiting experts while there is room, and a little beyond."""
+        if not self._waiting:
+            return
         now_s = time.monotonic()
         nodes = alive_nodes()
         for key in list(self._waiting):
