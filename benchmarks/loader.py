@@ -20,7 +20,7 @@ from workloads.config.data import CIFAR10Data, EmbeddedData
 from workloads.config.load import load_config
 from workloads.data.prepare import ensure_prepared
 from workloads.data.stream import BatchStream
-from workloads.training.expert import train_expert
+from workloads.training.job import train_job
 from workloads.training.records import read_records
 
 
@@ -36,10 +36,10 @@ def main() -> int:
             EmbeddedData(image_size=32) if options.data is None else CIFAR10Data(path=options.data), root / "data"
         )
         images = 128 * options.steps
-        overrides = [f"training.images_per_expert={images}", f"training.log_every_images={images}", "data.path=unused"]
+        overrides = [f"training.images={images}", f"training.log_every_images={images}", "data.path=unused"]
         config = load_config("cifar10-meme", overrides)
-        job = config.expert_jobs(dataset.spec(config.data))[0]
-        result = train_expert(job, dataset.path, root / "expert", device=options.device, num_threads=2)
+        job = config.jobs(dataset.spec(config.data))[0]
+        result = train_job(job, dataset.path, root / "expert", device=options.device, num_threads=2)
         (record,) = read_records(root / "expert" / "records.jsonl")
         reader = BatchStream(dataset, batch_size=128, seed=0, flip=True)
         started_s, read = time.perf_counter(), 0

@@ -35,12 +35,12 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as scratch, connect(None, num_cpus=SLOTS):
         root = Path(scratch)
-        config = load_config("demo-meme", ["training.images_per_expert=1920"])
+        config = load_config("demo-meme", ["training.images=1920"])
         dataset = ensure_prepared(config.data, root / "data")
         job = plan(config, dataset.spec(config.data)).jobs[0]
 
         def experts(count: int, num_images: int, first_seed: int) -> list:  # type: ignore[type-arg]
-            training = job.job.training.model_copy(update={"images_per_expert": num_images})
+            training = job.job.training.model_copy(update={"images": num_images})
             changes = [{"training": training, "seed": first_seed + index} for index in range(count)]
             return [replace(job, job=job.job.model_copy(update=change)) for change in changes]
 

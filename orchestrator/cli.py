@@ -20,7 +20,7 @@ app = typer.Typer(
         "\b\n"
         "  rememe plan demo-meme                     what would run; nothing is started\n"
         "  rememe train demo-meme                    train, sample, score; again = resume\n"
-        "  rememe train demo-meme training.images_per_expert=50000\n"
+        "  rememe train demo-meme training.images=50000\n"
         "  rememe ui                                 results in the browser\n\n"
         "CONFIG is the name of a preset or a YAML file; OVERRIDES are section.key=value."
     ),

@@ -32,7 +32,7 @@ from workloads.evaluation.protocol import samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import Score, evaluate_samples
 from workloads.files import write_text
-from workloads.training.expert import ExpertResult
+from workloads.training.job import JobResult
 from workloads.training.records import TrainingRecord, read_records
 
 GRID_COLUMNS = 10
@@ -122,7 +122,7 @@ class _Work:
     tracked: TrackedRun
     started_s: float
 
-    def train(self, dataset: PreparedDataset) -> list[ExpertResult]:
+    def train(self, dataset: PreparedDataset) -> list[JobResult]:
         """Results in the order of the plan."""
         planned, store = self.planned, ExpertStore(self.runs.store)
         track = _TrackExperts(planned, self.tracker, self.tracked)
@@ -144,7 +144,7 @@ class _Work:
         folders = [self.runs.store / job.key for job in self.planned.jobs]
         return write_ensemble(self.run_dir / "ensemble", self.planned.config, dataset, folders)
 
-    def log_training(self, results: Sequence[ExpertResult]) -> None:
+    def log_training(self, results: Sequence[JobResult]) -> None:
         """Figures and sizes of the whole configuration."""
         jobs, intervals = self.planned.jobs, self.planned.config.intervals
         curves = [result.loss_by_timestep for result in results]
@@ -197,7 +197,7 @@ class _Work:
             )
         return _Scored(score, grid)
 
-    def report(self, results: Sequence[ExpertResult | None], scored: _Scored | None, runs_dir: Path) -> None:
+    def report(self, results: Sequence[JobResult | None], scored: _Scored | None, runs_dir: Path) -> None:
         """Tell the user what came out and where it is."""
         self.tracker.flush()
         path = run_path(self.tracker, self.tracked)
@@ -237,7 +237,7 @@ class _TrackExperts:
     def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
         self._runs[key].records(records)
 
-    def finish(self, key: str, result: ExpertResult, records: Sequence[TrainingRecord]) -> None:
+    def finish(self, key: str, result: JobResult, records: Sequence[TrainingRecord]) -> None:
         """What is known only in the end; all records again, for an expert that was trained for another run."""
         run = self._runs[key]
         run.records(records)

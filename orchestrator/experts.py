@@ -29,8 +29,8 @@ from orchestrator.policies import (
 from orchestrator.store import ExpertStore
 from workloads.config import ExecutionConfig
 from workloads.errors import StorageError
-from workloads.training.expert import ExpertResult, train_expert
 from workloads.training.hooks import TrainingStopped
+from workloads.training.job import JobResult, train_job
 from workloads.training.records import TrainingRecord
 
 POLL_INTERVAL_S = 1.0
@@ -71,11 +71,11 @@ class ExpertActor:
         self._records: list[TrainingRecord] = []
         self._stop = threading.Event()
 
-    def train(self) -> tuple[ExpertResult, list[TrainingRecord]]:
+    def train(self) -> tuple[JobResult, list[TrainingRecord]]:
         """Run the job to its end; the result and all records of this attempt."""
         self._check_store()
         resources = self._planned.resources
-        result = train_expert(
+        result = train_job(
             self._planned.job,
             self._data_path,
             self._work_dir,
@@ -131,7 +131,7 @@ class _Running:
 class TrainingOutcome:
     """What came of the experts, by key."""
 
-    completed: dict[str, ExpertResult] = field(default_factory=dict)
+    completed: dict[str, JobResult] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """One sentence each."""
 

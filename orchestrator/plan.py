@@ -45,7 +45,7 @@ class PlannedJob:
     @property
     def expected_macs(self) -> int:
         """Of the whole training; the longest is started first."""
-        return BACKWARD_FACTOR * self.macs * self.job.training.images_per_expert
+        return BACKWARD_FACTOR * self.macs * self.job.training.images
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `rememe plan --json`; the key is null while the data is unknown."""
@@ -60,7 +60,7 @@ class PlannedJob:
             "macs": self.macs,
             "expected_training_macs": self.expected_macs,
             "memory_bytes": self.memory_bytes,
-            "images": self.job.training.images_per_expert,
+            "images": self.job.training.images,
             "resources": self.resources.model_dump(mode="json"),
             "key": self.key if self.job.data.fingerprint else None,
         }
@@ -108,9 +108,7 @@ def plan(config: RunConfig, data: DataSpec) -> Plan:
 
     Raises ConfigError if an architecture does not fit the image size.
     """
-    jobs = tuple(
-        _planned(job, config, config.expert_resources(index)) for index, job in enumerate(config.expert_jobs(data))
-    )
+    jobs = tuple(_planned(job, config, config.expert_resources(index)) for index, job in enumerate(config.jobs(data)))
     return Plan(config, jobs)
 
 

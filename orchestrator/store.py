@@ -6,7 +6,7 @@ from pathlib import Path
 
 from workloads.errors import CheckpointError
 from workloads.files import write_text
-from workloads.training.expert import ExpertResult, completed
+from workloads.training.job import JobResult, completed
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class ExpertStore:
         """Where the job with this key is, or will be, trained."""
         return self.root / key
 
-    def completed(self, key: str) -> ExpertResult | None:
+    def completed(self, key: str) -> JobResult | None:
         """The result of a finished job. A damaged one is named, set aside and reported as missing."""
         try:
             return completed(self.path(key))

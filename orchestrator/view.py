@@ -114,7 +114,7 @@ def _job_cells(job: PlannedJob) -> list[str]:
 def _plan_cells(job: PlannedJob) -> list[str]:
     needs = ", ".join(f"{amount:g} {name}" for name, amount in as_ray_resources(job.resources).items())
     key = job.key if job.job.data.fingerprint else "unknown"
-    return [f"{job.job.training.images_per_expert:,}", needs, key]
+    return [f"{job.job.training.images:,}", needs, key]
 
 
 def si(value: float) -> str:
@@ -145,7 +145,7 @@ class _Row:
 
     @property
     def total_images(self) -> int:
-        return self.planned.job.training.images_per_expert
+        return self.planned.job.training.images
 
     @property
     def images_seen(self) -> int:

@@ -37,7 +37,7 @@ def tiny_run() -> dict[str, Any]:
             ],
         },
         "training": {
-            "images_per_expert": 1024,
+            "images": 1024,
             "batch_size": 16,
             "checkpoint_every_images": 128,
             "log_every_images": 64,

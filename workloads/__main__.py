@@ -42,7 +42,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     from workloads.data.prepare import ensure_prepared
     from workloads.ensemble import write_ensemble
     from workloads.evaluation.extractors import check_extractor
-    from workloads.training.expert import train_expert
+    from workloads.training.job import train_job
 
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,9 +56,9 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
         ensure_prepared(config.data, out / "data")
     _barrier(world_size)
     dataset = ensure_prepared(config.data, out / "data")
-    jobs = config.expert_jobs(dataset.spec(config.data))
+    jobs = config.jobs(dataset.spec(config.data))
     for job in jobs[rank::world_size]:
-        result = train_expert(
+        result = train_job(
             job,
             dataset.path,
             out / "store" / job.key,

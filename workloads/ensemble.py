@@ -24,7 +24,7 @@ from workloads.data.prepared import LatentInfo, PreparedDataset
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file, write_text
 from workloads.models.build import load_model
-from workloads.training.expert import WEIGHTS, completed
+from workloads.training.job import WEIGHTS, completed
 
 INDEX = "ensemble.json"
 
@@ -43,7 +43,7 @@ class EnsembleIndex(StrictConfig):
 def write_ensemble(
     target: Path, config: RunConfig, dataset: PreparedDataset, expert_dirs: Sequence[Path]
 ) -> "Ensemble":
-    """Gather finished experts (work directories of train_expert, clean end first) into one directory."""
+    """Gather finished experts (work directories of train_job, clean end first) into one directory."""
     digests = []
     with new_directory(target) as scratch:
         for index, work_dir in enumerate(expert_dirs):

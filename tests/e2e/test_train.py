@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
-LONG = "training.images_per_expert=8000"
+LONG = "training.images=8000"
 
 
 def runs_of(folder: Path) -> list[Run]:
@@ -79,7 +79,7 @@ def test_mlflow_holds_the_configuration_and_its_experts(trained: Path, run_dir: 
     for expert in experts:
         assert expert.info.status == "FINISHED"
         losses = client.get_metric_history(expert.info.run_id, "loss")
-        budget, every = tiny_run["training"]["images_per_expert"], tiny_run["training"]["log_every_images"]
+        budget, every = tiny_run["training"]["images"], tiny_run["training"]["log_every_images"]
         assert [metric.step for metric in losses] == list(range(every, budget + 1, every))
         assert {"images_per_s", "loader_wait_share", "learning_rate", "final_loss"} <= expert.data.metrics.keys()
         curve = client.get_metric_history(expert.info.run_id, "loss_by_timestep")

@@ -34,7 +34,7 @@ def test_the_average_of_a_changing_weight_equals_the_explicit_sum() -> None:
 
 
 def config(**changes: object) -> TrainingConfig:
-    return TrainingConfig.model_validate({"images_per_expert": 1000, "learning_rate": 0.01} | changes)
+    return TrainingConfig.model_validate({"images": 1000, "learning_rate": 0.01} | changes)
 
 
 def test_warm_up_is_linear_from_zero_and_then_constant() -> None:

@@ -21,7 +21,7 @@ from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.process import DiffusionProcess
 from workloads.ensemble import write_ensemble
-from workloads.training.expert import train_expert
+from workloads.training.job import train_job
 
 SIGMA = 0.2
 
@@ -154,13 +154,13 @@ def test_experts_of_an_ensemble_are_measured_one_by_one_over_the_whole_range(tmp
                 "norm_groups": 4,
             },
             "strategy": {"kind": "independent", "num_experts": 2},
-            "training": {"images_per_expert": 32, "batch_size": 16},
+            "training": {"images": 32, "batch_size": 16},
             "evaluation": "demo",
         }
     )
-    jobs = config.expert_jobs(dataset.spec(config.data))
+    jobs = config.jobs(dataset.spec(config.data))
     for job in jobs:
-        train_expert(job, dataset.path, tmp_path / job.name)
+        train_job(job, dataset.path, tmp_path / job.name)
     ensemble = write_ensemble(tmp_path / "ensemble", config, dataset, [tmp_path / job.name for job in jobs])
     curves = ensemble_loss_by_timestep(ensemble, dataset, num_bins=4, num_images=16)
     assert [[t for t, _ in curve] for curve in curves] == 2 * [[124, 374, 624, 874]]

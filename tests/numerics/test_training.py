@@ -14,8 +14,8 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import Batch
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
-from workloads.training.expert import WEIGHTS, completed, train_expert
 from workloads.training.hooks import TrainingDivergedError, TrainingStopped
+from workloads.training.job import WEIGHTS, completed, train_job
 from workloads.training.records import read_records
 from workloads.training.state import TrainState
 from workloads.training.step import DenoisingStep
@@ -42,7 +42,7 @@ def run_config(**training: object) -> RunConfig:
             },
             "strategy": {"kind": "independent", "num_experts": 2, "specialisation": 0.8},
             "training": {
-                "images_per_expert": 96,
+                "images": 96,
                 "batch_size": 16,
                 "checkpoint_every_images": 32,
                 "log_every_images": 32,
@@ -55,7 +55,7 @@ def run_config(**training: object) -> RunConfig:
 
 def job_for(dataset: PreparedDataset, index: int = 0, **training: object) -> ExpertJob:
     config = run_config(**training)
-    return config.expert_jobs(dataset.spec(config.data))[index]
+    return config.jobs(dataset.spec(config.data))[index]
 
 
 def weights(work_dir: Path) -> dict[str, torch.Tensor]:
@@ -75,32 +75,32 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset)
-    train_expert(job, dataset.path, tmp_path / "unbroken")
+    train_job(job, dataset.path, tmp_path / "unbroken")
     for num_steps in (1, 3):  # not only at regular checkpoints
         broken = tmp_path / f"broken{num_steps}"
         with pytest.raises(TrainingStopped, match=f"image {16 * num_steps}"):
-            train_expert(job, dataset.path, broken, should_stop=stop_after(num_steps))
-        result = train_expert(job, dataset.path, broken)
+            train_job(job, dataset.path, broken, should_stop=stop_after(num_steps))
+        result = train_job(job, dataset.path, broken)
         assert result.images_seen == 96
         assert_same(weights(tmp_path / "unbroken"), weights(broken))
 
 
 def test_a_damaged_checkpoint_costs_time_but_not_the_result(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset)
-    train_expert(job, dataset.path, tmp_path / "unbroken")
+    train_job(job, dataset.path, tmp_path / "unbroken")
     broken = tmp_path / "broken"
     with pytest.raises(TrainingStopped):
-        train_expert(job, dataset.path, broken, should_stop=stop_after(5))
+        train_job(job, dataset.path, broken, should_stop=stop_after(5))
     newest = max((broken / "checkpoints").iterdir()) / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-8] + b"\x00" * 8)
-    train_expert(job, dataset.path, broken)
+    train_job(job, dataset.path, broken)
     assert_same(weights(tmp_path / "unbroken"), weights(broken))
 
 
 def test_a_finished_job_is_not_trained_again_and_damage_is_noticed(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset)
-    first = train_expert(job, dataset.path, tmp_path)
-    assert train_expert(job, Path("/nowhere"), tmp_path) == first  # the data is not even opened
+    first = train_job(job, dataset.path, tmp_path)
+    assert train_job(job, Path("/nowhere"), tmp_path) == first  # the data is not even opened
     file = tmp_path / "expert" / WEIGHTS
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(CheckpointError, match="damaged"):
@@ -111,16 +111,16 @@ def test_the_key_holds_what_it_promises(dataset: PreparedDataset, tmp_path: Path
     """Log and checkpoint intervals are not in the key, so they must not change the weights."""
     usual, other = job_for(dataset), job_for(dataset, checkpoint_every_images=16, log_every_images=1000)
     assert usual.key == other.key
-    train_expert(usual, dataset.path, tmp_path / "usual")
-    train_expert(other, dataset.path, tmp_path / "other")
+    train_job(usual, dataset.path, tmp_path / "usual")
+    train_job(other, dataset.path, tmp_path / "other")
     assert_same(weights(tmp_path / "usual"), weights(tmp_path / "other"))
 
 
 def test_seed_and_interval_change_the_weights(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset)
-    train_expert(job, dataset.path, tmp_path / "a")
+    train_job(job, dataset.path, tmp_path / "a")
     for index, other in enumerate((job.model_copy(update={"seed": 1}), job_for(dataset, index=1))):
-        train_expert(other, dataset.path, tmp_path / str(index))
+        train_job(other, dataset.path, tmp_path / str(index))
         assert not torch.equal(
             weights(tmp_path / "a")["conv_in.weight"], weights(tmp_path / str(index))["conv_in.weight"]
         )
@@ -154,7 +154,7 @@ def test_one_step_equals_the_same_step_written_out(dataset: PreparedDataset) -> 
 
 
 def fresh_state(job: ExpertJob) -> TrainState:
-    from workloads.training.expert import _initial_state
+    from workloads.training.job import _initial_state
 
     state = _initial_state(job, torch.device("cpu"))
     generator = torch.Generator().manual_seed(5)
@@ -177,7 +177,7 @@ def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset)
 def test_divergence_is_reported_not_trained_through(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset, learning_rate=1e30, clip_grad_norm=None, log_every_images=16)
     with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate"):
-        train_expert(job, dataset.path, tmp_path)
+        train_job(job, dataset.path, tmp_path)
     assert completed(tmp_path) is None
 
 
@@ -185,14 +185,14 @@ def test_other_data_than_planned_is_refused(dataset: PreparedDataset, tmp_path: 
     job = job_for(dataset)
     other = job.model_copy(update={"data": DataSpec(fingerprint="0" * 64, channels=1, image_size=8)})
     with pytest.raises(DataError, match="planned for 0000"):
-        train_expert(other, dataset.path, tmp_path)
+        train_job(other, dataset.path, tmp_path)
 
 
 def test_records_after_a_resume_hold_each_image_once(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset)
     with pytest.raises(TrainingStopped):
-        train_expert(job, dataset.path, tmp_path, should_stop=stop_after(4))
-    train_expert(job, dataset.path, tmp_path)
+        train_job(job, dataset.path, tmp_path, should_stop=stop_after(4))
+    train_job(job, dataset.path, tmp_path)
     seen = [record.images_seen for record in read_records(tmp_path / "records.jsonl")]
     assert seen == sorted(set(seen))
     assert seen[-1] == 96
@@ -211,10 +211,10 @@ def test_a_checkpoint_of_another_network_is_refused(dataset: PreparedDataset, tm
 
 def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(dataset: PreparedDataset, tmp_path: Path) -> None:
     config = run_config()
-    jobs = config.expert_jobs(dataset.spec(config.data))
+    jobs = config.jobs(dataset.spec(config.data))
     folders = [tmp_path / job.key for job in jobs]
     for job, folder in zip(jobs, folders, strict=True):
-        train_expert(job, dataset.path, folder)
+        train_job(job, dataset.path, folder)
     written = write_ensemble(tmp_path / "run" / "ensemble", config, dataset, folders)
     ensemble = Ensemble.load(tmp_path / "run")
     assert ensemble.fingerprint == written.fingerprint

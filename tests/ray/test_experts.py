@@ -16,7 +16,7 @@ from orchestrator.plan import Plan
 from orchestrator.store import ExpertStore
 from workloads.config import ExecutionConfig, Resources
 from workloads.data.prepared import PreparedDataset
-from workloads.training.expert import train_expert
+from workloads.training.job import train_job
 from workloads.training.records import TrainingRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -56,7 +56,7 @@ def expected(planned: Plan, dataset: PreparedDataset, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("plain")
     try:
         return {
-            job.key: train_expert(job.job, dataset.path, folder / job.key, num_threads=1).weights_sha256
+            job.key: train_job(job.job, dataset.path, folder / job.key, num_threads=1).weights_sha256
             for job in planned.jobs
         }
     finally:

@@ -15,7 +15,7 @@ from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import SampleStore
-from workloads.training.expert import train_expert
+from workloads.training.job import train_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -26,8 +26,8 @@ def ensemble(
 ) -> Ensemble:
     root = tmp_path_factory.mktemp("ensemble")
     for job in planned.jobs:
-        training = job.job.training.model_copy(update={"images_per_expert": 32})
-        train_expert(job.job.model_copy(update={"training": training}), dataset.path, root / job.key, num_threads=1)
+        training = job.job.training.model_copy(update={"images": 32})
+        train_job(job.job.model_copy(update={"training": training}), dataset.path, root / job.key, num_threads=1)
     return write_ensemble(root / "ensemble", config, dataset, [root / job.key for job in planned.jobs])
 
 

@@ -63,10 +63,10 @@ def test_a_single_network_is_one_job_whatever_its_specialisation(tiny_run: dict[
     from workloads.config import DataSpec
 
     data = DataSpec(fingerprint="f", channels=3, image_size=8, num_classes=10)
-    single = RunConfig.model_validate(tiny_run | {"strategy": {"kind": "single"}}).expert_jobs(data)
+    single = RunConfig.model_validate(tiny_run | {"strategy": {"kind": "single"}}).jobs(data)
     soft = RunConfig.model_validate(
         tiny_run | {"strategy": {"kind": "independent", "num_experts": 1, "specialisation": 0.3}}
-    ).expert_jobs(data)
+    ).jobs(data)
     assert [job.key for job in single] == [job.key for job in soft]
 
 

@@ -131,7 +131,7 @@ def test_a_real_forward_pass_does_and_keeps_what_was_counted(config: AnyModel) -
 
 def test_training_memory_is_the_sum_of_its_parts() -> None:
     def estimate(**options: Any) -> int:
-        training = TrainingConfig(images_per_expert=1, batch_size=4, **options)
+        training = TrainingConfig(images=1, batch_size=4, **options)
         return training_memory_bytes(TINY, training, channels=1, image_size=8, num_classes=None)
 
     cost = model_cost(TINY, channels=1, image_size=8, num_classes=None)

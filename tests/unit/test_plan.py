@@ -64,7 +64,7 @@ def test_what_changes_no_weights_changes_no_key(tiny_run: dict[str, Any], overri
     [
         "seed=1",
         "training.learning_rate=0.5",
-        "training.images_per_expert=2048",
+        "training.images=2048",
         "training.batch_size=32",
         "diffusion.objective=v_prediction",
         "data.flip=true",

@@ -5,11 +5,11 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig, SamplingConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import Interval, IntervalTable
-from workloads.config.job import DataSpec, ExpertJob
+from workloads.config.job import DataSpec, ExpertJob, InitialWeights, Job, RemixJob
 from workloads.config.load import list_presets, load_config
-from workloads.config.models import AnyModel, IUNetConfig, LDMUNetConfig
+from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.config.run import RunConfig
-from workloads.config.strategy import AnyStrategy, Independent, Meme, Single
+from workloads.config.strategy import AnyStrategy, Independent, Meme, Remix, Single
 from workloads.config.training import TrainingConfig
 
 __all__ = [
@@ -17,16 +17,21 @@ __all__ = [
     "AnyModel",
     "AnyStrategy",
     "DataSpec",
+    "DiTConfig",
     "DiffusionConfig",
     "ExecutionConfig",
     "ExpertJob",
     "IUNetConfig",
     "Independent",
+    "InitialWeights",
     "Interval",
     "IntervalTable",
+    "Job",
     "LDMUNetConfig",
     "Meme",
     "ProtocolConfig",
+    "Remix",
+    "RemixJob",
     "Resources",
     "RunConfig",
     "SamplingConfig",

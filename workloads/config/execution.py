@@ -31,7 +31,10 @@ class ExecutionConfig(StrictConfig):
     """How experts are scheduled and supervised."""
 
     resources: Resources = Resources()
-    """Per expert, unless an expert names its own."""
+    """Per expert, unless an expert names its own; per worker of a remix."""
+
+    num_workers: int = Field(1, ge=1)
+    """Workers that train a remix together, each on its part of every batch. Does not change the result."""
 
     max_attempts: int = Field(3, ge=1)
     """How often an expert is started before it is given up; losing a node does not count."""

@@ -1,14 +1,16 @@
-"""One network to train. Its key hashes everything that determines the weights, and nothing else."""
+"""What is trained at once. Its key hashes everything that determines the weights, and nothing else."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from workloads.config.base import StrictConfig, content_hash
 from workloads.config.diffusion import DiffusionConfig
-from workloads.config.intervals import Interval
+from workloads.config.intervals import Interval, IntervalTable
 from workloads.config.models import AnyModel
+from workloads.config.strategy import Remix
 from workloads.config.training import TrainingConfig
 
 TRAINING_PATH_VERSION = 1
@@ -34,23 +36,25 @@ class DataSpec(StrictConfig):
     """Random mirroring."""
 
 
-class ExpertJob(StrictConfig):
-    """A network, what it learns from, and how."""
+class InitialWeights(StrictConfig):
+    """A file of weights to start from."""
 
+    path: Path
+    """Not part of a key: the content is what counts."""
+
+    sha256: str
+
+
+class _Job(StrictConfig):
     name: str
     """For people; not part of the key."""
-
-    interval: Interval
-    """Timesteps the expert owns."""
-
-    specialisation: float = Field(1.0, ge=0, le=1)
-    """Probability that a timestep is drawn from the interval rather than from the whole range."""
 
     model: AnyModel
     diffusion: DiffusionConfig
     data: DataSpec
     training: TrainingConfig
     seed: int = 0
+    initial: InitialWeights | None = None
 
     @cached_property
     def key(self) -> str:
@@ -58,11 +62,35 @@ class ExpertJob(StrictConfig):
         return content_hash({"version": TRAINING_PATH_VERSION, **self._determinants()})[:16]
 
     def _determinants(self) -> dict[str, Any]:
-        return self.model_dump(
-            mode="json", exclude={"name": True, "training": {"checkpoint_every_images", "log_every_images"}}
-        )
+        passing = {"checkpoint_every_images", "log_every_images"}
+        return self.model_dump(mode="json", exclude={"name": True, "training": passing, "initial": {"path"}})
+
+
+class ExpertJob(_Job):
+    """A network trained by itself, what it learns from, and how."""
+
+    interval: Interval
+    """Timesteps the expert owns."""
+
+    specialisation: float = Field(1.0, ge=0, le=1)
+    """Probability that a timestep is drawn from the interval rather than from the whole range."""
+
+
+class RemixJob(_Job):
+    """K bases and their coefficients, trained together by any number of workers."""
+
+    remix: Remix
 
     @property
-    def covers_everything(self) -> bool:
-        """Whether the expert owns all timesteps."""
-        return self.interval == Interval(0, self.diffusion.num_timesteps)
+    def intervals(self) -> IntervalTable:
+        """Which expert owns which timesteps."""
+        num_timesteps = self.diffusion.num_timesteps
+        return IntervalTable(self.remix.resolve_cuts(num_timesteps), num_timesteps)
+
+    @property
+    def interval(self) -> Interval:
+        """All timesteps."""
+        return Interval(0, self.diffusion.num_timesteps)
+
+
+Job = ExpertJob | RemixJob

@@ -1,7 +1,7 @@
 """Network architectures. The set is closed and visible: a new one is a class here and a line in models/build.py."""
 
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
@@ -113,4 +113,53 @@ class IUNetConfig(_UNetFields):
         return self
 
 
-AnyModel = Annotated[LDMUNetConfig | IUNetConfig, Field(discriminator="kind")]
+class DiTConfig(StrictConfig):
+    """Diffusion transformer (Peebles & Xie 2023, arXiv:2212.09748, Table 1 for the sizes)."""
+
+    kind: Literal["dit"] = "dit"
+
+    size: Literal["S", "B", "L", "XL"] | None = None
+    """Stands for hidden_size, depth and num_heads; each may still be given."""
+
+    hidden_size: int = Field(ge=4)
+    """Channels of a token; a multiple of 4 (sine and cosine, two axes) and of num_heads."""
+
+    depth: int = Field(ge=1)
+    """Transformer blocks."""
+
+    num_heads: int = Field(ge=1)
+    """Attention heads per block."""
+
+    patch_size: int = Field(2, ge=1)
+    """Pixels, or latent pixels, along the side of a token."""
+
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of a block's MLP over its width."""
+
+    variance: Literal["fixed", "learned"] = "fixed"
+    """learned: twice the output channels, the second half interpolating between the bounds of the reverse
+    process's variance (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15)."""
+
+    frequency_shift: Literal[0, 1] = 1
+    """Timestep frequencies are 10000^(-i / (128 - shift)), i < 128. DDPM and diffusers' DiTTransformer2DModel have 1;
+    the checkpoints published with the DiT paper need 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_size(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("size") not in DIT_SIZES:
+            return raw
+        return dict(zip(("hidden_size", "depth", "num_heads"), DIT_SIZES[raw["size"]], strict=True)) | raw
+
+    @model_validator(mode="after")
+    def _check_width(self) -> "DiTConfig":
+        for name, divisor in (("4", 4), (f"num_heads {self.num_heads}", self.num_heads)):
+            if self.hidden_size % divisor:
+                raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {name}")
+        return self
+
+
+DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+"""hidden_size, depth, num_heads."""
+
+AnyModel = Annotated[LDMUNetConfig | IUNetConfig | DiTConfig, Field(discriminator="kind")]

@@ -1,5 +1,6 @@
 """The whole run description: one RunConfig is one configuration."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -10,9 +11,9 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import IntervalTable, check_cuts
-from workloads.config.job import DataSpec, ExpertJob
+from workloads.config.job import DataSpec, ExpertJob, InitialWeights, Job, RemixJob
 from workloads.config.models import AnyModel
-from workloads.config.strategy import AnyStrategy, Independent, Meme, merge
+from workloads.config.strategy import AnyStrategy, Independent, Meme, Remix, merge
 from workloads.config.training import TrainingConfig
 
 
@@ -36,6 +37,10 @@ class RunConfig(StrictConfig):
 
     strategy: AnyStrategy
     """How experts come to be."""
+
+    initial_weights: Path | None = None
+    """Weights every network, or every basis, starts from: a finished run of one network, an expert's directory,
+    or a file (.safetensors, or .pt as published with DiT)."""
 
     training: TrainingConfig
     """Optimisation and budget."""
@@ -69,6 +74,7 @@ class RunConfig(StrictConfig):
             check_cuts(self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps)
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
+        self._check_workers()
         sampling = self.evaluation.sampling
         if sampling.num_steps > self.diffusion.num_timesteps:
             raise ValueError(
@@ -86,9 +92,12 @@ class RunConfig(StrictConfig):
         """Which expert owns which timesteps."""
         return IntervalTable(self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps)
 
-    def expert_jobs(self, data: DataSpec) -> tuple[ExpertJob, ...]:
-        """One job per interval, nearest the clean image first."""
-        return tuple(self._job(index, data) for index in range(len(self.intervals)))
+    def jobs(self, data: DataSpec, initial: InitialWeights | None = None) -> tuple[Job, ...]:
+        """One job per interval, nearest the clean image first; a remix is one job."""
+        if isinstance(self.strategy, Remix):
+            shared = self._shared(data, initial)
+            return (RemixJob(name="remix", model=self.model, remix=self.strategy, **shared),)
+        return tuple(self._job(index, data, initial) for index in range(len(self.intervals)))
 
     def expert_resources(self, index: int) -> Resources:
         """What expert `index` asks of the cluster."""
@@ -96,7 +105,7 @@ class RunConfig(StrictConfig):
             return self.strategy.experts[index].resources or self.execution.resources
         return self.execution.resources
 
-    def _job(self, index: int, data: DataSpec) -> ExpertJob:
+    def _job(self, index: int, data: DataSpec, initial: InitialWeights | None) -> ExpertJob:
         interval = self.intervals[index]
         model, specialisation = self.model, 1.0
         if isinstance(self.strategy, Meme):
@@ -112,8 +121,35 @@ class RunConfig(StrictConfig):
             interval=interval,
             specialisation=specialisation,
             model=model,
-            diffusion=self.diffusion,
-            data=data,
-            training=self.training,
-            seed=self.seed,
+            **self._shared(data, initial),
         )
+
+    def _shared(self, data: DataSpec, initial: InitialWeights | None) -> dict[str, Any]:
+        return {
+            "diffusion": self.diffusion,
+            "data": data,
+            "training": self.training,
+            "seed": self.seed,
+            "initial": initial,
+        }
+
+    def _check_workers(self) -> None:
+        num_workers, batch_size = self.execution.num_workers, self.training.batch_size
+        if not isinstance(self.strategy, Remix):
+            if num_workers > 1:
+                raise ValueError(
+                    f"execution.num_workers is {num_workers}, but strategy.kind {self.strategy.kind} trains each "
+                    "expert with one worker; use 1, experts run in parallel anyway"
+                )
+            return
+        per_step = self.strategy.experts_per_step
+        for name, value in (("execution.num_workers", num_workers), ("strategy.experts_per_step", per_step)):
+            if batch_size % value:
+                raise ValueError(f"training.batch_size {batch_size} is not a multiple of {name} {value}")
+        if num_workers % per_step and per_step % num_workers:
+            raise ValueError(
+                f"execution.num_workers {num_workers} and strategy.experts_per_step {per_step} do not divide evenly; "
+                "one must be a multiple of the other"
+            )
+        if self.training.channels_last:
+            raise ValueError("training.channels_last does not go with strategy.kind remix; set it to false")

@@ -1,4 +1,4 @@
-"""How experts come to be: one network, several alike, or several of different architecture."""
+"""How experts come to be: one network, several alike, several of different architecture, or mixtures of bases."""
 
 from typing import Annotated, Any, Literal
 
@@ -22,16 +22,35 @@ class Single(StrictConfig):
         return ()
 
 
-class Independent(StrictConfig):
-    """N networks of the same architecture, one per interval (MEME's "multi-expert" baseline)."""
-
-    kind: Literal["independent"] = "independent"
-
+class _Counted(StrictConfig):
     num_experts: int | None = Field(None, ge=1)
     """Number of equal intervals; or give cuts."""
 
     cuts: Cuts | None = None
     """Interior cut points, in timesteps, rising. N - 1 cuts make N experts."""
+
+    @model_validator(mode="after")
+    def _check_either(self) -> "_Counted":
+        if (self.num_experts is None) == (self.cuts is None):
+            raise ValueError("give either num_experts or cuts")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        if self.cuts is not None:
+            return len(self.cuts) + 1
+        assert self.num_experts is not None
+        return self.num_experts
+
+    def resolve_cuts(self, num_timesteps: int) -> Cuts:
+        return uniform_cuts(self.count, num_timesteps) if self.cuts is None else self.cuts
+
+
+class Independent(_Counted):
+    """N networks of the same architecture, one per interval (MEME's "multi-expert" baseline)."""
+
+    kind: Literal["independent"] = "independent"
 
     specialisation: Probability | tuple[Probability, ...] = 1.0
     """Probability that a training timestep comes from the expert's own interval, for all experts or one each;
@@ -39,18 +58,51 @@ class Independent(StrictConfig):
 
     @model_validator(mode="after")
     def _check_count(self) -> "Independent":
-        if (self.num_experts is None) == (self.cuts is None):
-            raise ValueError("give either num_experts or cuts")
-        count = self.num_experts if self.cuts is None else len(self.cuts) + 1
-        if isinstance(self.specialisation, tuple) and len(self.specialisation) != count:
-            raise ValueError(f"specialisation has {len(self.specialisation)} values for {count} experts")
+        if isinstance(self.specialisation, tuple) and len(self.specialisation) != self.count:
+            raise ValueError(f"specialisation has {len(self.specialisation)} values for {self.count} experts")
         return self
 
-    def resolve_cuts(self, num_timesteps: int) -> Cuts:
-        if self.cuts is not None:
-            return self.cuts
-        assert self.num_experts is not None
-        return uniform_cuts(self.num_experts, num_timesteps)
+
+class Remix(_Counted):
+    """K basis networks mixed into N experts in weight space, trained jointly (Remix-DiT, arXiv:2412.05628).
+
+    Expert i has the weights theta_i = sum_k alpha_ik beta_k, with learned coefficients alpha (Eq. 2).
+    """
+
+    kind: Literal["remix"] = "remix"
+
+    num_bases: int = Field(4, ge=1)
+    """K."""
+
+    mixer: Literal["softmax", "per_layer", "raw", "one_hot", "continuous"] = "softmax"
+    """Where coefficients come from. softmax: softmax of one N x K table of logits, the paper's; per_layer: such a table
+    for each mixed layer (the paper's "local"); raw: a table as it is; one_hot: the prior, not trained ("oracle");
+    continuous: a small network from an interval's middle to logits, so that neighbours share and N is free."""
+
+    mixed: tuple[str, ...] = Field(("*.qkv.*", "*.proj.*", "*.fc1.*", "*.fc2.*"), min_length=1)
+    """Names of the parameters that bases differ in, with wildcards; all others are shared. The default is the paper's:
+    attention and MLP projections with their biases, in a DiT."""
+
+    experts_per_step: int = Field(4, ge=1)
+    """Experts trained in one step, each on an equal part of the batch; the draw avoids repeats. The paper has 1 per
+    worker. Workers divide them among themselves, so the result does not depend on how many there are."""
+
+    coefficient_learning_rate: float = Field(1e-2, gt=0)
+    """Peak learning rate of the coefficients; follows training.lr_schedule."""
+
+    prior_strength: float = Field(1e-4, ge=0)
+    """Weight of the cross-entropy to the one-hot prior (Eq. 6) at the start; falls linearly to zero at the end."""
+
+    prior_logit: float = Field(3.0, ge=0)
+    """What the prior adds to the standard normal logits at the start."""
+
+    @model_validator(mode="after")
+    def _check_bases(self) -> "Remix":
+        if self.num_bases > self.count:
+            raise ValueError(
+                f"num_bases is {self.num_bases}, but {self.count} experts cannot use more than {self.count} bases"
+            )
+        return self
 
 
 class MemeExpert(StrictConfig):
@@ -90,7 +142,7 @@ class Meme(StrictConfig):
         return uniform_cuts(len(self.experts), num_timesteps) if self.cuts is None else self.cuts
 
 
-AnyStrategy = Annotated[Single | Independent | Meme, Field(discriminator="kind")]
+AnyStrategy = Annotated[Single | Independent | Meme | Remix, Field(discriminator="kind")]
 
 
 def merge(base: Any, update: Any) -> Any:

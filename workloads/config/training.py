@@ -8,13 +8,17 @@ from workloads.config.base import StrictConfig
 
 
 class TrainingConfig(StrictConfig):
-    """One expert's training; every expert of a run gets the same."""
+    """One job's training; every job of a run gets the same."""
 
-    images_per_expert: int = Field(ge=1)
-    """Training images each expert sees, rounded up to whole batches."""
+    images: int = Field(ge=1)
+    """Training images a job sees, rounded up to whole batches: each expert's own where experts are trained alone,
+    all experts' together in a remix."""
 
     batch_size: int = Field(128, ge=1)
-    """Images per optimiser step."""
+    """Images per optimiser step, over all workers."""
+
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Images per forward and backward pass; a batch is accumulated from several. None: as many as possible."""
 
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
@@ -48,6 +52,9 @@ class TrainingConfig(StrictConfig):
 
     channels_last: bool = False
     """Lay convolution tensors out channels-last; faster on most hardware."""
+
+    activation_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
 
     compile: bool = False
     """torch.compile the network."""

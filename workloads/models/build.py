@@ -10,8 +10,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from workloads.config.models import AnyModel, IUNetConfig, LDMUNetConfig
+from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.errors import CheckpointError, ConfigError
+from workloads.models.dit import DiT
 from workloads.models.iunet import IUNet2DModel
 from workloads.models.mixer import InceptionMixerBlock
 
@@ -19,18 +20,57 @@ from workloads.models.mixer import InceptionMixerBlock
 def build_model(config: AnyModel, *, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
     """A network with fresh weights; call it as model(x_BCHW, t_B, class_labels=labels_B).sample.
 
-    With classes, label num_classes means "no class". Raises ConfigError if image_size cannot be halved often enough.
+    With classes, label num_classes means "no class". Raises ConfigError if image_size does not suit the architecture.
     """
-    num_levels = len(config.channel_mult)
-    if image_size % 2 ** (num_levels - 1):
-        raise ConfigError(
-            f"image_size {image_size} cannot be halved {num_levels - 1} times, as the {num_levels} levels of "
-            f"model.channel_mult {list(config.channel_mult)} need; use a multiple of {2 ** (num_levels - 1)} "
-            "or fewer levels"
-        )
-    model = BUILDERS[type(config)](config, _shared_arguments(config, channels, image_size, num_classes))
+    return BUILDERS[type(config)](config, channels, image_size, num_classes)
+
+
+def _build_ldm_unet(config: LDMUNetConfig, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
+    model = UNet2DModel(**_shared_arguments(config, channels, image_size, num_classes))
     _zero_last_layers(model)
     return model
+
+
+def _build_iunet(config: IUNetConfig, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
+    attention_channels = tuple(
+        int(share * config.widths[level])
+        for level, share in zip(config.mixer_levels, config.attention_share, strict=True)
+    )
+    model = IUNet2DModel(
+        **_shared_arguments(config, channels, image_size, num_classes),
+        mixer_levels=config.mixer_levels,
+        mixer_attention_channels=attention_channels,
+        mixer_pool_sizes=config.pool_sizes,
+        mlp_ratio=config.mlp_ratio,
+    )
+    _zero_last_layers(model)
+    return model
+
+
+def _build_dit(config: DiTConfig, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
+    if image_size % config.patch_size:
+        raise ConfigError(
+            f"image_size {image_size} is not a multiple of model.patch_size {config.patch_size}; change one of them"
+        )
+    return DiT(
+        sample_size=image_size,
+        in_channels=channels,
+        hidden_size=config.hidden_size,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        patch_size=config.patch_size,
+        mlp_ratio=config.mlp_ratio,
+        num_class_embeds=None if num_classes is None else num_classes + 1,
+        learned_variance=config.variance == "learned",
+        frequency_shift=config.frequency_shift,
+    )
+
+
+BUILDERS: dict[type, Callable[..., ModelMixin]] = {
+    LDMUNetConfig: _build_ldm_unet,
+    IUNetConfig: _build_iunet,
+    DiTConfig: _build_dit,
+}
 
 
 def _shared_arguments(
@@ -41,7 +81,14 @@ def _shared_arguments(
     What is not named here, UNet2DModel does as latent-diffusion does: GroupNorm with eps 1e-5 and SiLU, convolutions
     for down- and upsampling, time embedding cos before sin, four times the base width and added in each ResBlock.
     """
-    levels = range(len(config.channel_mult))
+    num_levels = len(config.channel_mult)
+    if image_size % 2 ** (num_levels - 1):
+        raise ConfigError(
+            f"image_size {image_size} cannot be halved {num_levels - 1} times, as the {num_levels} levels of "
+            f"model.channel_mult {list(config.channel_mult)} need; use a multiple of {2 ** (num_levels - 1)} "
+            "or fewer levels"
+        )
+    levels = range(num_levels)
     return {
         "sample_size": image_size,
         "in_channels": channels,
@@ -60,27 +107,6 @@ def _block(direction: str, level: int, config: LDMUNetConfig | IUNetConfig) -> s
     return f"Attn{direction}Block2D" if level in config.attention_levels else f"{direction}Block2D"
 
 
-def _build_ldm_unet(_: LDMUNetConfig, shared: dict[str, Any]) -> ModelMixin:
-    return UNet2DModel(**shared)
-
-
-def _build_iunet(config: IUNetConfig, shared: dict[str, Any]) -> ModelMixin:
-    attention_channels = tuple(
-        int(share * config.widths[level])
-        for level, share in zip(config.mixer_levels, config.attention_share, strict=True)
-    )
-    return IUNet2DModel(
-        **shared,
-        mixer_levels=config.mixer_levels,
-        mixer_attention_channels=attention_channels,
-        mixer_pool_sizes=config.pool_sizes,
-        mlp_ratio=config.mlp_ratio,
-    )
-
-
-BUILDERS: dict[type, Callable[..., ModelMixin]] = {LDMUNetConfig: _build_ldm_unet, IUNetConfig: _build_iunet}
-
-
 def _zero_last_layers(model: nn.Module) -> None:
     """Let every residual branch, and the network, start at zero, as latent-diffusion does and diffusers does not."""
     last_layers: list[Any] = [model.conv_out]
@@ -96,7 +122,7 @@ def _zero_last_layers(model: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
-CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DModel}
+CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DModel, "DiT": DiT}
 """By the name save_pretrained writes into config.json."""
 
 

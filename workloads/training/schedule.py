@@ -12,6 +12,6 @@ def learning_rate(config: TrainingConfig, images_seen: int) -> float:
         return rate * images_seen / config.warmup_images
     if config.lr_schedule == "constant":
         return rate
-    span = max(1, config.images_per_expert - config.warmup_images)
+    span = max(1, config.images - config.warmup_images)
     progress = min(1.0, (images_seen - config.warmup_images) / span)
     return rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -33,7 +33,7 @@ CURVE_IMAGES = 256
 
 
 @dataclass(frozen=True)
-class ExpertResult:
+class JobResult:
     """What a finished job yields besides its weights."""
 
     key: str
@@ -46,7 +46,7 @@ class ExpertResult:
     """(timestep, mean squared error of the prediction), over the whole range."""
 
 
-def completed(work_dir: Path) -> ExpertResult | None:
+def completed(work_dir: Path) -> JobResult | None:
     """The result of a finished job, None if it is not finished.
 
     Raises CheckpointError if its weights are missing or not the ones it was finished with.
@@ -57,7 +57,7 @@ def completed(work_dir: Path) -> ExpertResult | None:
     weights = work_dir / "expert" / WEIGHTS
     try:
         raw = json.loads(file.read_text())
-        result = ExpertResult(**raw | {"loss_by_timestep": tuple((t, loss) for t, loss in raw["loss_by_timestep"])})
+        result = JobResult(**raw | {"loss_by_timestep": tuple((t, loss) for t, loss in raw["loss_by_timestep"])})
         intact = sha256_file(weights) == result.weights_sha256
     except (OSError, ValueError, TypeError, KeyError):
         intact = False
@@ -68,7 +68,7 @@ def completed(work_dir: Path) -> ExpertResult | None:
     return result
 
 
-def train_expert(
+def train_job(
     job: ExpertJob,
     data_path: Path,
     work_dir: Path,
@@ -77,7 +77,7 @@ def train_expert(
     num_threads: int | None = None,
     report: Callable[[TrainingRecord], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> ExpertResult:
+) -> JobResult:
     """Train until the job's budget is used up; idempotent.
 
     In the end work_dir holds expert/ (averaged weights, as save_pretrained writes them), records.jsonl and,
@@ -129,10 +129,10 @@ class _Training:
         )
         step = DenoisingStep(job, self._device)
         with closing(stream.iterate(start)) as batches:
-            train(self._state, batches, step=step, total_images=config.images_per_expert, hooks=(recorder, saver))
+            train(self._state, batches, step=step, total_images=config.images, hooks=(recorder, saver))
         recorder.flush(self._state)
 
-    def finish(self) -> ExpertResult:
+    def finish(self) -> JobResult:
         """Measure, save the averaged weights, and only then say that the job is done."""
         job, model = self._job, self._state.model.eval()
         self._state.load_average()
@@ -150,7 +150,7 @@ class _Training:
             weights_sha256 = sha256_file(scratch / WEIGHTS)
         records = read_records(self._records_file)
         spans = pairwise([0, *(record.images_seen for record in records)])
-        result = ExpertResult(
+        result = JobResult(
             key=job.key,
             images_seen=self._state.images_seen,
             final_loss=records[-1].loss if records else math.nan,

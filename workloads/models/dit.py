@@ -1,0 +1,222 @@
+"""Diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, arXiv:2212.09748), of timm's and diffusers' parts.
+
+Parameters carry the names of the published checkpoints, so that those load as they are.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import Timesteps, get_2d_sincos_pos_embed
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from timm.layers import Attention, Mlp, PatchEmbed
+from torch import Tensor, nn
+
+# Axes: B batch, C channels, H height, W width, L tokens, D channels of a token.
+
+NUM_FREQUENCIES = 256
+"""Sines and cosines of the timestep."""
+
+
+class TimestepEmbedder(nn.Module):
+    """Sines and cosines of the timestep, then two layers."""
+
+    def __init__(self, hidden_size: int, frequency_shift: int) -> None:
+        super().__init__()
+        self.frequencies = Timesteps(NUM_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=frequency_shift)
+        self.mlp = nn.Sequential(
+            nn.Linear(NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """(B,) -> (B, D)."""
+        embedded_BD: Tensor = self.mlp(self.frequencies(t_B).to(self.mlp[0].weight.dtype))
+        return embedded_BD
+
+
+class LabelEmbedder(nn.Module):
+    """A vector per class, and a last one for "no class"."""
+
+    def __init__(self, num_embeddings: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_embeddings, hidden_size)
+
+    def forward(self, labels_B: Tensor) -> Tensor:
+        """(B,) -> (B, D)."""
+        embedded_BD: Tensor = self.embedding_table(labels_B)
+        return embedded_BD
+
+
+def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    """Adaptive layer norm's second half."""
+    return torch.addcmul(shift_BD[:, None], x_BLD, 1 + scale_BD[:, None])
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each normed, shifted, scaled and gated by the condition."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(self, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        """(B, L, D), (B, D) -> (B, L, D)."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(condition_BD).chunk(6, dim=1)
+        x_BLD = x_BLD + gate_1[:, None] * self.attn(modulate(self.norm1(x_BLD), shift_1, scale_1))
+        return x_BLD + gate_2[:, None] * self.mlp(modulate(self.norm2(x_BLD), shift_2, scale_2))
+
+
+class FinalLayer(nn.Module):
+    """Norm, shift and scale, and a linear map from tokens to pixels."""
+
+    def __init__(self, hidden_size: int, out_features: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, out_features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        """(B, L, D), (B, D) -> (B, L, out_features)."""
+        shift_BD, scale_BD = self.adaLN_modulation(condition_BD).chunk(2, dim=1)
+        pixels: Tensor = self.linear(modulate(self.norm_final(x_BLD), shift_BD, scale_BD))
+        return pixels
+
+
+class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Call as model(x_BCHW, t_B, class_labels=labels_B).sample; with learned variance that has 2 C channels."""
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 4,
+        hidden_size: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        patch_size: int = 2,
+        mlp_ratio: float = 4.0,
+        num_class_embeds: int | None = None,
+        learned_variance: bool = False,
+        frequency_shift: int = 1,
+    ) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        out_channels = in_channels * (2 if learned_variance else 1)
+        self.x_embedder = PatchEmbed(sample_size, patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, frequency_shift)
+        self.y_embedder = None if num_class_embeds is None else LabelEmbedder(num_class_embeds, hidden_size)
+        # Fixed; a parameter because published checkpoints and parameter counts include it.
+        self.pos_embed = nn.Parameter(
+            torch.empty(1, (sample_size // patch_size) ** 2, hidden_size), requires_grad=False
+        )
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels)
+        self._initialise()
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Transformer2DModelOutput:
+        """(B, C, H, W), (B,), (B,) -> an output whose `sample` is (B, C or 2 C, H, W)."""
+        x_BLD = self.x_embedder(sample) + self.pos_embed
+        condition_BD = self.t_embedder(timestep)
+        if self.y_embedder is not None:
+            condition_BD = condition_BD + self.y_embedder(class_labels)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x_BLD = self._gradient_checkpointing_func(block, x_BLD, condition_BD)
+            else:
+                x_BLD = block(x_BLD, condition_BD)
+        return Transformer2DModelOutput(self._unpatchify(self.final_layer(x_BLD, condition_BD)))
+
+    def _unpatchify(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, patch * patch * C) -> (B, C, H, W)."""
+        config: Any = self.config
+        side, patch = config.sample_size // config.patch_size, config.patch_size
+        x = x_BLD.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x_BLD), -1, config.sample_size, config.sample_size)
+
+    def _initialise(self) -> None:
+        """The paper's: Xavier for linear layers, small normal for embeddings, zero where a block or the net ends."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.x_embedder.proj.out_channels, -1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.y_embedder is not None:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for last in [*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]]:
+            nn.init.zeros_(last.weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        config: Any = self.config
+        side = config.sample_size // config.patch_size
+        positions = get_2d_sincos_pos_embed(config.hidden_size, side, base_size=side, output_type="pt")
+        with torch.no_grad():
+            self.pos_embed.copy_(positions[None])
+
+
+def to_diffusers(model: DiT) -> Any:
+    """The same function as a diffusers DiTTransformer2DModel, for its DiTPipeline.
+
+    Raises ValueError for what that class cannot express: no classes, other timestep frequencies, another MLP ratio.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    config: Any = model.config
+    if config.num_class_embeds is None or config.frequency_shift != 1 or config.mlp_ratio != 4:
+        raise ValueError(
+            "diffusers' DiTTransformer2DModel has classes, frequency_shift 1 and mlp_ratio 4; this model has "
+            f"{config.num_class_embeds and config.num_class_embeds - 1} classes, frequency_shift "
+            f"{config.frequency_shift} and mlp_ratio {config.mlp_ratio}"
+        )
+    other = DiTTransformer2DModel(
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.hidden_size // config.num_heads,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels * (2 if config.learned_variance else 1),
+        num_layers=config.depth,
+        sample_size=config.sample_size,
+        patch_size=config.patch_size,
+        num_embeds_ada_norm=config.num_class_embeds - 1,
+        norm_eps=1e-6,
+    )
+    other.load_state_dict(_diffusers_weights(model))
+    return other.eval()
+
+
+def _diffusers_weights(model: DiT) -> dict[str, Tensor]:
+    """diffusers keeps a copy of both embedders in every block, and queries, keys and values apart."""
+    ours = model.state_dict()
+    theirs = {
+        "pos_embed.proj.weight": ours["x_embedder.proj.weight"],
+        "pos_embed.proj.bias": ours["x_embedder.proj.bias"],
+    }
+
+    def take(target: str, source: str) -> None:
+        for kind in ("weight", "bias"):
+            theirs[f"{target}.{kind}"] = ours[f"{source}.{kind}"]
+
+    take("proj_out_1", "final_layer.adaLN_modulation.1")
+    take("proj_out_2", "final_layer.linear")
+    for index in range(len(model.blocks)):
+        block, source = f"transformer_blocks.{index}", f"blocks.{index}"
+        take(f"{block}.norm1.emb.timestep_embedder.linear_1", "t_embedder.mlp.0")
+        take(f"{block}.norm1.emb.timestep_embedder.linear_2", "t_embedder.mlp.2")
+        table = ours["y_embedder.embedding_table.weight"]
+        theirs[f"{block}.norm1.emb.class_embedder.embedding_table.weight"] = table
+        take(f"{block}.norm1.linear", f"{source}.adaLN_modulation.1")
+        take(f"{block}.attn1.to_out.0", f"{source}.attn.proj")
+        take(f"{block}.ff.net.0.proj", f"{source}.mlp.fc1")
+        take(f"{block}.ff.net.2", f"{source}.mlp.fc2")
+        for kind in ("weight", "bias"):
+            parts = ours[f"{source}.attn.qkv.{kind}"].chunk(3)
+            for name, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):
+                theirs[f"{block}.attn1.{name}.{kind}"] = part
+    return theirs
