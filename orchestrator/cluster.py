@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.errors import ClusterError, ResourcesError
 from orchestrator.plan import PlannedJob
-from orchestrator.policies import why_infeasible
+from orchestrator.policies import num_slots, why_infeasible
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Only descriptions, records and generated batches travel through Ray; its default is a third of the memory."""
@@ -26,6 +26,12 @@ def refuse_infeasible(jobs: Sequence[PlannedJob], nodes: Sequence[Mapping[str, f
         reason = why_infeasible(planned.resources, nodes)
         if reason is not None:
             raise ResourcesError(f"{planned.name}: execution.{reason} ({where}); ask for less or join a larger node")
+        num_fitting = num_slots([planned.resources] * planned.num_workers, nodes)
+        if num_fitting < planned.num_workers:
+            raise ResourcesError(
+                f"{planned.name}: execution.num_workers is {planned.num_workers}, but only {num_fitting} of them fit "
+                f"at once ({where}); ask for fewer, or for less each"
+            )
 
 
 @contextmanager

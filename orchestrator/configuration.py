@@ -13,16 +13,17 @@ import numpy as np
 from orchestrator.cluster import connect
 from orchestrator.describe import flatten, prepare_data_of, prepare_reference_of, to_yaml
 from orchestrator.errors import ExpertsFailedError, RunStoppedError
-from orchestrator.experts import train_experts
+from orchestrator.experts import Listener, train_experts
+from orchestrator.figures import training_figures
 from orchestrator.generation import generate_samples
+from orchestrator.joint import train_joint
 from orchestrator.layout import RunsDir
 from orchestrator.plan import Plan, plan
 from orchestrator.store import ExpertStore
 from orchestrator.tracking import TrackedRun, Tracker, run_path
 from orchestrator.view import LiveView, print_result, progress
-from workloads.analysis.figures import loss_by_timestep_figure, training_loss_figure
 from workloads.analysis.grid import sample_grid
-from workloads.config import ProtocolConfig, RunConfig
+from workloads.config import ProtocolConfig, RemixJob, RunConfig
 from workloads.config.load import apply_override, validate
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble, write_ensemble
@@ -57,7 +58,7 @@ def train_configuration(config: RunConfig, runs_dir: Path, *, address: str | Non
         write_text(work.run_dir / "plan.json", json.dumps(planned.to_json(), indent=2))
         results = work.train(dataset)
         ensemble = work.gather(dataset)
-        work.log_training(results)
+        work.log_training(results, ensemble, dataset)
         scored = None if reference is None else work.score(ensemble, config.evaluation, reference)
         work.report(results, scored, runs_dir)
 
@@ -127,7 +128,12 @@ class _Work:
         planned, store = self.planned, ExpertStore(self.runs.store)
         track = _TrackExperts(planned, self.tracker, self.tracked)
         with LiveView(planned.jobs) as view:
-            outcome = train_experts(planned.jobs, dataset.path, store, planned.config.execution, [view, track])
+            listeners: list[Listener] = [view, track]
+            execution = planned.config.execution
+            if isinstance(planned.jobs[0].job, RemixJob):
+                outcome = train_joint(planned.jobs[0], dataset.path, store, execution, listeners)
+            else:
+                outcome = train_experts(planned.jobs, dataset.path, store, execution, listeners)
         for key, result in outcome.completed.items():
             track.finish(key, result, self._records(key))
         if outcome.stopped:
@@ -144,14 +150,11 @@ class _Work:
         folders = [self.runs.store / job.key for job in self.planned.jobs]
         return write_ensemble(self.run_dir / "ensemble", self.planned.config, dataset, folders)
 
-    def log_training(self, results: Sequence[JobResult]) -> None:
+    def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
         """Figures and sizes of the whole configuration."""
-        jobs, intervals = self.planned.jobs, self.planned.config.intervals
-        curves = [result.loss_by_timestep for result in results]
-        figures = {
-            "training_loss": training_loss_figure([self._records(job.key) for job in jobs], intervals),
-            "loss_by_timestep": loss_by_timestep_figure(curves, intervals, [job.job.specialisation for job in jobs]),
-        }
+        jobs = self.planned.jobs
+        with progress("measuring", "experts") as advance:
+            figures = training_figures(self.planned, self.runs.store, results, ensemble, dataset, advance)
         folder = self.run_dir / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():

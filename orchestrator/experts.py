@@ -26,9 +26,8 @@ from orchestrator.policies import (
     longest_first,
     num_slots,
 )
-from orchestrator.store import ExpertStore
+from orchestrator.store import ExpertStore, check_store
 from workloads.config import ExecutionConfig
-from workloads.errors import StorageError
 from workloads.training.hooks import TrainingStopped
 from workloads.training.job import JobResult, train_job
 from workloads.training.records import TrainingRecord
@@ -73,7 +72,7 @@ class ExpertActor:
 
     def train(self) -> tuple[JobResult, list[TrainingRecord]]:
         """Run the job to its end; the result and all records of this attempt."""
-        self._check_store()
+        check_store(self._work_dir.parent, self._store_id, ray.util.get_node_ip_address())
         resources = self._planned.resources
         result = train_job(
             self._planned.job,
@@ -98,15 +97,6 @@ class ExpertActor:
     def stop(self) -> None:
         """Ask for a checkpoint and an end."""
         self._stop.set()
-
-    def _check_store(self) -> None:
-        root = self._work_dir.parent
-        file = root / "store-id"
-        if not file.is_file() or file.read_text() != self._store_id:
-            raise StorageError(
-                f"the expert store {root} is not the same directory on node {ray.util.get_node_ip_address()}; "
-                "set --runs-dir to a path all nodes share"
-            )
 
 
 @dataclass
@@ -162,7 +152,7 @@ def train_experts(
                 listener.on_state(planned.key, "reused")
     if missing:
         supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome)
-        with _stop_signals(supervisor):
+        with stop_signals(supervisor.stop_requested):
             supervisor.run()
     return outcome
 
@@ -341,16 +331,16 @@ class _Supervisor:
 
 
 @contextmanager
-def _stop_signals(supervisor: _Supervisor) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks to stop, the second interrupts."""
+def stop_signals(stop_requested: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets the event, the second interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: Any) -> None:  # noqa: ARG001
-        if supervisor.stop_requested.is_set():
+        if stop_requested.is_set():
             raise KeyboardInterrupt
-        supervisor.stop_requested.set()
+        stop_requested.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

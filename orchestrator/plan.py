@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workloads.config import DataSpec, ExpertJob, Interval, Resources, RunConfig
+from workloads.config import DataSpec, ExpertJob, Interval, Job, RemixJob, Resources, RunConfig
 from workloads.config.base import content_hash
 
 BACKWARD_FACTOR = 3
@@ -16,7 +16,7 @@ BACKWARD_FACTOR = 3
 class PlannedJob:
     """One network to train and what it takes."""
 
-    job: ExpertJob
+    job: Job
     strategy: str
     num_parameters: int
     num_active_parameters: int
@@ -29,6 +29,9 @@ class PlannedJob:
     """Estimated peak memory of training."""
 
     resources: Resources
+
+    num_workers: int = 1
+    """How many of these resources the job takes at once."""
 
     @property
     def name(self) -> str:
@@ -47,13 +50,26 @@ class PlannedJob:
         """Of the whole training; the longest is started first."""
         return BACKWARD_FACTOR * self.macs * self.job.training.images
 
+    @property
+    def share(self) -> str:
+        """What its training looks like, in a word: how specialised an expert is, or how a remix is made up."""
+        if isinstance(self.job, ExpertJob):
+            return f"{self.job.specialisation:.0%}"
+        return f"{self.job.remix.num_bases}-{self.job.remix.count}"
+
+    def _kind_to_json(self) -> dict[str, Any]:
+        if isinstance(self.job, ExpertJob):
+            return {"specialisation": self.job.specialisation}
+        remix = self.job.remix
+        return {"num_experts": remix.count, "num_bases": remix.num_bases, "mixer": remix.mixer}
+
     def to_json(self) -> dict[str, Any]:
         """One entry of `rememe plan --json`; the key is null while the data is unknown."""
         return {
             "name": self.name,
             "strategy": self.strategy,
             "interval": list(self.interval),
-            "specialisation": self.job.specialisation,
+            **self._kind_to_json(),
             "model": self.job.model.kind,
             "num_parameters": self.num_parameters,
             "num_active_parameters": self.num_active_parameters,
@@ -61,6 +77,7 @@ class PlannedJob:
             "expected_training_macs": self.expected_macs,
             "memory_bytes": self.memory_bytes,
             "images": self.job.training.images,
+            "num_workers": self.num_workers,
             "resources": self.resources.model_dump(mode="json"),
             "key": self.key if self.job.data.fingerprint else None,
         }
@@ -104,29 +121,40 @@ class Plan:
 
 
 def plan(config: RunConfig, data: DataSpec) -> Plan:
-    """One job per interval, costed on the meta device; equal architectures are costed once.
+    """One job per interval, or one for a remix, costed on the meta device; equal architectures are costed once.
 
-    Raises ConfigError if an architecture does not fit the image size.
+    Raises ConfigError if an architecture does not fit the image size or the initial weights.
     """
-    jobs = tuple(_planned(job, config, config.expert_resources(index)) for index, job in enumerate(config.jobs(data)))
-    return Plan(config, jobs)
+    initial = None
+    if config.initial_weights is not None:
+        from workloads.models.initial import check_initial, resolve_initial
+
+        initial = resolve_initial(config.initial_weights)
+        for model in {job.model for job in config.jobs(data)}:
+            check_initial(initial, model, **_shape(data))
+    jobs = config.jobs(data, initial)
+    return Plan(config, tuple(_planned(job, config, config.expert_resources(i)) for i, job in enumerate(jobs)))
 
 
-def _planned(job: ExpertJob, config: RunConfig, resources: Resources) -> PlannedJob:
-    from workloads.analysis.cost import model_cost, training_memory_bytes
+def _shape(data: DataSpec) -> dict[str, Any]:
+    return {"channels": data.channels, "image_size": data.image_size, "num_classes": data.num_classes}
 
-    shape: dict[str, Any] = {
-        "channels": job.data.channels,
-        "image_size": job.data.image_size,
-        "num_classes": job.data.num_classes,
-    }
+
+def _planned(job: Job, config: RunConfig, resources: Resources) -> PlannedJob:
+    from workloads.analysis.cost import model_cost, remix_cost, training_memory_bytes
+
+    shape = _shape(job.data)
     cost = model_cost(job.model, **shape)
+    num_parameters, memory_bytes = cost.num_parameters, training_memory_bytes(job.model, job.training, **shape)
+    if isinstance(job, RemixJob):
+        num_parameters, memory_bytes = remix_cost(job)
     return PlannedJob(
         job=job,
         strategy=config.strategy.kind,
-        num_parameters=cost.num_parameters,
+        num_parameters=num_parameters,
         num_active_parameters=cost.num_parameters,
         macs=cost.macs,
-        memory_bytes=training_memory_bytes(job.model, job.training, **shape),
+        memory_bytes=memory_bytes,
         resources=resources,
+        num_workers=config.execution.num_workers,
     )

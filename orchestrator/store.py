@@ -4,11 +4,24 @@ import logging
 import uuid
 from pathlib import Path
 
-from workloads.errors import CheckpointError
+from workloads.errors import CheckpointError, StorageError
 from workloads.files import write_text
 from workloads.training.job import JobResult, completed
 
 logger = logging.getLogger(__name__)
+
+
+ID_FILE = "store-id"
+
+
+def check_store(root: Path, identity: str, node: str) -> None:
+    """Raise StorageError unless the store a worker sees on its node is the driver's."""
+    file = root / ID_FILE
+    if not file.is_file() or file.read_text() != identity:
+        raise StorageError(
+            f"the expert store {root} is not the same directory on node {node}; "
+            "set --runs-dir to a path all nodes share"
+        )
 
 
 class ExpertStore:
@@ -16,7 +29,7 @@ class ExpertStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._id_file = root / "store-id"
+        self._id_file = root / ID_FILE
         if not self._id_file.exists():
             write_text(self._id_file, uuid.uuid4().hex)
 

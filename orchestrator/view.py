@@ -106,13 +106,14 @@ def print_plan(planned: Plan) -> None:
 
 
 def _job_cells(job: PlannedJob) -> list[str]:
-    own = f"{job.job.specialisation:.0%}"
+    own = job.share
     sizes = [si(job.num_parameters), si(job.macs), f"{si(job.memory_bytes)}B"]
     return [job.name, str(job.interval), own, job.job.model.kind, *sizes]
 
 
 def _plan_cells(job: PlannedJob) -> list[str]:
     needs = ", ".join(f"{amount:g} {name}" for name, amount in as_ray_resources(job.resources).items())
+    needs = f"{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
     key = job.key if job.job.data.fingerprint else "unknown"
     return [f"{job.job.training.images:,}", needs, key]
 

@@ -2,7 +2,8 @@
 
 ensemble/
   ensemble.json        run description, data, intervals, SHA-256 of every expert's weights
-  expert_00/ ...       one network each, as save_pretrained writes it; 0 is nearest the clean image
+  expert_00/ ...       one network each, as save_pretrained writes it; 0 is nearest the clean image; or
+  remix/               K bases and the coefficients that mix them into experts
   vae/                 only for latents
 """
 
@@ -12,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from workloads.config.base import StrictConfig, content_hash
@@ -21,12 +24,18 @@ from workloads.config.intervals import IntervalTable
 from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
 from workloads.data.prepared import LatentInfo, PreparedDataset
+from workloads.diffusion.process import split_variance
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file, write_text
-from workloads.models.build import load_model
-from workloads.training.job import WEIGHTS, completed
+from workloads.models.build import WEIGHTS, load_model, new_model
+from workloads.models.remix import RemixNetwork
+from workloads.training.job import completed
+from workloads.training.remix import REMIX_WEIGHTS
 
 INDEX = "ensemble.json"
+REMIX = "remix"
+MAX_MIXED = 2
+"""Mixed experts kept at once. Sampling goes through them in order and comes back only with the next batch."""
 
 
 class EnsembleIndex(StrictConfig):
@@ -40,17 +49,16 @@ class EnsembleIndex(StrictConfig):
     latent: LatentInfo | None = None
 
 
-def write_ensemble(
-    target: Path, config: RunConfig, dataset: PreparedDataset, expert_dirs: Sequence[Path]
-) -> "Ensemble":
-    """Gather finished experts (work directories of train_job, clean end first) into one directory."""
+def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, work_dirs: Sequence[Path]) -> "Ensemble":
+    """Gather finished experts (work directories of train_job, clean end first; one for a remix) into one directory."""
     digests = []
     with new_directory(target) as scratch:
-        for index, work_dir in enumerate(expert_dirs):
+        for index, work_dir in enumerate(work_dirs):
             result = completed(work_dir)
             if result is None:
                 raise CheckpointError(f"expert {index} is not finished in {work_dir}; train it first")
-            shutil.copytree(work_dir / "expert", scratch / f"expert_{index:02d}")
+            source = (work_dir / result.weights_file).parent
+            shutil.copytree(source, scratch / (REMIX if source.name == REMIX else f"expert_{index:02d}"))
             digests.append(result.weights_sha256)
         latent = dataset.manifest.latent
         if latent is not None:
@@ -126,20 +134,41 @@ class Ensemble:
         )
 
     def expert(self, index: int) -> nn.Module:
-        """The expert's network in evaluation mode. CheckpointError if its weights are not those it was made with."""
+        """The expert's network in evaluation mode. CheckpointError if its weights are not those it was made with.
+
+        Experts of a remix are mixed when asked for; the last MAX_MIXED are kept.
+        """
+        if (self.path / REMIX).is_dir():
+            return self._remix.expert(index)
         if index not in self._experts:
             folder = self.path / f"expert_{index:02d}"
-            if not (folder / WEIGHTS).is_file() or sha256_file(folder / WEIGHTS) != self.index.weights_sha256[index]:
-                raise CheckpointError(f"the weights of {folder} are missing or damaged; run rememe train again")
+            self._check(folder / WEIGHTS, index)
             self._experts[index] = load_model(folder).to(self.device).eval()
         return self._experts[index]
+
+    @property
+    def coefficients_NK(self) -> np.ndarray:
+        """Of a remix: what each expert is mixed of, averaged over layers."""
+        table_NK: np.ndarray = self._remix.table_NLK.mean(1).cpu().numpy()
+        return table_NK
+
+    @cached_property
+    def _remix(self) -> RemixNetwork:
+        folder = self.path / REMIX
+        self._check(folder / REMIX_WEIGHTS, 0)
+        tensors = load_file(folder / REMIX_WEIGHTS)
+        return RemixNetwork(lambda: new_model(folder), tensors, self.device, min(MAX_MIXED, len(self.intervals)))
+
+    def _check(self, file: Path, index: int) -> None:
+        if not file.is_file() or sha256_file(file) != self.index.weights_sha256[index]:
+            raise CheckpointError(f"the weights of {file.parent} are missing or damaged; run rememe train again")
 
     def denoise(self, x_BCHW: Tensor, timestep: int, labels_B: Tensor | None = None) -> Tensor:
         """Network output of the expert that owns the timestep."""
         model: Any = self.expert(self.intervals.expert_of(timestep))
         t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
-        output: Tensor = model(x_BCHW, t_B, class_labels=labels_B).sample
-        return output
+        mean_BCHW, _ = split_variance(model(x_BCHW, t_B, class_labels=labels_B).sample, x_BCHW.shape[1])
+        return mean_BCHW
 
     def decode(self, x_BCHW: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) from what sampling yields; values beyond [-1, 1] are clipped."""

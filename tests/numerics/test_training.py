@@ -14,8 +14,9 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import Batch
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
+from workloads.models.build import WEIGHTS
 from workloads.training.hooks import TrainingDivergedError, TrainingStopped
-from workloads.training.job import WEIGHTS, completed, train_job
+from workloads.training.job import completed, train_job
 from workloads.training.records import read_records
 from workloads.training.state import TrainState
 from workloads.training.step import DenoisingStep

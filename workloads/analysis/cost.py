@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from workloads.config.job import RemixJob
 from workloads.config.models import AnyModel
 from workloads.config.training import TrainingConfig
 
@@ -49,6 +50,40 @@ def training_memory_bytes(
     if training.precision == "bf16":
         per_parameter, activations = per_parameter + 2, activations * 3 // 4
     return per_parameter * cost.num_parameters + training.batch_size * activations
+
+
+def remix_cost(job: RemixJob) -> tuple[int, int]:
+    """Parameters stored, and estimated peak memory of training per worker, of a remix.
+
+    Beside a plain network's memory: K - 1 more copies of the mixed parameters with moments and average, the mixture,
+    one gradient per set that workers exchange, and one basis's gradient.
+    """
+    data, remix, training = job.data, job.remix, job.training
+    shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "num_classes": data.num_classes}
+    num_mixed, num_layers = _num_mixed(job.model, remix.mixed, **shape)
+    rows = num_layers if remix.mixer == "per_layer" else 1
+    table = 0 if remix.mixer in {"one_hot", "continuous"} else remix.count * rows * remix.num_bases
+    copies = 3 if training.ema_halflife_images is None else 4
+    more = (remix.num_bases - 1) * copies + 1 + min(remix.experts_per_step, remix.num_bases)
+    local = training.model_copy(update={"batch_size": max(1, training.batch_size // remix.experts_per_step)})
+    memory = training_memory_bytes(job.model, local, **shape) + 4 * more * num_mixed
+    plain = model_cost(job.model, **shape)
+    return plain.num_parameters + (remix.num_bases - 1) * num_mixed + table, memory
+
+
+@lru_cache(maxsize=256)
+def _num_mixed(
+    config: AnyModel, patterns: tuple[str, ...], channels: int, image_size: int, num_classes: int | None
+) -> tuple[int, int]:
+    """Mixed parameters, and the layers they belong to. ConfigError if a pattern matches nothing."""
+    from workloads.models.build import build_model
+    from workloads.models.remix import mixed_names
+
+    with torch.device("meta"):
+        model = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
+    names = mixed_names(model, patterns)
+    parameters = dict(model.named_parameters())
+    return sum(parameters[name].numel() for name in names), len({name.rpartition(".")[0] for name in names})
 
 
 @lru_cache(maxsize=1024)

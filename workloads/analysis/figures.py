@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from workloads.analysis.loss_by_timestep import Curve
@@ -25,6 +26,9 @@ which is too faint on white."""
 
 MAX_NAMED = 8
 """More experts than this are not all named: text would be too small or too much."""
+
+MAX_WRITTEN = 120
+"""More cells than this carry no numbers."""
 
 TIMESTEP_LABEL = "timestep t (0 = clean image)"
 BLOCK_NAMES = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder"}
@@ -81,6 +85,87 @@ def loss_by_timestep_figure(
     return figure
 
 
+def coefficients_figure(table_NK: np.ndarray, intervals: IntervalTable, history: Sequence[dict[str, Any]]) -> Figure:
+    """What each expert is mixed of, now and over training (Remix-DiT, arXiv:2412.05628, Fig. 4a)."""
+    num_experts, num_bases = table_NK.shape
+    figure = Figure(figsize=(7.5, 4.2), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, num_bases, height_ratios=[1.2, 1])
+    limit = max(1.0, float(np.abs(table_NK).max()))
+    options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "vmin": min(0.0, table_NK.min())}
+    now = figure.add_subplot(grid[0, :])
+    image = now.imshow(table_NK.T, cmap=COLOURS, vmax=limit, **options)
+    now.set_ylabel("basis", size=9, color=INK)
+    now.set_yticks(range(num_bases))
+    step = -(-num_experts // MAX_NAMED)
+    shown = range(0, num_experts, step)
+    now.set_xticks(shown, [f"{index}\n{intervals[index]}" for index in shown])
+    now.set_xlabel("expert and its timesteps (0 = clean image)", size=9, color=INK)
+    if num_experts * num_bases <= MAX_WRITTEN:
+        for (expert, basis), value in np.ndenumerate(table_NK):
+            colour = "white" if value < 0.6 * limit else INK
+            now.text(expert, basis, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    seen = [entry["images_seen"] for entry in history]
+    for basis in range(num_bases):
+        axes = figure.add_subplot(grid[1, basis])
+        if history:
+            over_time = np.array([entry["coefficients"] for entry in history])[:, :, basis].T
+            axes.imshow(over_time, cmap=COLOURS, vmax=limit, extent=(0, seen[-1], num_experts - 0.5, -0.5), **options)
+        axes.set_title(f"basis {basis}", fontsize=8, color=INK)
+        axes.set_xticks([0, seen[-1]] if seen else [], ["0", f"{seen[-1]:,}"] if seen else [])
+        if basis == 0:
+            axes.set_ylabel("expert", size=9, color=INK)
+            axes.set_xlabel("images seen", size=8, color=INK)
+        else:
+            axes.set_yticks([])
+    for axes in figure.axes:
+        axes.tick_params(colors=INK, labelsize=7)
+    _colour_bar(figure, image, "coefficient")
+    _title(
+        figure,
+        "What each expert is mixed of",
+        "top: now; below: each basis's share in every expert as training went on",
+    )
+    return figure
+
+
+def loss_matrix_figure(curves: Sequence[Curve], intervals: IntervalTable) -> Figure:
+    """Every expert's loss at every timestep over the best expert's there (Remix-DiT, arXiv:2412.05628, Fig. 4c)."""
+    losses_NT = np.array([[loss for _, loss in curve] for curve in curves])
+    excess_NT = 100 * (losses_NT / losses_NT.min(axis=0) - 1)
+    num_bins = excess_NT.shape[1]
+    figure = Figure(figsize=(7.0, 4.2), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    limit = max(1.0, float(np.percentile(excess_NT, 95)))
+    image = axes.imshow(excess_NT, cmap=COLOURS.reversed(), vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
+    timesteps = [timestep for timestep, _ in curves[0]]
+    owners = [intervals.expert_of(timestep) for timestep in timesteps]
+    for bin_index, owner in enumerate(owners):
+        frame = Rectangle((bin_index - 0.5, owner - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.2)
+        axes.add_patch(frame)
+    step = -(-num_bins // 12)
+    axes.set_xticks(range(0, num_bins, step), [str(timestep) for timestep in timesteps[::step]])
+    axes.set_xlabel(TIMESTEP_LABEL, size=9, color=INK)
+    axes.set_ylabel("expert", size=9, color=INK)
+    axes.tick_params(colors=INK, labelsize=8)
+    _colour_bar(figure, image, "loss above the best expert's (%)")
+    num_best, num_points = count_owner_is_best(curves, intervals)
+    _title(
+        figure,
+        "Loss of every expert at every timestep, framed where it is in charge",
+        f"the expert in charge is the best at {num_best} of {num_points} timesteps",
+    )
+    return figure
+
+
+def _colour_bar(figure: Figure, image: Any, label: str) -> None:
+    bar = figure.colorbar(image, ax=figure.axes, aspect=40, pad=0.01)
+    bar.set_label(label, color=INK, size=9)
+    bar.ax.tick_params(colors=INK, labelsize=8)
+    bar.outline.set_visible(False)
+
+
 def spectra_figure(experts: Sequence[Spectra], intervals: IntervalTable) -> Figure:
     """One row per expert, one column per block, one curve per timestep (MEME, arXiv:2306.04990, Fig. 3 and 6)."""
     blocks = list(next(spectra for spectra in experts if spectra.timesteps).amplitudes)
@@ -105,10 +190,7 @@ def spectra_figure(experts: Sequence[Spectra], intervals: IntervalTable) -> Figu
         axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     figure.supxlabel("frequency along the diagonal (units of π per pixel)", fontsize=9, color=INK)
     figure.supylabel("relative log amplitude", fontsize=9, color=INK)
-    bar = figure.colorbar(ScalarMappable(scale, COLOURS), ax=grid, aspect=40, pad=0.01)
-    bar.set_label(TIMESTEP_LABEL, color=INK, size=9)
-    bar.ax.tick_params(colors=INK, labelsize=8)
-    bar.outline.set_visible(False)
+    _colour_bar(figure, ScalarMappable(scale, COLOURS), TIMESTEP_LABEL)
     _title(
         figure,
         "Frequency content of feature maps, expert by expert",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,23 +62,32 @@ def loss_by_timestep(
 
 
 def ensemble_loss_by_timestep(
-    ensemble: Ensemble, dataset: PreparedDataset, *, num_bins: int = NUM_BINS, num_images: int = 256, seed: int = 0
+    ensemble: Ensemble,
+    dataset: PreparedDataset,
+    *,
+    num_bins: int = NUM_BINS,
+    num_images: int = 256,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Curve, ...]:
     """One curve over all of [0, T) per expert, in bins that no interval cuts through: a matrix expert x timestep."""
     process = DiffusionProcess(ensemble.diffusion, ensemble.device)
     bins = aligned_bins(ensemble.intervals, num_bins)
-    return tuple(
-        loss_by_timestep(
-            ensemble.expert(index),
-            process,
-            dataset,
-            bins=bins,
-            num_images=num_images,
-            seed=seed,
-            class_conditional=ensemble.num_classes is not None,
+    curves = []
+    for index in range(len(ensemble.intervals)):
+        curves.append(
+            loss_by_timestep(
+                ensemble.expert(index),
+                process,
+                dataset,
+                bins=bins,
+                num_images=num_images,
+                seed=seed,
+                class_conditional=ensemble.num_classes is not None,
+            )
         )
-        for index in range(len(ensemble.intervals))
-    )
+        on_progress(index + 1, len(ensemble.intervals))
+    return tuple(curves)
 
 
 def uniform_bins(num_timesteps: int, num_bins: int = NUM_BINS) -> tuple[Interval, ...]:

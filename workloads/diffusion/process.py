@@ -1,5 +1,6 @@
 """The forward process and the training objective, on the noise schedule of a diffusers scheduler."""
 
+import math
 from typing import Any
 
 import torch
@@ -51,9 +52,73 @@ class DiffusionProcess:
     def loss(
         self, prediction_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor, *, weighted: bool = True
     ) -> Tensor:
-        """(B,) squared error, averaged over C, H and W."""
-        error_B = (prediction_BCHW - self.target(x0_BCHW, noise_BCHW, t_B)).square().mean(dim=(1, 2, 3))
-        return error_B * self.loss_weight(t_B) if weighted else error_B
+        """(B,) squared error, averaged over C, H and W.
+
+        A prediction of 2 C channels has learned variances; their variational bound is added to a weighted loss
+        (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 16, whose lambda of 0.001 is 1 / T for T = 1000).
+        """
+        mean_BCHW, variance_BCHW = split_variance(prediction_BCHW, x0_BCHW.shape[1])
+        error_B = (mean_BCHW - self.target(x0_BCHW, noise_BCHW, t_B)).square().mean(dim=(1, 2, 3))
+        if not weighted:
+            return error_B
+        loss_B = error_B * self.loss_weight(t_B)
+        if variance_BCHW is not None:
+            x_t_BCHW = self.add_noise(x0_BCHW, noise_BCHW, t_B)
+            loss_B = loss_B + self.variational_bound(mean_BCHW.detach(), variance_BCHW, x0_BCHW, x_t_BCHW, t_B)
+        return loss_B
+
+    def variational_bound(
+        self, mean_BCHW: Tensor, variance_BCHW: Tensor, x0_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor
+    ) -> Tensor:
+        """(B,) bits per dimension: KL(q(x_t-1 | x_t, x_0) || p(x_t-1 | x_t)), or -log p(x_0 | x_1) at t = 0.
+
+        mean_BCHW is what the network predicts (noise or v), variance_BCHW its share between the two bounds of the
+        log variance, -1 for the posterior's and 1 for beta (Eq. 15).
+        """
+        abar_B = self.alphas_cumprod_T[t_B].view(-1, 1, 1, 1)
+        before_B = torch.where(t_B > 0, self.alphas_cumprod_T[(t_B - 1).clamp(min=0)], 1.0).view(-1, 1, 1, 1)
+        beta_B = 1 - abar_B / before_B
+        posterior_B = beta_B * (1 - before_B) / (1 - abar_B)
+        # At t = 0 the posterior has no variance; the next step's stands in for it, as in the reference.
+        first = self.alphas_cumprod_T[:2]
+        floor = (1 - first[1] / first[0]) * (1 - first[0]) / (1 - first[1])
+        log_posterior_B = torch.where(before_B < 1, posterior_B, floor).log()
+        share_BCHW = (variance_BCHW + 1) / 2
+        log_variance_BCHW = share_BCHW * beta_B.log() + (1 - share_BCHW) * log_posterior_B
+        if self.config.objective == "epsilon":
+            guess_BCHW = (x_t_BCHW - (1 - abar_B).sqrt() * mean_BCHW) / abar_B.sqrt()
+        else:
+            guess_BCHW = abar_B.sqrt() * x_t_BCHW - (1 - abar_B).sqrt() * mean_BCHW
+        scale_0, scale_t = beta_B * before_B.sqrt() / (1 - abar_B), (1 - before_B) * (beta_B.neg() + 1).sqrt()
+        scale_t = scale_t / (1 - abar_B)
+        model_mean_BCHW = scale_0 * guess_BCHW + scale_t * x_t_BCHW
+        true_mean_BCHW = scale_0 * x0_BCHW + scale_t * x_t_BCHW
+        divergence = 0.5 * (
+            log_variance_BCHW
+            - log_posterior_B
+            - 1
+            + (log_posterior_B - log_variance_BCHW).exp()
+            + (true_mean_BCHW - model_mean_BCHW).square() * (-log_variance_BCHW).exp()
+        )
+        likelihood = _log_likelihood_of_8_bits(x0_BCHW, model_mean_BCHW, log_variance_BCHW / 2)
+        bits_BCHW = torch.where((t_B == 0).view(-1, 1, 1, 1), -likelihood, divergence) / math.log(2)
+        return bits_BCHW.mean(dim=(1, 2, 3))
+
+
+def split_variance(prediction_BCHW: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """The mean's prediction and, where the network learns variances, theirs."""
+    if prediction_BCHW.shape[1] == channels:
+        return prediction_BCHW, None
+    return prediction_BCHW[:, :channels], prediction_BCHW[:, channels:]
+
+
+def _log_likelihood_of_8_bits(x_BCHW: Tensor, mean_BCHW: Tensor, log_scale_BCHW: Tensor) -> Tensor:
+    """log P of a normal's mass in the bin of width 2/255 around x; the outermost bins reach to infinity."""
+    normal = torch.special.log_ndtr
+    upper = (x_BCHW - mean_BCHW + 1 / 255) * (-log_scale_BCHW).exp()
+    lower = (x_BCHW - mean_BCHW - 1 / 255) * (-log_scale_BCHW).exp()
+    mass = (torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp(min=1e-12).log()
+    return torch.where(x_BCHW < -0.999, normal(upper), torch.where(x_BCHW > 0.999, normal(-lower), mass))
 
 
 def _min_snr_weights(config: DiffusionConfig, alphas_cumprod_T: Tensor) -> Tensor:

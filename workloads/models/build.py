@@ -122,6 +122,9 @@ def _zero_last_layers(model: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The file save_pretrained writes weights to."""
+
 CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DModel, "DiT": DiT}
 """By the name save_pretrained writes into config.json."""
 
@@ -129,7 +132,18 @@ CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DM
 def load_model(path: Path) -> ModelMixin:
     """The network save_pretrained wrote, whichever class it is. Raises CheckpointError if there is none."""
     try:
-        name = json.loads((path / "config.json").read_text())["_class_name"]
-        return CLASSES[name].from_pretrained(path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)  # type: ignore[attr-defined]
+        return _class_of(path).from_pretrained(
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} holds no network: {str(error).splitlines()[0]}") from None
+
+
+def new_model(path: Path) -> ModelMixin:
+    """A network of the architecture save_config wrote, with fresh weights."""
+    cls = _class_of(path)
+    return cls.from_config(cls.load_config(path, local_files_only=True))
+
+
+def _class_of(path: Path) -> Any:
+    return CLASSES[json.loads((path / "config.json").read_text())["_class_name"]]

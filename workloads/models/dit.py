@@ -50,7 +50,7 @@ class LabelEmbedder(nn.Module):
 
 def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     """Adaptive layer norm's second half."""
-    return torch.addcmul(shift_BD[:, None], x_BLD, 1 + scale_BD[:, None])
+    return x_BLD * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
 class DiTBlock(nn.Module):
@@ -66,9 +66,12 @@ class DiTBlock(nn.Module):
 
     def forward(self, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
         """(B, L, D), (B, D) -> (B, L, D)."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(condition_BD).chunk(6, dim=1)
-        x_BLD = x_BLD + gate_1[:, None] * self.attn(modulate(self.norm1(x_BLD), shift_1, scale_1))
-        return x_BLD + gate_2[:, None] * self.mlp(modulate(self.norm2(x_BLD), shift_2, scale_2))
+        modulation_BD: Tensor = self.adaLN_modulation(condition_BD)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation_BD.chunk(6, dim=1)
+        attended_BLD: Tensor = self.attn(modulate(self.norm1(x_BLD), shift_1, scale_1))
+        x_BLD = x_BLD + gate_1[:, None] * attended_BLD
+        mapped_BLD: Tensor = self.mlp(modulate(self.norm2(x_BLD), shift_2, scale_2))
+        return x_BLD + gate_2[:, None] * mapped_BLD
 
 
 class FinalLayer(nn.Module):
@@ -123,7 +126,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Transformer2DModelOutput:
         """(B, C, H, W), (B,), (B,) -> an output whose `sample` is (B, C or 2 C, H, W)."""
         x_BLD = self.x_embedder(sample) + self.pos_embed
-        condition_BD = self.t_embedder(timestep)
+        condition_BD: Tensor = self.t_embedder(timestep)
         if self.y_embedder is not None:
             condition_BD = condition_BD + self.y_embedder(class_labels)
         for block in self.blocks:
@@ -137,8 +140,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """(B, L, patch * patch * C) -> (B, C, H, W)."""
         config: Any = self.config
         side, patch = config.sample_size // config.patch_size, config.patch_size
-        x = x_BLD.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x_BLD), -1, config.sample_size, config.sample_size)
+        grid = x_BLD.reshape(len(x_BLD), side, side, patch, patch, -1)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(x_BLD), -1, config.sample_size, config.sample_size)
 
     def _initialise(self) -> None:
         """The paper's: Xavier for linear layers, small normal for embeddings, zero where a block or the net ends."""
@@ -148,12 +151,13 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.x_embedder.proj.out_channels, -1))
         nn.init.zeros_(self.x_embedder.proj.bias)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for name in ("t_embedder.mlp.0", "t_embedder.mlp.2"):
+            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.02)
         if self.y_embedder is not None:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for last in [*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]]:
-            nn.init.zeros_(last.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith("adaLN_modulation.1.weight"):
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.final_layer.linear.weight)
         config: Any = self.config
         side = config.sample_size // config.patch_size

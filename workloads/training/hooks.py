@@ -13,7 +13,7 @@ from workloads.data.stream import BatchStream
 from workloads.errors import RememeError
 from workloads.files import clear_storage_errors
 from workloads.training.records import TrainingRecord, append_record
-from workloads.training.state import TrainState
+from workloads.training.state import State
 
 
 class TrainingStopped(RememeError):  # noqa: N818  (an outcome that was asked for, not an error)
@@ -45,12 +45,12 @@ class RecordHook:
         self._from_s = time.perf_counter()
         self._waited_s = 0.0
 
-    def __call__(self, state: TrainState, loss: Tensor) -> None:
+    def __call__(self, state: State, loss: Tensor) -> None:
         self._losses.append(loss)
         if state.images_seen - self._from_images >= self._every_images:
             self.flush(state)
 
-    def flush(self, state: TrainState) -> None:
+    def flush(self, state: State) -> None:
         """Report what has gathered since the last record, if anything."""
         if not self._losses:
             return
@@ -67,7 +67,7 @@ class RecordHook:
             images_seen=state.images_seen,
             loss=mean_loss,
             images_per_s=(state.images_seen - self._from_images) / elapsed_s,
-            learning_rate=state.optimizer.param_groups[0]["lr"],
+            learning_rate=state.learning_rate,
             loader_wait_share=(self._stream.waited_s - self._waited_s) / elapsed_s,
         )
         self._losses.clear()
@@ -78,20 +78,23 @@ class RecordHook:
 
 
 class CheckpointHook:
-    """Writes a checkpoint every `every_images` images, and one on request before stopping."""
+    """Writes a checkpoint every `every_images` images, and one on request before stopping.
+
+    A worker that is not the first has no folder and only stops.
+    """
 
     def __init__(
-        self, folder: CheckpointFolder, *, start_images: int, every_images: int, should_stop: Callable[[], bool]
+        self, folder: CheckpointFolder | None, *, start_images: int, every_images: int, should_stop: Callable[[], bool]
     ) -> None:
         self._folder = folder
         self._every_images = every_images
         self._saved_images = start_images
         self._should_stop = should_stop
 
-    def __call__(self, state: TrainState, loss: Tensor) -> None:  # noqa: ARG002
+    def __call__(self, state: State, loss: Tensor) -> None:  # noqa: ARG002
         stop = self._should_stop()
         if stop or state.images_seen - self._saved_images >= self._every_images:
-            if state.images_seen > self._saved_images:
+            if self._folder is not None and state.images_seen > self._saved_images:
                 self._folder.save(state.checkpoint())
             self._saved_images = state.images_seen
         if stop:

@@ -1,4 +1,4 @@
-"""Train one expert from start to finish; run again, it goes on from its last checkpoint."""
+"""Train one job from start to finish; run again, it goes on from its last checkpoint."""
 
 import json
 import math
@@ -7,27 +7,27 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from workloads.analysis.loss_by_timestep import loss_by_timestep
+from workloads.analysis.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.checkpoint import CheckpointFolder
-from workloads.config.job import ExpertJob
+from workloads.config.intervals import Interval
+from workloads.config.job import Job, RemixJob
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
-from workloads.files import new_directory, sha256_file, write_text
-from workloads.models.build import build_model
+from workloads.files import sha256_file, write_text
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
-from workloads.training.loop import train
+from workloads.training.loop import Hook, StepFn, train
+from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
-from workloads.training.state import TrainState
+from workloads.training.remix import CoefficientHistory, RemixState, RemixStep
+from workloads.training.state import State, TrainState, initial_model
 from workloads.training.step import DenoisingStep
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 CURVE_IMAGES = 256
 """Images behind each point of an expert's loss by timestep."""
 
@@ -41,6 +41,8 @@ class JobResult:
     final_loss: float
     train_s: float
     """Seconds spent in training steps, restarts included, start-up not."""
+    weights_file: str
+    """Relative to the job's directory."""
     weights_sha256: str
     loss_by_timestep: tuple[tuple[int, float], ...]
     """(timestep, mean squared error of the prediction), over the whole range."""
@@ -54,34 +56,33 @@ def completed(work_dir: Path) -> JobResult | None:
     file = work_dir / "result.json"
     if not file.exists():
         return None
-    weights = work_dir / "expert" / WEIGHTS
     try:
         raw = json.loads(file.read_text())
         result = JobResult(**raw | {"loss_by_timestep": tuple((t, loss) for t, loss in raw["loss_by_timestep"])})
-        intact = sha256_file(weights) == result.weights_sha256
+        intact = sha256_file(work_dir / result.weights_file) == result.weights_sha256
     except (OSError, ValueError, TypeError, KeyError):
         intact = False
     if not intact:
-        raise CheckpointError(
-            f"the weights in {work_dir / 'expert'} are damaged; remove {work_dir} to train them again"
-        )
+        raise CheckpointError(f"the weights in {work_dir} are damaged; remove {work_dir} to train them again")
     return result
 
 
 def train_job(
-    job: ExpertJob,
+    job: Job,
     data_path: Path,
     work_dir: Path,
     *,
     device: str = "cpu",
     num_threads: int | None = None,
+    workers: Workers | None = None,
     report: Callable[[TrainingRecord], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> JobResult:
     """Train until the job's budget is used up; idempotent.
 
-    In the end work_dir holds expert/ (averaged weights, as save_pretrained writes them), records.jsonl and,
-    written last, result.json. Raises TrainingStopped after writing a checkpoint when should_stop() says so.
+    In the end work_dir holds the averaged weights (expert/ as save_pretrained writes them, or remix/), records.jsonl
+    and, written last, result.json. Raises TrainingStopped after writing a checkpoint when should_stop() says so.
+    A remix may be trained by several workers that see the same work_dir; all call this, the first one writes.
     """
     if (result := completed(work_dir)) is not None:
         return result
@@ -93,81 +94,117 @@ def train_job(
             f"{data_path} holds data {dataset.fingerprint[:16]}, but job {job.name} was planned for "
             f"{job.data.fingerprint[:16]}; plan again"
         )
-    training = _Training(job, dataset, work_dir, torch.device(device))
+    workers = workers or Workers()
+    assert workers.world_size == 1 or isinstance(job, RemixJob), "an expert is trained by one worker"
+    training = _Training(job, dataset, work_dir, torch.device(device), workers)
     training.run(report, should_stop)
-    return training.finish()
+    if workers.is_first:
+        training.finish()
+    workers.any(False)  # the others wait until it is there
+    result = completed(work_dir)
+    assert result is not None
+    return result
 
 
 class _Training:
-    """What the steps of training one expert share."""
+    """What the steps of one job share."""
 
-    def __init__(self, job: ExpertJob, dataset: PreparedDataset, work_dir: Path, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, dataset: PreparedDataset, work_dir: Path, device: torch.device, workers: Workers
+    ) -> None:
         self._job = job
         self._dataset = dataset
         self._work_dir = work_dir
         self._device = device
+        self._workers = workers
         self._records_file = work_dir / "records.jsonl"
         self._checkpoints = CheckpointFolder(work_dir / "checkpoints", job.key)
-        self._state = _initial_state(job, device)
+        self._state, self._step = _begin(job, device, workers)
         if (checkpoint := self._checkpoints.load_latest()) is not None:
             self._state.restore(checkpoint)
 
     def run(self, report: Callable[[TrainingRecord], None], should_stop: Callable[[], bool]) -> None:
         """Train from wherever the state stands to the end of the budget."""
-        job, config, start = self._job, self._job.training, self._state.images_seen
+        job, config, start, workers = self._job, self._job.training, self._state.images_seen, self._workers
+        stream = BatchStream(
+            self._dataset,
+            batch_size=config.batch_size // workers.world_size,
+            seed=derive_seed("order", job.seed, *job.interval),
+            rank=workers.rank,
+            world_size=workers.world_size,
+            flip=job.data.flip,
+        )
+        saver = CheckpointHook(
+            self._checkpoints if workers.is_first else None,
+            start_images=start,
+            every_images=config.checkpoint_every_images,
+            should_stop=should_stop,
+        )
+        recorder = None
+        hooks: list[Hook] = [saver]
+        if workers.is_first:
+            recorder = self._recorder(stream, report)
+            hooks.insert(0, recorder)
+            if isinstance(job, RemixJob):
+                history = self._work_dir / "coefficients.jsonl"
+                every_images = config.log_every_images
+                hooks.insert(1, CoefficientHistory(history, start_images=start, every_images=every_images))
+        with closing(stream.iterate(start)) as batches:
+            train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
+        if recorder is not None:
+            recorder.flush(self._state)
+
+    def _recorder(self, stream: BatchStream, report: Callable[[TrainingRecord], None]) -> RecordHook:
+        start = self._state.images_seen
         self._work_dir.mkdir(parents=True, exist_ok=True)
         # Records past the checkpoint are about to be made again.
         kept = [record for record in read_records(self._records_file) if record.images_seen <= start]
         write_records(self._records_file, kept)
-        order_seed = derive_seed("order", job.seed, *job.interval)
-        stream = BatchStream(self._dataset, batch_size=config.batch_size, seed=order_seed, flip=job.data.flip)
-        recorder = RecordHook(
-            stream, start_images=start, every_images=config.log_every_images, file=self._records_file, report=report
-        )
-        saver = CheckpointHook(
-            self._checkpoints, start_images=start, every_images=config.checkpoint_every_images, should_stop=should_stop
-        )
-        step = DenoisingStep(job, self._device)
-        with closing(stream.iterate(start)) as batches:
-            train(self._state, batches, step=step, total_images=config.images, hooks=(recorder, saver))
-        recorder.flush(self._state)
+        every_images = self._job.training.log_every_images
+        return RecordHook(stream, start_images=start, every_images=every_images, file=self._records_file, report=report)
 
-    def finish(self) -> JobResult:
+    def finish(self) -> None:
         """Measure, save the averaged weights, and only then say that the job is done."""
-        job, model = self._job, self._state.model.eval()
-        self._state.load_average()
-        curve = loss_by_timestep(
-            model,
-            DiffusionProcess(job.diffusion, self._device),
-            self._dataset,
-            num_images=CURVE_IMAGES,
-            seed=job.seed,
-            class_conditional=job.data.num_classes is not None,
-        )
-        with new_directory(self._work_dir / "expert") as scratch:
-            saved: Any = model.to(memory_format=torch.contiguous_format)
-            saved.save_pretrained(scratch)
-            weights_sha256 = sha256_file(scratch / WEIGHTS)
+        self._state.use_average()
+        curve = self._loss_by_timestep()
+        weights = self._state.save(self._work_dir)
         records = read_records(self._records_file)
         spans = pairwise([0, *(record.images_seen for record in records)])
         result = JobResult(
-            key=job.key,
+            key=self._job.key,
             images_seen=self._state.images_seen,
             final_loss=records[-1].loss if records else math.nan,
             train_s=sum((b - a) / record.images_per_s for (a, b), record in zip(spans, records, strict=True)),
-            weights_sha256=weights_sha256,
+            weights_file=str(weights.relative_to(self._work_dir)),
+            weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
         )
-        write_text(self._work_dir / "job.json", job.model_dump_json(indent=2))
+        write_text(self._work_dir / "job.json", self._job.model_dump_json(indent=2))
         write_text(self._work_dir / "result.json", json.dumps(asdict(result), indent=2))
         self._checkpoints.clear()
-        return result
+
+    def _loss_by_timestep(self) -> Curve:
+        """Each network's loss at the timesteps it is to be judged at, in about NUM_BINS bins, or one per network."""
+        job, num_timesteps = self._job, self._job.diffusion.num_timesteps
+        process = DiffusionProcess(job.diffusion, self._device)
+        curve: Curve = ()
+        num_networks = len(job.intervals) if isinstance(job, RemixJob) else 1
+        for (lo, hi), model in self._state.networks():
+            num_bins = max(1, round(NUM_BINS * (hi - lo) / num_timesteps))
+            curve += loss_by_timestep(
+                model,
+                process,
+                self._dataset,
+                bins=[Interval(lo + a, lo + b) for a, b in uniform_bins(hi - lo, num_bins)],
+                num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // num_networks)),
+                seed=job.seed,
+                class_conditional=job.data.num_classes is not None,
+            )
+        return curve
 
 
-def _initial_state(job: ExpertJob, device: torch.device) -> TrainState:
-    torch.manual_seed(derive_seed("weights", job.seed, *job.interval))
-    model = build_model(
-        job.model, channels=job.data.channels, image_size=job.data.image_size, num_classes=job.data.num_classes
-    )
-    model.to(device, memory_format=torch.channels_last if job.training.channels_last else torch.preserve_format)
-    return TrainState(model.train(), job.training)
+def _begin(job: Job, device: torch.device, workers: Workers) -> tuple[State, StepFn]:
+    """The state and the step of a job; a new kind of job is a line here."""
+    if isinstance(job, RemixJob):
+        return RemixState(job, device), RemixStep(job, device, workers)
+    return TrainState(initial_model(job, device), job.training, job.diffusion.num_timesteps), DenoisingStep(job, device)

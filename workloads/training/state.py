@@ -1,26 +1,88 @@
 """Everything a training run must remember between two steps, and nothing else."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from workloads.checkpoint import Checkpoint
+from workloads.config.intervals import Interval
+from workloads.config.job import Job
 from workloads.config.training import TrainingConfig
 from workloads.errors import CheckpointError
+from workloads.files import new_directory
+from workloads.models.build import WEIGHTS, build_model
+from workloads.models.initial import load_initial
+from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
+
+
+class State(Protocol):
+    """What the loop and its hooks need to know of what is trained."""
+
+    images_seen: int
+
+    @property
+    def learning_rate(self) -> float:
+        """The network's, now."""
+
+    def checkpoint(self) -> Checkpoint:
+        """A flat set of tensors from which `restore` continues bit for bit."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint. Raises CheckpointError if it is of something else."""
+
+    def use_average(self) -> None:
+        """Put the averaged weights, if any, in place; the end of training."""
+
+    def networks(self) -> Iterator[tuple[Interval, nn.Module]]:
+        """Networks and the timesteps they are to be judged at, each valid until the next is asked for."""
+
+    def save(self, work_dir: Path) -> Path:
+        """Write what training yields, and return the file with the weights."""
+
+
+def initial_model(job: Job, device: torch.device) -> nn.Module:
+    """The job's network with its initial weights, ready for training."""
+    interval = job.interval
+    torch.manual_seed(derive_seed("weights", job.seed, *interval))
+    data, config = job.data, job.training
+    model: Any = build_model(
+        job.model, channels=data.channels, image_size=data.image_size, num_classes=data.num_classes
+    )
+    if job.initial is not None:
+        load_initial(model, job.initial.path)
+    if config.activation_checkpointing:
+        model.enable_gradient_checkpointing()
+    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    trained: nn.Module = model.train()
+    return trained
+
+
+def adamw(parameters: Iterable[Tensor], config: TrainingConfig) -> torch.optim.AdamW:
+    """The optimiser of a run description."""
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def autocast(device: torch.device, config: TrainingConfig) -> AbstractContextManager[None]:
+    """bf16 in the forward pass, if the run description says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 class TrainState:
     """Network, averaged weights, optimiser and progress. Randomness needs no state: see workloads/seeding.py."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainingConfig, num_timesteps: int) -> None:
         self.model = model
+        self._num_timesteps = num_timesteps
         self.images_seen = 0
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = adamw(self.parameters, config)
         self.average: WeightAverage | None = None
         if config.ema_halflife_images is not None:
             self.average = WeightAverage(
@@ -63,9 +125,26 @@ class TrainState:
                 target.copy_(averages[index])
         self.images_seen = checkpoint.images_seen
 
+    @property
+    def learning_rate(self) -> float:
+        """Now."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
     @torch.no_grad()
-    def load_average(self) -> None:
+    def use_average(self) -> None:
         """Put the averaged weights, if any, into the network; the end of training."""
         if self.average is not None:
             for parameter, average in zip(self.parameters, self.average.tensors, strict=True):
                 parameter.copy_(average)
+
+    def networks(self) -> Iterator[tuple[Interval, nn.Module]]:
+        """The one network, judged at all timesteps."""
+        yield Interval(0, self._num_timesteps), self.model
+
+    def save(self, work_dir: Path) -> Path:
+        """Write work_dir/expert as save_pretrained does."""
+        with new_directory(work_dir / "expert") as scratch:
+            model: Any = self.model.to(memory_format=torch.contiguous_format)
+            model.save_pretrained(scratch)
+        return work_dir / "expert" / WEIGHTS

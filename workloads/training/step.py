@@ -12,7 +12,7 @@ from workloads.diffusion.process import DiffusionProcess
 from workloads.diffusion.timesteps import draw_timesteps
 from workloads.seeding import derive_seed
 from workloads.training.schedule import learning_rate
-from workloads.training.state import TrainState
+from workloads.training.state import TrainState, autocast
 
 # Axes: B batch, C channels, H height, W width.
 
@@ -33,10 +33,17 @@ class DenoisingStep:
             x0_BCHW = x0_BCHW.contiguous(memory_format=torch.channels_last)
         t_B, noise_BCHW, labels_B = self._draw(state.images_seen, x0_BCHW, batch.labels_B)
         x_t_BCHW = self._process.add_noise(x0_BCHW, noise_BCHW, t_B)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            prediction_BCHW = self._network(state)(x_t_BCHW, t_B, class_labels=labels_B).sample
-        loss = self._process.loss(prediction_BCHW.float(), x0_BCHW, noise_BCHW, t_B).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = torch.zeros((), device=self._device)
+        micro = config.micro_batch_size or len(x0_BCHW)
+        for lo in range(0, len(x0_BCHW), micro):
+            part = slice(lo, lo + micro)
+            labels = None if labels_B is None else labels_B[part]
+            with autocast(self._device, config):
+                prediction = self._network(state)(x_t_BCHW[part], t_B[part], class_labels=labels).sample
+            loss_B = self._process.loss(prediction.float(), x0_BCHW[part], noise_BCHW[part], t_B[part])
+            loss = loss_B.sum() / len(x0_BCHW)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         if config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad_norm)
         state.images_seen += len(x0_BCHW)
@@ -46,7 +53,7 @@ class DenoisingStep:
         state.optimizer.zero_grad(set_to_none=True)
         if state.average is not None:
             state.average.update(len(x0_BCHW), state.images_seen)
-        return loss.detach()
+        return total
 
     def _draw(self, images_seen: int, x0_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Timesteps, noise and (partly hidden) labels of the step that starts at images_seen."""
