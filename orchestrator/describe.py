@@ -18,7 +18,7 @@ from workloads.errors import DataError
 
 
 def plan_configuration(config: RunConfig, runs_dir: Path, *, as_json: bool) -> None:
-    """Print what would run. Works without the data too; keys are then unknown."""
+    """Print what would run. Works without data and initial weights too; keys are then unknown."""
     try:
         spec = prepare_data_of(config, RunsDir(runs_dir)).spec(config.data)
     except DataError as error:
@@ -27,6 +27,9 @@ def plan_configuration(config: RunConfig, runs_dir: Path, *, as_json: bool) -> N
         spec = DataSpec(
             fingerprint="", channels=config.data.channels, image_size=config.data.image_size, num_classes=conditional
         )
+    if config.initial_weights is not None and not config.initial_weights.exists():
+        print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")
+        config, spec = config.model_copy(update={"initial_weights": None}), spec.model_copy(update={"fingerprint": ""})
     planned = plan(config, spec)
     if as_json:
         print(json.dumps(planned.to_json(), indent=2))

@@ -20,7 +20,7 @@ from orchestrator.policies import (
     why_infeasible,
 )
 from workloads.config import DataSpec, Resources, RunConfig
-from workloads.config.load import apply_override
+from workloads.config.load import apply_override, load_config
 
 DATA = DataSpec(fingerprint="f" * 64, channels=3, image_size=8, num_classes=10)
 
@@ -153,3 +153,16 @@ def test_what_follows_a_failure(kind: FailureKind, attempts: int, expected: Retr
 def test_pauses_between_attempts_are_bounded() -> None:
     decision = after_failure(FailureKind.PROCESS_DIED, attempts=50, max_attempts=100, cause="")
     assert decision == Retry(60.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "active", "stored"), [("S", 32.96, 96.8), ("B", 130.51, 385.6), ("L", 458.10, 1364.7)]
+)
+def test_a_remix_stores_the_mixed_parameters_k_times(size: str, active: float, stored: float) -> None:
+    """Published sizes, and the stored ones that follow from what the paper mixes (two thirds of a DiT)."""
+    spec = DataSpec(fingerprint="f" * 64, channels=4, image_size=32, num_classes=1000)
+    for experts in (8, 20):
+        config = load_config(f"imagenet256-remix-{size.lower()}-4-{experts}")
+        (job,) = plan(config.model_copy(update={"initial_weights": None}), spec).jobs
+        assert round(job.num_active_parameters / 1e6, 2) == active
+        assert round(job.num_parameters / 1e6, 1) == stored

@@ -124,7 +124,7 @@ def coefficients_figure(table_NK: np.ndarray, intervals: IntervalTable, history:
     _title(
         figure,
         "What each expert is mixed of",
-        "top: now; below: each basis's share in every expert as training went on",
+        "top: in the end; below: each basis's share as training went on",
     )
     return figure
 

@@ -84,6 +84,9 @@ class PreparedData(_DataFields):
     path: Path
     """The directory that holds manifest.json."""
 
+    channels: Literal[1, 3, 4, 16] = 3  # type: ignore[assignment]
+    """Of images: must be what the data has. Of latents: what `rememe plan` assumes before they are there."""
+
 
 AnyData = Annotated[
     EmbeddedData | FolderData | ParquetData | TorchvisionData | CIFAR10Data | PreparedData,

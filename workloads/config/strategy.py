@@ -79,7 +79,7 @@ class Remix(_Counted):
     for each mixed layer (the paper's "local"); raw: a table as it is; one_hot: the prior, not trained ("oracle");
     continuous: a small network from an interval's middle to logits, so that neighbours share and N is free."""
 
-    mixed: tuple[str, ...] = Field(("*.qkv.*", "*.proj.*", "*.fc1.*", "*.fc2.*"), min_length=1)
+    mixed: tuple[str, ...] = Field(("*.attn.qkv.*", "*.attn.proj.*", "*.mlp.fc1.*", "*.mlp.fc2.*"), min_length=1)
     """Names of the parameters that bases differ in, with wildcards; all others are shared. The default is the paper's:
     attention and MLP projections with their biases, in a DiT."""
 
