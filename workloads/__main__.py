@@ -1,6 +1,6 @@
 """Train, gather and score without Ray: `python -m workloads run CONFIG --out DIR`, or the same under torchrun.
 
-Under torchrun, experts are dealt out to the ranks; they are independent, so ranks meet only at the end.
+Under torchrun, experts that are trained alone are dealt out to the ranks, and a remix is trained by all together.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from workloads.config import RunConfig, load_config
+from workloads.config import RemixJob, RunConfig, load_config
 from workloads.errors import RememeError
 from workloads.training.records import TrainingRecord
 
@@ -42,30 +42,38 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     from workloads.data.prepare import ensure_prepared
     from workloads.ensemble import write_ensemble
     from workloads.evaluation.extractors import check_extractor
+    from workloads.models.initial import resolve_initial
     from workloads.training.job import train_job
+    from workloads.training.processes import Workers
 
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if world_size > 1:
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     if score:
         check_extractor(config.evaluation)
     if rank == 0:
         ensure_prepared(config.data, out / "data")
     _barrier(world_size)
     dataset = ensure_prepared(config.data, out / "data")
-    jobs = config.jobs(dataset.spec(config.data))
-    for job in jobs[rank::world_size]:
+    initial = None if config.initial_weights is None else resolve_initial(config.initial_weights)
+    jobs = config.jobs(dataset.spec(config.data), initial)
+    for index, job in enumerate(jobs):
+        together = isinstance(job, RemixJob)
+        if not together and index % world_size != rank:
+            continue
         result = train_job(
             job,
             dataset.path,
             out / "store" / job.key,
             device=device,
+            workers=Workers.current() if together else None,
             report=partial(_print_record, job.name),
         )
-        print(json.dumps({"expert": job.name, "done": True, "train_s": result.train_s}), flush=True)
+        if not together or rank == 0:
+            print(json.dumps({"expert": job.name, "done": True, "train_s": result.train_s}), flush=True)
     _barrier(world_size)
     if rank == 0:
         write_ensemble(out / "ensemble", config, dataset, [out / "store" / job.key for job in jobs])

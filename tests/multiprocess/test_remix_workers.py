@@ -1,0 +1,140 @@
+"""Two workers with gloo do what one does; what they exchange does not grow with the number of bases."""
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workloads.config import RemixJob, RunConfig
+from workloads.config.data import EmbeddedData
+from workloads.data.prepare import ensure_prepared
+from workloads.data.prepared import PreparedDataset
+from workloads.training.job import train_job
+from workloads.training.remix import RemixState
+
+pytestmark = pytest.mark.multiprocess
+WORKER = Path(__file__).with_name("worker.py")
+_spec = importlib.util.spec_from_file_location("worker", WORKER)
+assert _spec is not None
+assert _spec.loader is not None
+worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worker)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return ensure_prepared(EmbeddedData(image_size=8), tmp_path_factory.mktemp("data"))
+
+
+def job_for(dataset: PreparedDataset, **strategy: Any) -> RemixJob:
+    config = RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
+            "model": {"kind": "dit", "hidden_size": 16, "depth": 2, "num_heads": 2},
+            "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4, **strategy},
+            "training": {"images": 64, "batch_size": 16, "log_every_images": 16, "clip_grad_norm": 0.5},
+            "evaluation": "demo",
+        }
+    )
+    (job,) = config.jobs(dataset.spec(config.data))
+    assert isinstance(job, RemixJob)
+    return job
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def torchrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def two_workers(kind: str, dataset: PreparedDataset, jobs: dict[Path, RemixJob]) -> None:
+    """Run a task of worker.py for each (directory: job), all in one process group."""
+    tasks = [
+        {"kind": kind, "job": job.model_dump(mode="json"), "data": str(dataset.path), "out": str(out)}
+        for out, job in jobs.items()
+    ]
+    file = next(iter(jobs)).parent / "tasks.json"
+    file.write_text(json.dumps(tasks))
+    torchrun(str(WORKER), str(file))
+
+
+@pytest.fixture(scope="module")
+def stepped(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    """Directories with what one worker, and two, end up with after a step."""
+    root = tmp_path_factory.mktemp("steps")
+    variants = [("softmax", 1), ("softmax", 2), ("softmax", 4), ("softmax", 8), ("per_layer", 2), ("per_layer", 8)]
+    jobs = {
+        root / f"{mixer}-{count}": job_for(dataset, mixer=mixer, experts_per_step=count) for mixer, count in variants
+    }
+    for out, job in jobs.items():
+        worker.step(job, dataset.path, out)
+    two_workers("step", dataset, jobs)
+    return {(mixer, count): root / f"{mixer}-{count}" for mixer, count in variants}
+
+
+def test_two_workers_step_as_one_does(stepped: dict[tuple[str, int], Path]) -> None:
+    for folder in stepped.values():
+        alone, first, second = (torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+        assert first["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        for mine, theirs in zip(first["gradients"], alone["gradients"], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()) + 1e-9)
+        for mine, theirs in zip(first["weights"], second["weights"], strict=True):
+            assert torch.equal(mine, theirs)  # workers never drift apart
+
+
+def test_bytes_exchanged_grow_with_experts_per_step_but_not_beyond_the_bases(
+    dataset: PreparedDataset, stepped: dict[tuple[str, int], Path]
+) -> None:
+    state = RemixState(job_for(dataset), torch.device("cpu"))
+    shared, mixed = sum(p.numel() for p in state.shared), state.bases.size
+    for count in (1, 2, 4, 8):
+        num_bytes = torch.load(stepped["softmax", count] / "2-0.pt")["bytes"]
+        assert num_bytes == 4 * (shared + min(count, 4) * mixed + 1 + count * 4)
+
+
+def test_a_whole_job_and_a_stop_that_all_see(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job = job_for(dataset)
+    alone = train_job(job, dataset.path, tmp_path / "alone")
+    two = tmp_path / "two"
+    two.mkdir()
+    (two / "stop").touch()
+    two_workers("whole", dataset, {two: job})
+    assert {path.name for path in two.glob("stopped-*")} == {"stopped-0", "stopped-1"}
+    assert list((two / "checkpoints").iterdir())
+    (two / "stop").unlink()
+    two_workers("whole", dataset, {two: job})
+    together = train_job(job, dataset.path, two)
+    assert together.images_seen == alone.images_seen == 64
+    assert together.final_loss == pytest.approx(alone.final_loss, rel=1e-4)
+
+
+def test_the_same_under_torchrun(tmp_path: Path) -> None:
+    """python -m workloads, which knows neither Ray nor MLflow."""
+    config = {
+        "name": "tiny",
+        "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4},
+        "training": {"images": 64, "batch_size": 16, "log_every_images": 16},
+        "evaluation": {"name": "demo", "num_samples": 50, "sampling": {"num_steps": 2}},
+    }
+    (tmp_path / "tiny.yaml").write_text(json.dumps(config))
+    result = torchrun("-m", "workloads", "run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out"))
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [line["images_seen"] for line in lines if "images_seen" in line] == [16, 32, 48, 64]
+    assert lines[-1]["name"] == "fd-fashion-cnn"

@@ -1,0 +1,64 @@
+"""One worker of a process group, started by torchrun: runs the tasks of a JSON file, or alone the same in-process."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workloads.config import RemixJob
+from workloads.data.prepared import PreparedDataset
+from workloads.data.stream import BatchStream
+from workloads.training.hooks import TrainingStopped
+from workloads.training.job import train_job
+from workloads.training.processes import SharedStop, Workers
+from workloads.training.remix import RemixState, RemixStep
+
+
+def step(job: RemixJob, data_path: Path, out: Path) -> None:
+    """One optimiser step from perturbed weights; every worker writes what it ends up with."""
+    out.mkdir(parents=True, exist_ok=True)
+    workers, cpu = Workers.current(), torch.device("cpu")
+    state = RemixState(job, cpu)
+    trained = [*state.shared, *state.bases.vectors, *state.coefficients]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained[:-1]:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch_size, world_size = job.training.batch_size, workers.world_size
+    dataset = PreparedDataset(data_path)
+    stream = BatchStream(dataset, batch_size=batch_size // world_size, seed=0, rank=workers.rank, world_size=world_size)
+    gradients: list[Tensor] = []
+
+    def capture(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
+
+    for optimizer in state.optimizers:
+        optimizer.register_step_pre_hook(capture)
+    loss = RemixStep(job, cpu, workers)(state, stream.at(0)).item()
+    found = {"gradients": gradients, "weights": trained, "loss": loss, "bytes": workers.bytes_summed}
+    torch.save(found, out / f"{world_size}-{workers.rank}.pt")
+
+
+def whole(job: RemixJob, data_path: Path, out: Path) -> None:
+    """The whole job, or until out/stop exists."""
+    out.mkdir(parents=True, exist_ok=True)
+    workers = Workers.current()
+    stop = SharedStop(workers, (out / "stop").exists, job.training)
+    try:
+        train_job(job, data_path, out, num_threads=1, workers=workers, should_stop=stop)
+    except TrainingStopped:
+        (out / f"stopped-{workers.rank}").touch()
+
+
+TASKS = {"step": step, "whole": whole}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    for task in json.loads(Path(sys.argv[1]).read_text()):
+        TASKS[task["kind"]](RemixJob.model_validate(task["job"]), Path(task["data"]), Path(task["out"]))
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
