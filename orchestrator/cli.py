@@ -88,6 +88,23 @@ def train(
 
 
 @app.command()
+def compare(
+    comparison: Annotated[str, typer.Argument(help="A comparison's name (demo) or YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+) -> None:
+    """Train and score several strategies from one base network, same budget and protocol, and print the table."""
+    from workloads.config.load import load_comparison
+
+    loaded = load_comparison(comparison, overrides or ())
+    prepare_ray_environment(address)
+    from orchestrator.compare import run_comparison
+
+    run_comparison(loaded, runs_dir, address=address)
+
+
+@app.command()
 def sample(
     run: RunPath,
     num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
@@ -124,6 +141,28 @@ def evaluate(
     from orchestrator.configuration import evaluate_run
 
     evaluate_run(run, runs_dir, protocol=protocol, overrides=overrides or (), address=address)
+
+
+@app.command()
+def bake(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+) -> None:
+    """Write a remix's experts out as plain networks, an ensemble that samples at no extra cost."""
+    from orchestrator.export import bake_run
+
+    bake_run(run, out)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+) -> None:
+    """Write each expert as a diffusers model (a DiT as diffusers' DiTTransformer2DModel)."""
+    from orchestrator.export import export_run
+
+    export_run(run, out)
 
 
 @analyze_app.command("spectra")

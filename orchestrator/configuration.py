@@ -20,7 +20,7 @@ from orchestrator.joint import train_joint
 from orchestrator.layout import RunsDir
 from orchestrator.plan import Plan, plan
 from orchestrator.store import ExpertStore
-from orchestrator.tracking import TrackedRun, Tracker, run_path
+from orchestrator.tracking import COMPARISON_TAG, TrackedRun, Tracker, run_path
 from orchestrator.view import LiveView, print_result, progress
 from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RemixJob, RunConfig
@@ -41,8 +41,27 @@ GRID_ROWS = 10
 FIGURE_DPI = 150
 
 
-def train_configuration(config: RunConfig, runs_dir: Path, *, address: str | None, evaluate: bool) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """A configuration that is trained and, unless that was not asked for, scored."""
+
+    planned: Plan
+    run_dir: Path
+    results: Sequence[JobResult]
+    score: Score | None
+
+
+def train_configuration(
+    config: RunConfig,
+    runs_dir: Path,
+    *,
+    address: str | None,
+    evaluate: bool,
+    comparison: str | None = None,
+) -> Outcome:
     """Train what is missing, gather the ensemble and, unless told not to, score it.
+
+    Within a comparison (its name), its MLflow run is found under that name, and further scores are measured.
 
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
@@ -59,8 +78,14 @@ def train_configuration(config: RunConfig, runs_dir: Path, *, address: str | Non
         results = work.train(dataset)
         ensemble = work.gather(dataset)
         work.log_training(results, ensemble, dataset)
-        scored = None if reference is None else work.score(ensemble, config.evaluation, reference)
+        others = comparison is not None
+        scored = None
+        if reference is not None:
+            scored = work.score(ensemble, config.evaluation, reference, with_others=others)
+        if comparison is not None:
+            work.tracked.set_tags({COMPARISON_TAG: comparison})
         work.report(results, scored, runs_dir)
+        return Outcome(planned, work.run_dir, results, scored.score if scored else None)
 
 
 def evaluate_run(
@@ -169,7 +194,9 @@ class _Work:
             }
         )
 
-    def score(self, ensemble: Ensemble, protocol: ProtocolConfig, reference: PreparedDataset) -> _Scored:
+    def score(
+        self, ensemble: Ensemble, protocol: ProtocolConfig, reference: PreparedDataset, *, with_others: bool = False
+    ) -> _Scored:
         """Sample on the connected cluster, measure, keep and log the score with its protocol and a grid."""
         samples = SampleStore(self.run_dir / "samples" / samples_key(protocol, ensemble.fingerprint))
         resources = ensemble.config.execution.resources
@@ -177,7 +204,13 @@ class _Work:
             generate_samples(ensemble, protocol, samples, resources=resources, on_progress=advance)
         with progress("scoring", "images") as advance:
             score = evaluate_samples(
-                samples, reference, protocol, cache_dir=self.runs.cache, device=_driver_device(), on_progress=advance
+                samples,
+                reference,
+                protocol,
+                cache_dir=self.runs.cache,
+                device=driver_device(),
+                on_progress=advance,
+                with_others=with_others,
             )
         file = self.run_dir / "scores.json"
         kept = json.loads(file.read_text()) if file.exists() else {}
@@ -186,7 +219,9 @@ class _Work:
         grid = self.run_dir / ("grid.png" if is_own else f"grid-{protocol.name}-{short_hash}.png")
         _save_grid(samples, protocol, grid)
         # Scores under different protocols never share a column.
-        self.tracked.log_metrics({score.name if is_own else f"{score.name}/{protocol.name}-{short_hash}": score.value})
+        suffix = "" if is_own else f"/{protocol.name}-{short_hash}"
+        values = {score.name: score.value, **score.others}
+        self.tracked.log_metrics({f"{name}{suffix}": value for name, value in values.items()})
         self.tracked.log_artifact(grid)
         self.tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
         if is_own:
@@ -256,7 +291,8 @@ def _save_grid(samples: SampleStore, protocol: ProtocolConfig, file: Path) -> No
     sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(file)
 
 
-def _driver_device() -> str:
+def driver_device() -> str:
+    """Where the driver measures."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

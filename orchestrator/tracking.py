@@ -31,6 +31,7 @@ EXPERIMENT_KIND_TAG = "mlflow.experimentKind"
 
 FINGERPRINT_TAG = "rememe.fingerprint"
 KEY_TAG = "rememe.key"
+COMPARISON_TAG = "rememe.comparison"
 IDENTITY_TAG = "rememe.identity"
 """Finds a run again after a restart; a configuration, and an expert of it, has one run."""
 

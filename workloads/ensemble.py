@@ -8,7 +8,7 @@ ensemble/
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,22 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
             latent=latent,
         )
         write_text(scratch / INDEX, index_file.model_dump_json(indent=2))
+    return Ensemble.load(target)
+
+
+def bake(ensemble: "Ensemble", target: Path, on_progress: Callable[[int, int], None]) -> "Ensemble":
+    """Write the experts of a remix out as plain networks; sampling then mixes nothing and costs what one does."""
+    digests, num_experts = [], len(ensemble.intervals)
+    with new_directory(target) as scratch:
+        for index in range(num_experts):
+            model: Any = ensemble.expert(index)
+            model.save_pretrained(scratch / f"expert_{index:02d}")
+            digests.append(sha256_file(scratch / f"expert_{index:02d}" / WEIGHTS))
+            on_progress(index + 1, num_experts)
+        if ensemble.index.latent is not None:
+            shutil.copytree(ensemble.path / "vae", scratch / "vae")
+        baked = ensemble.index.model_copy(update={"weights_sha256": tuple(digests)})
+        write_text(scratch / INDEX, baked.model_dump_json(indent=2))
     return Ensemble.load(target)
 
 

@@ -35,6 +35,9 @@ class Extractor:
     layer: str
     """torch-fidelity's name of the features."""
 
+    logits_layer: str
+    """torch-fidelity's name of the class scores, for the Inception Score."""
+
     weights_sha256: str
     """Identifies the weights: of the file for fashion-cnn, of the tensors for Inception, which comes in many files."""
 
@@ -67,11 +70,13 @@ class FashionCNNExtractor(FeatureExtractorBase):  # type: ignore[misc]
         self.eval()
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
-        return (self.network.features(to_grey(images_BCHW)),)
+        features_BD = self.network.features(to_grey(images_BCHW))
+        by_name = {str(NUM_FEATURES): features_BD, "logits": self.network.head(features_BD)}
+        return tuple(by_name[name] for name in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return (str(NUM_FEATURES),)
+        return (str(NUM_FEATURES), "logits")
 
     @staticmethod
     def get_default_feature_layer_for_metric(_: str) -> str:
@@ -102,8 +107,9 @@ def load_fashion_cnn(_: ProtocolConfig) -> Extractor:
     layer = str(NUM_FEATURES)
     return Extractor(
         name=FASHION_NAME,
-        module=FashionCNNExtractor(FASHION_NAME, [layer]),
+        module=FashionCNNExtractor(FASHION_NAME, [layer, "logits"]),
         layer=layer,
+        logits_layer="logits",
         weights_sha256=check_fashion_weights(),
         resize="channel mean, antialiased bilinear to 28 x 28",
         score_name="fd-fashion-cnn",
@@ -117,7 +123,9 @@ def load_inception(protocol: ProtocolConfig) -> Extractor:
     torch.save(read_weights(path), buffer)
     buffer.seek(0)
     try:
-        module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer)
+        module = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
+        )
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -127,6 +135,7 @@ def load_inception(protocol: ProtocolConfig) -> Extractor:
         name="inception-v3-2015-12-05",
         module=module,
         layer="2048",
+        logits_layer="logits_unbiased",
         weights_sha256=tensors_sha256(module.state_dict()),
         resize="TensorFlow 1 bilinear to 299 x 299",
         score_name="fid",

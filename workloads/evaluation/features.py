@@ -107,6 +107,13 @@ def extract_features(
     images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
 ) -> Tensor:
     """Features of every image in order: float32 (N, D) on the CPU. advance(n) follows each n images read."""
+    return extract_all(images, extractor, device=device, advance=advance)[0]
+
+
+def extract_all(
+    images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features and class scores of every image in order, on the CPU."""
     on_gpu = torch.device(device).type == "cuda"
     extractor.module.to(device)
     with contextlib.ExitStack() as stack:
@@ -114,15 +121,15 @@ def extract_features(
             stack.enter_context(torch.cuda.device(device))
         # Not TF32: rounding features to ten bits moves a distance as much as a better model does.
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
-        features: Tensor = get_featuresdict_from_dataset(
+        found: dict[str, Tensor] = get_featuresdict_from_dataset(
             _Counted(images, advance or (lambda _: None)),
             extractor.module,
             batch_size=FEATURE_BATCH,
             cuda=on_gpu,
             save_cpu_ram=True,  # no worker processes: reading is a copy from mapped memory
             verbose=False,
-        )[extractor.layer]
-    return features
+        )
+    return found[extractor.layer], found[extractor.logits_layer]
 
 
 class Statistics(NamedTuple):

@@ -1,7 +1,7 @@
 """What a score depends on, and when two scores may be compared. Imports no torch, so tables of scores stay cheap."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workloads.config.base import content_hash
@@ -30,6 +30,9 @@ class Score:
 
     num_samples: int
     """Generated images."""
+
+    others: dict[str, float] = field(default_factory=dict)
+    """Inception Score, precision and recall, where they were asked for."""
 
 
 def describe_protocol(

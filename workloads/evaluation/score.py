@@ -4,7 +4,11 @@ import math
 from pathlib import Path
 
 import torch_fidelity
+from torch import Tensor
+from torch.utils.data import Subset
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepared import PreparedDataset
@@ -16,6 +20,7 @@ from workloads.evaluation.features import (
     Progress,
     ReferenceImages,
     Statistics,
+    extract_all,
     extract_features,
     feature_statistics,
     reference_statistics,
@@ -23,6 +28,9 @@ from workloads.evaluation.features import (
 )
 from workloads.evaluation.protocol import Score, comparable, describe_protocol, protocol_hash, require_comparable
 from workloads.evaluation.samples import SampleStore
+
+NUM_MANIFOLD_IMAGES = 10_000
+"""Precision and recall compare at most this many samples with the first this many reference images."""
 
 __all__ = ["Score", "comparable", "evaluate_samples", "frechet_distance", "require_comparable"]
 
@@ -40,8 +48,11 @@ def evaluate_samples(
     cache_dir: Path,
     device: str = "cpu",
     on_progress: Progress | None = None,
+    with_others: bool = False,
 ) -> Score:
     """Distance between the features of the protocol's samples and of the reference images.
+
+    with_others: Inception Score, precision and recall as well (see other_scores).
 
     The reference's statistics are kept in cache_dir. Raises ConfigError without the extractor's weights, DataError if
     samples are missing, differ in size from the reference, or the reference holds latents.
@@ -53,13 +64,31 @@ def evaluate_samples(
     is_cached = statistics_path(reference, extractor, cache_dir).is_file()
     counter = _Counter(on_progress, len(images) + (0 if is_cached else len(references)))
     expected = reference_statistics(reference, extractor, cache_dir=cache_dir, device=device, advance=counter.advance)
-    features_ND = extract_features(images, extractor, device=device, advance=counter.advance)
+    features_ND, logits_NK = extract_all(images, extractor, device=device, advance=counter.advance)
     value = frechet_distance(feature_statistics(features_ND), expected)
     if not math.isfinite(value):
         raise DataError(
             f"the {extractor.score_name} of {len(images)} samples is {value}; NumPy's linear algebra is faulty"
         )
-    return _score(value, extractor, reference, protocol)
+    others = {}
+    if with_others:
+        some = Subset(references, range(min(len(references), NUM_MANIFOLD_IMAGES)))
+        reference_ND = extract_features(some, extractor, device=device)
+        others = other_scores(features_ND[:NUM_MANIFOLD_IMAGES], logits_NK, reference_ND)
+    return _score(value, extractor, reference, protocol, others)
+
+
+def other_scores(features_ND: Tensor, logits_NK: Tensor, reference_ND: Tensor) -> dict[str, float]:
+    """Inception Score (arXiv:1606.03498) in ten splits; precision and recall (arXiv:1904.06991) with 3 neighbours."""
+    score = isc_features_to_metric(logits_NK, splits=10, shuffle=True, rng_seed=2020)
+    manifolds = prc_features_to_metric(
+        features_ND, reference_ND, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=False, verbose=False
+    )
+    return {
+        "inception_score": float(score[KEY_METRIC_ISC_MEAN]),
+        "precision": float(manifolds[KEY_METRIC_PRECISION]),
+        "recall": float(manifolds[KEY_METRIC_RECALL]),
+    }
 
 
 def _check_images(images: ImageSet, references: ReferenceImages, protocol: ProtocolConfig) -> None:
@@ -73,7 +102,9 @@ def _check_images(images: ImageSet, references: ReferenceImages, protocol: Proto
         )
 
 
-def _score(value: float, extractor: Extractor, reference: PreparedDataset, protocol: ProtocolConfig) -> Score:
+def _score(
+    value: float, extractor: Extractor, reference: PreparedDataset, protocol: ProtocolConfig, others: dict[str, float]
+) -> Score:
     described = describe_protocol(
         protocol,
         score_name=extractor.score_name,
@@ -82,7 +113,7 @@ def _score(value: float, extractor: Extractor, reference: PreparedDataset, proto
         num_reference_images=reference.num_images,
         torch_fidelity_version=torch_fidelity.__version__,
     )
-    return Score(extractor.score_name, value, described, protocol_hash(described), protocol.num_samples)
+    return Score(extractor.score_name, value, described, protocol_hash(described), protocol.num_samples, others)
 
 
 class _Counter:

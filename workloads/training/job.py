@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -41,6 +42,8 @@ class JobResult:
     final_loss: float
     train_s: float
     """Seconds spent in training steps, restarts included, start-up not."""
+    peak_memory_bytes: int
+    """Of the first worker: what the GPU held at most, or what the whole process did on a CPU."""
     weights_file: str
     """Relative to the job's directory."""
     weights_sha256: str
@@ -175,6 +178,7 @@ class _Training:
             images_seen=self._state.images_seen,
             final_loss=records[-1].loss if records else math.nan,
             train_s=sum((b - a) / record.images_per_s for (a, b), record in zip(spans, records, strict=True)),
+            peak_memory_bytes=_peak_memory_bytes(self._device),
             weights_file=str(weights.relative_to(self._work_dir)),
             weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
@@ -201,6 +205,12 @@ class _Training:
                 class_conditional=job.data.num_classes is not None,
             )
         return curve
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _begin(job: Job, device: torch.device, workers: Workers) -> tuple[State, StepFn]:
