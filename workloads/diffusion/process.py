@@ -31,6 +31,7 @@ class DiffusionProcess:
         self._scheduler = DDPMScheduler(**scheduler_fields(config))
         self.alphas_cumprod_T: Tensor = self._scheduler.alphas_cumprod.to(device)
         self._scheduler.alphas_cumprod = self.alphas_cumprod_T
+        self._posterior = {name: table.to(device) for name, table in _posterior(self._scheduler.betas.double()).items()}
         self._weights_T = _min_snr_weights(config, self.alphas_cumprod_T)
 
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
@@ -75,24 +76,16 @@ class DiffusionProcess:
         mean_BCHW is what the network predicts (noise or v), variance_BCHW its share between the two bounds of the
         log variance, -1 for the posterior's and 1 for beta (Eq. 15).
         """
-        abar_B = self.alphas_cumprod_T[t_B].view(-1, 1, 1, 1)
-        before_B = torch.where(t_B > 0, self.alphas_cumprod_T[(t_B - 1).clamp(min=0)], 1.0).view(-1, 1, 1, 1)
-        beta_B = 1 - abar_B / before_B
-        posterior_B = beta_B * (1 - before_B) / (1 - abar_B)
-        # At t = 0 the posterior has no variance; the next step's stands in for it, as in the reference.
-        first = self.alphas_cumprod_T[:2]
-        floor = (1 - first[1] / first[0]) * (1 - first[0]) / (1 - first[1])
-        log_posterior_B = torch.where(before_B < 1, posterior_B, floor).log()
+        of = {name: table_T[t_B].view(-1, 1, 1, 1) for name, table_T in self._posterior.items()}
+        log_posterior_B = of["log_variance"]
         share_BCHW = (variance_BCHW + 1) / 2
-        log_variance_BCHW = share_BCHW * beta_B.log() + (1 - share_BCHW) * log_posterior_B
+        log_variance_BCHW = share_BCHW * of["log_beta"] + (1 - share_BCHW) * log_posterior_B
         if self.config.objective == "epsilon":
-            guess_BCHW = (x_t_BCHW - (1 - abar_B).sqrt() * mean_BCHW) / abar_B.sqrt()
+            guess_BCHW = (x_t_BCHW - of["noise_scale"] * mean_BCHW) / of["signal_scale"]
         else:
-            guess_BCHW = abar_B.sqrt() * x_t_BCHW - (1 - abar_B).sqrt() * mean_BCHW
-        scale_0, scale_t = beta_B * before_B.sqrt() / (1 - abar_B), (1 - before_B) * (beta_B.neg() + 1).sqrt()
-        scale_t = scale_t / (1 - abar_B)
-        model_mean_BCHW = scale_0 * guess_BCHW + scale_t * x_t_BCHW
-        true_mean_BCHW = scale_0 * x0_BCHW + scale_t * x_t_BCHW
+            guess_BCHW = of["signal_scale"] * x_t_BCHW - of["noise_scale"] * mean_BCHW
+        model_mean_BCHW = of["from_x_0"] * guess_BCHW + of["from_x_t"] * x_t_BCHW
+        true_mean_BCHW = of["from_x_0"] * x0_BCHW + of["from_x_t"] * x_t_BCHW
         divergence = 0.5 * (
             log_variance_BCHW
             - log_posterior_B
@@ -103,6 +96,23 @@ class DiffusionProcess:
         likelihood = _log_likelihood_of_8_bits(x0_BCHW, model_mean_BCHW, log_variance_BCHW / 2)
         bits_BCHW = torch.where((t_B == 0).view(-1, 1, 1, 1), -likelihood, divergence) / math.log(2)
         return bits_BCHW.mean(dim=(1, 2, 3))
+
+
+def _posterior(betas_T: Tensor) -> dict[str, Tensor]:
+    """(T,) tables of q(x_t-1 | x_t, x_0) (Ho et al. 2020, Eq. 7), worked out in float64: 1 - abar is tiny at t = 0."""
+    abar_T = (1 - betas_T).cumprod(0)
+    before_T = torch.cat([torch.ones_like(abar_T[:1]), abar_T[:-1]])
+    variance_T = betas_T * (1 - before_T) / (1 - abar_T)
+    variance_T[0] = variance_T[1]  # there is none at t = 0; its logarithm must exist
+    tables = {
+        "log_beta": betas_T.log(),
+        "log_variance": variance_T.log(),
+        "signal_scale": abar_T.sqrt(),
+        "noise_scale": (1 - abar_T).sqrt(),
+        "from_x_0": before_T.sqrt() * betas_T / (1 - abar_T),
+        "from_x_t": (1 - betas_T).sqrt() * (1 - before_T) / (1 - abar_T),
+    }
+    return {name: table_T.float() for name, table_T in tables.items()}
 
 
 def split_variance(prediction_BCHW: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
