@@ -145,6 +145,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     from workloads.training.processes import SharedStop, Workers
 
     work: _Work = config["work"]
+    if (work.work_dir / FAILURE_FILE).exists():
+        return
     planned, resources = work.planned, work.planned.resources
     workers = Workers.current()
     try:
@@ -161,9 +163,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     except TrainingStopped:
         return
     except RememeError as error:
-        # Training is deterministic: starting again, as Ray Train would, brings the same error.
-        if workers.is_first or not (work.work_dir / FAILURE_FILE).exists():
-            write_text(work.work_dir / FAILURE_FILE, str(error))
+        # Training is deterministic, so the error would come back: the workers that Ray Train starts again find the
+        # file and end. Raising is what ends the other workers, which wait for this one's gradients.
+        write_text(work.work_dir / FAILURE_FILE, str(error))
+        raise
 
 
 def _tell(listeners: Sequence[Listener], key: str, state: str, detail: str = "") -> None:

@@ -23,7 +23,7 @@ from workloads.evaluation.features import (
     reference_statistics,
 )
 from workloads.evaluation.samples import write_images
-from workloads.evaluation.score import evaluate_samples, frechet_distance
+from workloads.evaluation.score import evaluate_samples, frechet_distance, other_scores
 
 NUM_SAMPLES = 300
 
@@ -118,3 +118,37 @@ def test_the_wrong_number_or_size_of_samples_is_refused(reference: PreparedDatas
     small = TensorImages(torch.zeros(NUM_SAMPLES, 1, 20, 20, dtype=torch.uint8))
     with pytest.raises(DataError, match="samples are 20 x 20 pixels and the reference 28 x 28"):
         evaluate_samples(small, reference, protocol(), cache_dir=tmp_path)
+
+
+def test_inception_score_is_its_definition() -> None:
+    """exp of the mean KL between each image's classes and the split's, averaged over ten splits."""
+    generator = np.random.default_rng(0)
+    logits_NK = generator.normal(size=(200, 10)) * 3
+    found = other_scores(torch.zeros(200, 4), torch.from_numpy(logits_NK), torch.zeros(50, 4))["inception_score"]
+    order = np.random.RandomState(2020).permutation(200)
+    shares = np.exp(logits_NK[order]) / np.exp(logits_NK[order]).sum(1, keepdims=True)
+    scores = []
+    for split in np.split(shares, 10):
+        mean = split.mean(0)
+        scores.append(np.exp(np.mean([sum(p * np.log(p / mean)) for p in split])))
+    assert found == pytest.approx(np.mean(scores), rel=1e-6)
+
+
+def test_precision_and_recall_are_their_definitions() -> None:
+    """Share of samples inside a ball around a real image that reaches its third neighbour, and the reverse."""
+    generator = torch.Generator().manual_seed(0)
+    samples_ND = torch.randn(40, 3, generator=generator, dtype=torch.float64) * 0.6
+    real_ND = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+
+    def covered(points: torch.Tensor, centres: torch.Tensor) -> float:
+        radii = [sorted((centre - other).norm().item() for other in centres)[3] for centre in centres]
+        inside = [
+            any((point - centre).norm().item() <= radius for centre, radius in zip(centres, radii, strict=True))
+            for point in points
+        ]
+        return sum(inside) / len(inside)
+
+    found = other_scores(samples_ND, torch.randn(40, 10), real_ND)
+    assert found["precision"] == pytest.approx(covered(samples_ND, real_ND))
+    assert found["recall"] == pytest.approx(covered(real_ND, samples_ND))
+    assert found["precision"] > found["recall"]

@@ -1,0 +1,125 @@
+"""A remix through Ray Train: the weights of a plain loop, a worker's death, a stop, an error that would come back."""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.joint import train_joint
+from orchestrator.plan import Plan, PlannedJob, plan
+from orchestrator.store import ExpertStore
+from workloads.config import RunConfig
+from workloads.data.prepared import PreparedDataset
+from workloads.training.job import train_job
+from workloads.training.records import TrainingRecord
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+class Journal:
+    """Remembers states and records, and acts once when training has got somewhere."""
+
+    def __init__(self, act: Any = lambda: None, at_images: int = 10**9) -> None:
+        self.states: list[str] = []
+        self.images_seen: list[int] = []
+        self._act, self._at_images = act, at_images
+
+    def on_state(self, key: str, state: str, detail: str = "") -> None:
+        self.states.append(state)
+
+    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
+        self.images_seen += [record.images_seen for record in records]
+        if self.images_seen[-1] >= self._at_images:
+            self._at_images = 10**9
+            self._act()
+
+
+def planned_remix(tiny_run: dict[str, Any], dataset: PreparedDataset, **training: Any) -> tuple[Plan, PlannedJob]:
+    raw = tiny_run | {
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4},
+        "execution": {"num_workers": 2},
+        "training": tiny_run["training"] | training,
+    }
+    config = RunConfig.model_validate(raw)
+    made = plan(config, dataset.spec(config.data))
+    return made, made.jobs[0]
+
+
+def worker_pids() -> list[int]:
+    """Processes that run a worker of Ray Train in this cluster, told by its token."""
+    found, token = [], os.environ["RAY_AUTH_TOKEN"].encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                is_worker = b"RayTrainWorker" in (entry / "cmdline").read_bytes()
+                if is_worker and token in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_two_workers_give_the_weights_of_one_loop_and_the_store_is_used(
+    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
+) -> None:
+    made, job = planned_remix(tiny_run, dataset)
+    journal = Journal()
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
+    assert not outcome.failed
+    result = outcome.completed[job.key]
+    alone = train_job(job.job, dataset.path, tmp_path / "alone")
+    assert result.final_loss == pytest.approx(alone.final_loss, rel=1e-3)
+    assert journal.states == ["starting", "training", "done"]
+    assert journal.images_seen == sorted(set(journal.images_seen))
+    assert journal.images_seen[-1] == result.images_seen == 1024
+    again = Journal()
+    assert train_joint(job, dataset.path, store, made.config.execution, [again]).completed[job.key] == result
+    assert again.states == ["reused"]
+
+
+def test_a_worker_that_is_killed_changes_nothing(
+    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
+) -> None:
+    made, job = planned_remix(tiny_run, dataset, images=6400, checkpoint_every_images=640)
+
+    def kill() -> None:
+        pids = worker_pids()
+        assert len(pids) == 2
+        os.kill(pids[-1], signal.SIGKILL)
+
+    journal = Journal(kill, at_images=2048)
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
+    undisturbed = ExpertStore(tmp_path / "other")
+    expected = train_joint(job, dataset.path, undisturbed, made.config.execution)
+    assert outcome.completed[job.key].weights_sha256 == expected.completed[job.key].weights_sha256
+
+
+def test_a_stop_leaves_a_checkpoint_and_the_same_call_goes_on(
+    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    made, job = planned_remix(tiny_run, dataset, images=25600)
+    journal = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=1024)
+    assert threading.current_thread() is threading.main_thread()
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
+    assert outcome.stopped == [job.key]
+    assert list((store.path(job.key) / "checkpoints").iterdir())
+    made, short = planned_remix(tiny_run, dataset, images=25600)
+    resumed = Journal()
+    outcome = train_joint(short, dataset.path, store, made.config.execution, [resumed])
+    assert outcome.completed[job.key].images_seen == 25600
+    assert resumed.images_seen[-1] == 25600
+
+
+def test_an_error_that_would_come_back_is_reported_once(
+    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    made, job = planned_remix(tiny_run, dataset, learning_rate=1e30, clip_grad_norm=None)
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [Journal()])
+    assert "failed after 1 attempt: the loss became nan" in outcome.failed[job.key].replace("inf", "nan")
+    assert torch.is_grad_enabled()
