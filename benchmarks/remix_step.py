@@ -101,6 +101,8 @@ def main() -> int:
                 run()
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
             return 0
+        # First: a child starts with its parent's peak as its own.
+        memory = {kind: peak_bytes(kind, options) for kind in kinds}
         steps = {kind: stepper(kind, options, Path(scratch)) for kind in kinds}
         times_s: dict[str, list[float]] = {kind: [] for kind in kinds}
         for round_index in range(options.rounds + 1):
@@ -108,7 +110,6 @@ def main() -> int:
                 elapsed_s = run()
                 if round_index:
                     times_s[kind].append(elapsed_s)
-    memory = {kind: peak_bytes(kind, options) for kind in kinds}
     report = {
         "batch_size": options.batch_size,
         "precision": options.precision,

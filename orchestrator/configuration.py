@@ -1,6 +1,7 @@
 """One configuration from description to score: plan, train what is missing, gather, sample, score, track."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from orchestrator.layout import RunsDir
 from orchestrator.plan import Plan, plan
 from orchestrator.store import ExpertStore
 from orchestrator.tracking import COMPARISON_TAG, TrackedRun, Tracker, run_path
-from orchestrator.view import LiveView, print_result, progress
+from orchestrator.view import LiveView, print_note, print_result, progress
 from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RemixJob, RunConfig
 from workloads.config.load import apply_override, validate
@@ -67,6 +68,11 @@ def train_configuration(
     when it was interrupted and checkpoints were written.
     """
     runs = RunsDir(runs_dir)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute():
+        print_note(
+            f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
+            "give --runs-dir an absolute path to keep them"
+        )
     if evaluate:
         check_extractor(config.evaluation)
     dataset = prepare_data_of(config, runs)

@@ -27,6 +27,7 @@ BAD = {
     "infeasible CPUs": (["execution.resources.num_cpus=4096"], "execution.resources.num_cpus is 4096"),
     "infeasible custom": (["execution.resources.custom.tpu=1"], "execution.resources.custom.tpu is 1"),
     "unknown protocol": (["evaluation=fid3k"], "fid3k"),
+    "workers without a remix": (["execution.num_workers=2"], "execution.num_workers is 2, but strategy.kind meme"),
     "no override": (["batch_size"], "override 'batch_size'"),
 }
 
@@ -46,6 +47,38 @@ def test_bad_input_is_one_sentence(folder: Path, rememe: Rememe, overrides: list
     (sentence,) = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("preparing")]
     assert sentence.startswith("error: ")
     assert expected in sentence
+
+
+BAD_REMIX = {
+    "no bases": (["strategy.num_bases=0"], "strategy.num_bases is 0"),
+    "no experts": (["strategy.num_experts=0"], "strategy.num_experts is 0"),
+    "more bases than experts": (["strategy.num_bases=9"], "num_bases is 9, but 8 experts"),
+    "pattern": (["strategy.mixed=['*.qkw.*']"], "'*.qkw.*' matches no parameter of this model; its layers are called"),
+    "batch over workers": (["execution.num_workers=3"], "training.batch_size 32 is not a multiple of execution.num_w"),
+    "workers over experts": (["strategy.experts_per_step=8", "execution.num_workers=3", "training.batch_size=48"], "3"),
+    "too many workers": (["execution.num_workers=32", "strategy.experts_per_step=32"], "of them fit at once"),
+    "unknown mixer": (["strategy.mixer=soft"], "strategy.mixer is 'soft'"),
+    "initial weights": (["initial_weights=nowhere.pt"], "initial_weights nowhere.pt does not exist"),
+    "patch size": (["model.patch_size=8"], "image_size 20 is not a multiple of model.patch_size 8"),
+    "width": (["model.hidden_size=66"], "hidden_size 66 is not a multiple of 4"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), BAD_REMIX.values(), ids=BAD_REMIX.keys())
+def test_a_bad_remix_is_one_sentence(folder: Path, rememe: Rememe, overrides: list[str], expected: str) -> None:
+    result = rememe("train", "demo-remix", *overrides, cwd=folder)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert expected in sentence
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, rememe: Rememe) -> None:
+    result = rememe("compare", "demo", "rows.remix-4-8.strategy.num_bases=0", cwd=folder)
+    assert result.returncode == 2
+    assert "rows.remix-4-8: strategy.num_bases is 0" in result.stderr
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from workloads.analysis.figures import (
+    coefficients_figure,
     count_owner_is_best,
     loss_by_timestep_figure,
+    loss_matrix_figure,
     spectra_figure,
     training_loss_figure,
     training_share,
@@ -151,3 +153,30 @@ def test_class_names_stand_in_front_of_their_rows() -> None:
     assert columns.max() < left - 2
     with pytest.raises(ValueError, match="1 labels for 2 rows"):
         sample_grid(images, num_columns=2, labels=["Ankle boot"])
+
+
+def test_coefficients_are_drawn_and_written_basis_by_expert() -> None:
+    table_NK = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
+    history = [{"images_seen": 10 * i, "coefficients": (table_NK * i / 2).tolist()} for i in (1, 2)]
+    figure = coefficients_figure(table_NK, TABLE, history)
+    now, *bases = figure.axes[:4]
+    np.testing.assert_array_equal(now.images[0].get_array(), table_NK.T)
+    written = {(int(text.get_position()[0]), int(text.get_position()[1])): text.get_text() for text in now.texts}
+    assert written[0, 0] == "0.90"
+    assert written[1, 2] == "0.50"
+    for basis, axes in enumerate(bases):
+        np.testing.assert_allclose(
+            axes.images[0].get_array(), np.stack([table_NK[:, basis] / 2, table_NK[:, basis]], 1)
+        )
+    assert render(figure).width > 0
+    render(coefficients_figure(table_NK, TABLE, []))
+
+
+def test_the_loss_matrix_is_relative_to_the_best_and_frames_the_owner() -> None:
+    figure = loss_matrix_figure(CURVES, TABLE)
+    axes = figure.axes[0]
+    expected = 100 * np.array([[0.1 / 0.1, 0.3 / 0.3, 0.5 / 0.2], [0.2 / 0.1, 0.4 / 0.3, 0.2 / 0.2]]) - 100
+    np.testing.assert_allclose(axes.images[0].get_array(), expected)
+    assert [(frame.get_x() + 0.5, frame.get_y() + 0.5) for frame in axes.patches] == [(0, 0), (1, 1), (2, 1)]
+    assert "best at 2 of 3 timesteps" in figure.get_suptitle()
+    render(figure)

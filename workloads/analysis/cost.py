@@ -56,7 +56,7 @@ def remix_cost(job: RemixJob) -> tuple[int, int]:
     """Parameters stored, and estimated peak memory of training per worker, of a remix.
 
     Beside a plain network's memory: K - 1 more copies of the mixed parameters with moments and average, the mixture,
-    one gradient per set that workers exchange, and one basis's gradient.
+    and one gradient per set that workers exchange.
     """
     data, remix, training = job.data, job.remix, job.training
     shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "num_classes": data.num_classes}
@@ -64,7 +64,7 @@ def remix_cost(job: RemixJob) -> tuple[int, int]:
     rows = num_layers if remix.mixer == "per_layer" else 1
     table = 0 if remix.mixer in {"one_hot", "continuous"} else remix.count * rows * remix.num_bases
     copies = 3 if training.ema_halflife_images is None else 4
-    more = (remix.num_bases - 1) * copies + 1 + min(remix.experts_per_step, remix.num_bases)
+    more = (remix.num_bases - 1) * copies + min(remix.experts_per_step, remix.num_bases)
     local = training.model_copy(update={"batch_size": max(1, training.batch_size // remix.experts_per_step)})
     memory = training_memory_bytes(job.model, local, **shape) + 4 * more * num_mixed
     plain = model_cost(job.model, **shape)

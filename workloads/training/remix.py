@@ -288,8 +288,9 @@ class _Buffers:
         small = torch.zeros(1 + num_groups * state.mixer.rows * num_bases, device=device)
         self.loss, self.alpha_GLK = small[0], small[1:].view(num_groups, state.mixer.rows, num_bases)
         self.exchanged = (flat, small)
-        self._spare_P = torch.zeros(bases.size, device=device)
-        """The gradient of one mixture (where sets are per basis), or of one basis (where they are per expert)."""
+        # One basis's gradient may take the mixture's place, which the next step writes anew; one mixture's, where sets
+        # are per basis, is there at the same time as the mixture.
+        self._spare_P = bases.mixture_P if self.by_expert else torch.zeros(bases.size, device=device)
         self._views = [bases.views(row) for row in self.sets] if self.by_expert else [bases.views(self._spare_P)]
         start = 0
         for parameter in state.shared:
@@ -297,7 +298,7 @@ class _Buffers:
             start += parameter.numel()
 
     def clear(self) -> None:
-        for tensor in (*self.exchanged, self._spare_P):
+        for tensor in self.exchanged:
             tensor.zero_()
 
     def receive(self, group: int) -> None:

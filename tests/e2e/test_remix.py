@@ -1,0 +1,121 @@
+"""A remix from the command line: trained by two workers, tracked, sampled, baked, exported, compared."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from diffusers import DiTTransformer2DModel
+from mlflow import MlflowClient
+from PIL import Image
+
+pytestmark = pytest.mark.e2e
+
+Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def tiny_remix(tiny_run: dict[str, Any]) -> dict[str, Any]:
+    return tiny_run | {
+        "name": "tiny-remix",
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4, "experts_per_step": 2},
+        "execution": {"num_workers": 2},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_remix: dict[str, Any], rememe: Rememe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the remix has been trained."""
+    folder = tmp_path_factory.mktemp("remix")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_remix))
+    result = rememe("train", "tiny.yaml", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "fd-fashion-cnn = " in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path) -> Path:
+    (found,) = (folder / "runs").glob("tiny-remix-*")
+    return found
+
+
+def test_scores_and_pictures_are_in_mlflow(folder: Path, run_dir: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rememe")
+    runs = client.search_runs([experiment.experiment_id])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    (child,) = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert parent.data.metrics["fd-fashion-cnn"] > 0
+    assert parent.data.params["strategy.num_bases"] == "4"
+    figures = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {"coefficients.png", "loss_matrix.png", "loss_by_timestep.png", "training_loss.png"}
+    steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 1024
+    assert (run_dir / "figures" / "coefficients.png").is_file()
+
+
+def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe: Rememe) -> None:
+    result = rememe("bake", run_dir, "baked", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for source, grid in ((run_dir, "mixed.png"), ("baked", "baked.png")):
+        drawn = rememe("sample", source, "--num", 20, "--seed", 3, "--grid", grid, "--steps", 4, cwd=folder)
+        assert drawn.returncode == 0, drawn.stderr
+    mixed, baked = (np.asarray(Image.open(folder / name)).astype(int) for name in ("mixed.png", "baked.png"))
+    assert np.abs(mixed - baked).max() <= 1
+    assert mixed.std() > 10
+    again = rememe("bake", run_dir, "baked", cwd=folder)
+    assert again.returncode == 2
+    assert "baked exists already" in again.stderr
+
+
+def test_exported_experts_are_models_of_diffusers(folder: Path, run_dir: Path, rememe: Rememe) -> None:
+    result = rememe("export", run_dir, "exported", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert len(list((folder / "exported").glob("expert_*"))) == 6
+    DiTTransformer2DModel.from_pretrained(folder / "exported" / "expert_05")
+    assert "expert_05 [833, 1000)" in (folder / "exported" / "intervals.txt").read_text()
+
+
+def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
+    tiny_remix: dict[str, Any], rememe: Rememe, tmp_path: Path
+) -> None:
+    base = {key: value for key, value in tiny_remix.items() if key not in {"name", "strategy", "execution"}}
+    comparison = {
+        "name": "tiny",
+        "base": base,
+        "budget_images": 512,
+        "seeds": [0, 1],
+        "rows": {
+            "continued": {"strategy": {"kind": "single"}},
+            "independent": {"strategy": {"kind": "independent", "num_experts": 2}},
+        },
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(comparison))
+    result = rememe("compare", "tiny.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "mean +- standard deviation over 2 seeds" in result.stdout
+    with (tmp_path / "runs" / "tiny.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("base", "continued", "independent") for seed in "01"
+    ]
+    assert len({row["protocol_hash"] for row in rows}) == 1
+    for row in rows:
+        plan = json.loads((tmp_path / "runs" / row["run"] / "plan.json").read_text())
+        images = sum(job["images"] for job in plan["jobs"])
+        assert images == (1024 if row["row"] == "base" else 512)
+        assert 0 <= float(row["precision"]) <= 1
+        assert float(row["latency_s"]) > 0
+    trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}
+    assert len(trained) == 2 * (1 + 1 + 2)
+    again = rememe("compare", "tiny.yaml", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert trained == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}
