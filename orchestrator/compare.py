@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from orchestrator.cluster import connect
 from orchestrator.configuration import Outcome, driver_device, train_configuration
 from orchestrator.layout import RunsDir
 from orchestrator.view import print_note, si, wide_console
+from workloads.analysis.grid import sample_grid
 from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
-from workloads.evaluation.protocol import require_comparable
+from workloads.evaluation.protocol import require_comparable, samples_key
+from workloads.evaluation.samples import SampleStore
 
 LATENCY_REPEATS = 20
+NUM_SHOWN = 20
+"""Samples of each row, side by side."""
 
 COLUMNS = {
     "inception_score": "IS",
@@ -66,7 +71,10 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
     _print(comparison, rows)
     file = RunsDir(runs_dir).path / f"{comparison.name}.csv"
     _write(file, comparison, rows)
+    picture = file.with_suffix(".png")
+    _draw(picture, rows)
     print(f"kept in      {file}")
+    print(f"samples      {picture} (a row each: {', '.join(row.name for row in rows)}; equal seeds)")
 
 
 def _train(
@@ -148,6 +156,17 @@ def _cell(name: str, values: Sequence[float]) -> str:
     digits = 3 if mean < 10 else 2
     spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean:.{digits}f}{spread}"
+
+
+def _draw(file: Path, rows: Sequence[_Row]) -> None:
+    """The first samples of every row for the first seed: equal noise and classes, one below the other."""
+    images = []
+    for row in rows:
+        ensemble = Ensemble.load(row.outcomes[0].run_dir)
+        protocol = ensemble.config.evaluation
+        folder = row.outcomes[0].run_dir / "samples" / samples_key(protocol, ensemble.fingerprint)
+        images += SampleStore(folder).images(protocol).__getitems__(list(range(min(NUM_SHOWN, protocol.num_samples))))
+    sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(file)
 
 
 def _write(file: Path, comparison: Comparison, rows: Sequence[_Row]) -> None:

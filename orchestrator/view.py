@@ -91,7 +91,8 @@ COST_COLUMNS = ("params", "MACs", "memory")
 
 def print_plan(planned: Plan) -> None:
     """A row per job and the sums."""
-    title = f"{planned.config.name}: {planned.config.strategy.kind}, {len(planned.jobs)} jobs"
+    count = f"{len(planned.jobs)} jobs" if len(planned.jobs) > 1 else "1 job"
+    title = f"{planned.config.name}: {planned.config.strategy.kind}, {count}"
     table = _table(title, JOB_COLUMNS, (*COST_COLUMNS, "images", "needs", "key"))
     for job in planned.jobs:
         table.add_row(*_job_cells(job), *_plan_cells(job))

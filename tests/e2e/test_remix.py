@@ -108,6 +108,7 @@ def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
         (name, seed) for name in ("base", "continued", "independent") for seed in "01"
     ]
     assert len({row["protocol_hash"] for row in rows}) == 1
+    assert Image.open(tmp_path / "runs" / "tiny.png").height > 3 * 8
     for row in rows:
         plan = json.loads((tmp_path / "runs" / row["run"] / "plan.json").read_text())
         images = sum(job["images"] for job in plan["jobs"])

@@ -198,6 +198,16 @@ def test_kept_experts_are_the_mixtures_whatever_the_capacity(kind: str) -> None:
         assert len(models) <= capacity
 
 
+def test_the_prior_moves_with_the_mixer_and_layers_keep_their_shapes() -> None:
+    """In the public code the prior stays behind on the CPU, and layers claim K times their outputs."""
+    mixer = mixer_for(7, 3, "softmax")
+    assert "prior_N" in dict(mixer.named_buffers())
+    assert mixer.to("meta").prior_N.device.type == "meta"
+    net, _ = bases_of(3)
+    assert [tuple(layer.weight.shape) for layer in (net.fc1, net.fc2)] == [(5, 3), (2, 5)]
+    assert (net.fc1.out_features, net.fc2.out_features) == (5, 2)
+
+
 def test_a_pattern_that_matches_nothing_lists_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"'\*\.qkv\.\*' matches no parameter .* called fc1, fc2, norm"):
         mixed_names(Net(), ["fc*", "*.qkv.*"])

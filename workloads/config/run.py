@@ -75,6 +75,8 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self._check_workers()
+        if self.training.activation_checkpointing and self.model.kind == "iunet":
+            raise ValueError("training.activation_checkpointing does not go with model.kind iunet; set it to false")
         sampling = self.evaluation.sampling
         if sampling.num_steps > self.diffusion.num_timesteps:
             raise ValueError(

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Steps per second of a remix with two workers: under Ray Train over plain torchrun, at the median record.
+
+    python benchmarks/ray_train.py --images 12800
+
+Both run the same training of workloads on the demo's network, one after the other, twice each in alternation; speed is
+that of training's own records (rank 0), of which the first, with start-up effects, is left out.
+"""
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from orchestrator.environment import prepare_ray_environment
+
+MIN_RATIO = 0.99
+ROUNDS = 2
+
+
+def overrides(images: int) -> list[str]:
+    return [f"training.images={images}", "training.log_every_images=640", "training.checkpoint_every_images=1000000"]
+
+
+def under_torchrun(images: int, out: Path) -> list[float]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command += ["-m", "workloads", "train", "demo-remix", *overrides(images), "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return [line["images_per_s"] for line in lines if "images_per_s" in line][1:]
+
+
+def under_ray_train(images: int, out: Path) -> list[float]:
+    from orchestrator.joint import train_joint
+    from orchestrator.plan import plan
+    from orchestrator.store import ExpertStore
+    from workloads.config.load import load_config
+    from workloads.data.prepare import ensure_prepared
+    from workloads.training.records import read_records
+
+    config = load_config("demo-remix", overrides(images))
+    dataset = ensure_prepared(config.data, out / "data")
+    job = plan(config, dataset.spec(config.data)).jobs[0]
+    store = ExpertStore(out / "store")
+    outcome = train_joint(job, dataset.path, store, config.execution)
+    assert outcome.completed, outcome
+    return [record.images_per_s for record in read_records(store.path(job.key) / "records.jsonl")][1:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=12800)
+    options = parser.parse_args()
+    prepare_ray_environment(None)
+    from orchestrator.cluster import connect
+
+    found: dict[str, list[float]] = {"torchrun": [], "ray_train": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for index in range(ROUNDS):
+            found["torchrun"] += under_torchrun(options.images, Path(scratch) / f"torchrun{index}")
+            with connect(None, num_cpus=2):
+                found["ray_train"] += under_ray_train(options.images, Path(scratch) / f"ray{index}")
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    report: dict[str, Any] = {
+        "images_per_s": {name: round(value, 1) for name, value in medians.items()},
+        "ratio": round(medians["ray_train"] / medians["torchrun"], 4),
+        "limit": MIN_RATIO,
+    }
+    print(json.dumps(report, indent=2))
+    return 0 if report["ratio"] >= MIN_RATIO else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
