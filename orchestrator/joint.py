@@ -35,6 +35,10 @@ FAILURE_FILE = "failure.txt"
 """What a worker says about an error that would only come back."""
 
 
+WORKER_START_TIMEOUT_S = "300"
+"""Ray Train's own minute is short for a busy machine that imports torch in every worker."""
+
+
 class _Work(NamedTuple):
     """What every worker is told."""
 
@@ -110,6 +114,7 @@ class _Fit(threading.Thread):
 
     def run(self) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer

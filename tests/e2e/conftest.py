@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 REMEME = Path(sys.executable).with_name("rememe")
-TIMEOUT_S = 240.0
+TIMEOUT_S = 480.0
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
