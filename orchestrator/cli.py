@@ -64,7 +64,16 @@ def plan(
     runs_dir: RunsDir = RUNS,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing."""
+    """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
+
+    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
+    """
+    from orchestrator.search.describe import find_study, plan_study
+
+    study = find_study(config, overrides or [])
+    if study is not None:
+        plan_study(study, runs_dir, as_json=json)
+        return
     loaded = _load(config, overrides)
     from orchestrator.describe import plan_configuration
 
@@ -85,6 +94,33 @@ def train(
     from orchestrator.configuration import train_configuration
 
     train_configuration(loaded, runs_dir, address=address, evaluate=evaluate)
+
+
+@app.command()
+def search(
+    study: Annotated[str, typer.Argument(help="A study's name (search-ratios) or YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+    max_failures: Annotated[int, typer.Option(min=0, help="Configurations that may fail.")] = 0,
+) -> None:
+    """Train and score the configurations of a study, each expert once; again = go on where it stopped.
+
+    See first what it would take: rememe plan STUDY.
+    """
+    from orchestrator.search.describe import find_study, list_studies
+
+    found = find_study(study, overrides or [])
+    if found is None:
+        from workloads.errors import ConfigError
+
+        raise ConfigError(
+            f"no study is called {study!r}, and no file of that name has a space; studies: {', '.join(list_studies())}"
+        )
+    prepare_ray_environment(address)
+    from orchestrator.search.run import run_study
+
+    run_study(found, runs_dir, address=address, max_failures=max_failures)
 
 
 @app.command()

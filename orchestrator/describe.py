@@ -1,6 +1,7 @@
 """`rememe plan`, and what a configuration becomes outside: YAML, flat parameters, prepared data. No Ray, no MLflow."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,7 @@ from workloads.errors import DataError
 
 def plan_configuration(config: RunConfig, runs_dir: Path, *, as_json: bool) -> None:
     """Print what would run. Works without data and initial weights too; keys are then unknown."""
-    try:
-        spec = prepare_data_of(config, RunsDir(runs_dir)).spec(config.data)
-    except DataError as error:
-        print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
-        conditional = config.data.num_classes if config.data.class_conditional else None
-        spec = DataSpec(
-            fingerprint="", channels=config.data.channels, image_size=config.data.image_size, num_classes=conditional
-        )
+    spec = spec_of(config, runs_dir)
     if config.initial_weights is not None and not config.initial_weights.exists():
         print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")
         config, spec = config.model_copy(update={"initial_weights": None}), spec.model_copy(update={"fingerprint": ""})
@@ -35,6 +29,21 @@ def plan_configuration(config: RunConfig, runs_dir: Path, *, as_json: bool) -> N
         print(json.dumps(planned.to_json(), indent=2))
     else:
         print_plan(planned)
+
+
+def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
+    """The data a plan needs to know, as configured where it cannot be had; then with a note and no fingerprint."""
+    return _spec(config.data, runs_dir)
+
+
+@lru_cache(maxsize=64)
+def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
+    try:
+        return _prepare(data, RunsDir(runs_dir)).spec(data)
+    except DataError as error:
+        print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
+    conditional = data.num_classes if data.class_conditional else None
+    return DataSpec(fingerprint="", channels=data.channels, image_size=data.image_size, num_classes=conditional)
 
 
 def prepare_data_of(config: RunConfig, runs: RunsDir) -> PreparedDataset:

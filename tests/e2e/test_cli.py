@@ -145,3 +145,15 @@ def test_doctor_finds_this_machine_fit(folder: Path, rememe: Rememe) -> None:
     assert result.returncode == 0, result.stdout
     for subject in ("packages", "devices", "mlflow", "ray"):
         assert f"ok      {subject}" in result.stdout
+
+
+def test_planning_a_study_says_what_its_configurations_share(rememe: Rememe, tmp_path: Path) -> None:
+    result = rememe("plan", "search-ratios", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["num_configurations"] == 81
+    assert report["num_jobs"] == 324
+    assert report["num_distinct_jobs"] == 12
+    assert report["images_without_store"] / report["images_trained"] == 27
+    table = rememe("plan", "search-ratios", cwd=tmp_path)
+    assert "12 distinct jobs instead of 324" in table.stdout

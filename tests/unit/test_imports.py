@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestrator").rglob("*.py"))
 
 CLUSTER = {"ray", "mlflow"}
-PURE = {"plan", "policies", "describe", "layout", "spool", "errors", "cli"}
+PURE = {"plan", "policies", "describe", "layout", "spool", "errors", "cli", "space", "study"}
 """Modules of the orchestrator that import neither Ray nor MLflow, however indirectly their user would notice."""
 
 

@@ -88,6 +88,12 @@ def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     return changed
 
 
+def apply_value(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The same for a value that needs no parsing."""
+    changed: dict[str, Any] = _set(raw, path.split("."), value, path)
+    return changed
+
+
 def _set(node: Any, keys: Sequence[str], value: Any, override: str) -> Any:
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
