@@ -18,7 +18,7 @@ from workloads.models.build import WEIGHTS
 from workloads.training.hooks import TrainingDivergedError, TrainingStopped
 from workloads.training.job import completed, train_job
 from workloads.training.records import read_records
-from workloads.training.state import TrainState
+from workloads.training.state import TrainState, initial_model
 from workloads.training.step import DenoisingStep
 
 
@@ -155,9 +155,7 @@ def test_one_step_equals_the_same_step_written_out(dataset: PreparedDataset) -> 
 
 
 def fresh_state(job: ExpertJob) -> TrainState:
-    from workloads.training.job import _initial_state
-
-    state = _initial_state(job, torch.device("cpu"))
+    state = TrainState(initial_model(job, torch.device("cpu")), job.training, job.diffusion.num_timesteps)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # the network starts with zero output: move it so that every gradient is there
         for parameter in state.model.parameters():

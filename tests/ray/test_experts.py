@@ -22,6 +22,12 @@ from workloads.training.records import TrainingRecord
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny experts are done within a second; look often enough to catch them in the act."""
+    monkeypatch.setattr("orchestrator.experts.POLL_INTERVAL_S", 0.1)
+
+
 class Journal:
     """A listener that remembers, and acts when it hears of an expert's progress."""
 
