@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workloads.config.models import AnyModel, IUNetConfig, LDMUNetConfig
+from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.errors import CheckpointError, ConfigError
 from workloads.models.build import BUILDERS, CLASSES, build_model, load_model
 from workloads.models.iunet import InceptionDownBlock2D
@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
 }
 LDM = LDMUNetConfig(**SMALL)
 IUNET = IUNetConfig(**SMALL, mixer_levels=(1, 2), attention_share=("1/4", "3/4"), pool_sizes=(2, 2), mlp_ratio=2)
+DIT = DiTConfig(hidden_size=16, depth=1, num_heads=2)
 both_kinds = pytest.mark.parametrize("config", [LDM, IUNET], ids=lambda config: config.kind)
 
 
@@ -224,5 +225,5 @@ def test_every_kind_can_be_built_and_loaded() -> None:
 
     kinds = get_args(get_args(AnyModel)[0])
     assert set(kinds) == set(BUILDERS)
-    built = {type(build_model(config, channels=1, image_size=28, num_classes=None)) for config in (LDM, IUNET)}
+    built = {type(build_model(config, channels=1, image_size=28, num_classes=None)) for config in (LDM, IUNET, DIT)}
     assert built == set(CLASSES.values())
