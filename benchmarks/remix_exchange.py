@@ -15,16 +15,33 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 BATCH_SIZE = 16
 NUM_BASES = 4
+
+
+def configuration(experts_per_step: int) -> Any:
+    from workloads.config import RunConfig
+
+    strategy = {"kind": "remix", "num_experts": 20, "num_bases": NUM_BASES, "experts_per_step": experts_per_step}
+    return RunConfig.model_validate(
+        {
+            "name": "benchmark",
+            "data": {"kind": "embedded", "image_size": 32, "channels": 3, "class_conditional": True},
+            "model": {"kind": "dit", "size": "S", "patch_size": 2},
+            "strategy": strategy,
+            "training": {"images": 10**9, "batch_size": BATCH_SIZE, "micro_batch_size": 1},
+            "evaluation": "demo",
+        }
+    )
 
 
 def work(experts_per_step: int, data: Path) -> None:
     """One worker, under torchrun."""
     import torch
 
-    from workloads.config import RemixJob, RunConfig
+    from workloads.config import RemixJob
     from workloads.data.prepare import ensure_prepared
     from workloads.data.stream import BatchStream
     from workloads.training.processes import Workers
@@ -32,28 +49,14 @@ def work(experts_per_step: int, data: Path) -> None:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    workers = Workers.current()
-    config = RunConfig.model_validate(
-        {
-            "name": "benchmark",
-            "data": {"kind": "embedded", "image_size": 32, "channels": 3, "class_conditional": True},
-            "model": {"kind": "dit", "size": "S", "patch_size": 2},
-            "strategy": {
-                "kind": "remix",
-                "num_experts": 20,
-                "num_bases": NUM_BASES,
-                "experts_per_step": experts_per_step,
-            },
-            "training": {"images": 10**9, "batch_size": BATCH_SIZE, "micro_batch_size": 1},
-            "evaluation": "demo",
-        }
-    )
+    workers, cpu = Workers.current(), torch.device("cpu")
+    config = configuration(experts_per_step)
     dataset = ensure_prepared(config.data, data)
     (job,) = config.jobs(dataset.spec(config.data))
     assert isinstance(job, RemixJob)
-    state = RemixState(job, torch.device("cpu"))
+    state = RemixState(job, cpu)
     stream = BatchStream(dataset, batch_size=BATCH_SIZE // 2, seed=0, rank=workers.rank, world_size=2)
-    RemixStep(job, torch.device("cpu"), workers)(state, stream.at(0))
+    RemixStep(job, cpu, workers)(state, stream.at(0))
     if workers.is_first:
         shared = sum(parameter.numel() for parameter in state.shared)
         plain = 4 * (shared + NUM_BASES * state.bases.size)
@@ -71,14 +74,17 @@ def main() -> int:
         work(options.work, options.data)
         return 0
     report = {}
+    from workloads.data.prepare import ensure_prepared
+
     with tempfile.TemporaryDirectory() as scratch:
+        ensure_prepared(configuration(1).data, Path(scratch) / "data")  # by one process, before two read it
         for experts_per_step in (1, 2, 4, 8):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
             command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
             command += [__file__, f"--work={experts_per_step}", f"--data={scratch}/data"]
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(result.stdout.splitlines()[-1])
             found["share_of_plain"] = round(found["exchanged_bytes"] / found["plain_bytes"], 4)
             report[f"experts_per_step={experts_per_step}"] = found
