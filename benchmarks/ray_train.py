@@ -10,6 +10,7 @@ need some CPU: with as many workers as cores they share those with training.
 
 import argparse
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -45,7 +46,9 @@ def under_torchrun(images: int, num_workers: int, out: Path) -> list[float]:
         f"--master-port={port}",
     ]
     command += ["-m", "workloads", "train", "demo-remix", *overrides(images, num_workers), "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Ray gives each worker as many threads as CPUs; torchrun does so for several workers only.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     return [line["images_per_s"] for line in lines if "images_per_s" in line][1:]
 
