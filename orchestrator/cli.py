@@ -108,15 +108,15 @@ def search(
 
     See first what it would take: rememe plan STUDY.
     """
-    from orchestrator.search.describe import find_study, list_studies
+    from orchestrator.search.describe import find_study
 
     found = find_study(study, overrides or [])
     if found is None:
+        from workloads.config.load import list_presets
         from workloads.errors import ConfigError
 
-        raise ConfigError(
-            f"no study is called {study!r}, and no file of that name has a space; studies: {', '.join(list_studies())}"
-        )
+        studies = ", ".join(list_presets("studies"))
+        raise ConfigError(f"no study is called {study!r}, and no file of that name has a space; studies: {studies}")
     prepare_ray_environment(address)
     from orchestrator.search.run import run_study
 

@@ -145,9 +145,10 @@ def _planned(job: Job, config: RunConfig, resources: Resources) -> PlannedJob:
 
     shape = _shape(job.data)
     cost = model_cost(job.model, **shape)
-    num_parameters, memory_bytes = cost.num_parameters, training_memory_bytes(job.model, job.training, **shape)
     if isinstance(job, RemixJob):
         num_parameters, memory_bytes = remix_cost(job)
+    else:
+        num_parameters, memory_bytes = cost.num_parameters, training_memory_bytes(job.model, job.training, **shape)
     return PlannedJob(
         job=job,
         strategy=config.strategy.kind,

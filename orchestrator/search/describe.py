@@ -1,7 +1,6 @@
 """`rememe plan STUDY`: what a study would take, and what its configurations share. Starts nothing."""
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,11 @@ MAX_SHOWN = 12
 """Configurations a table lists."""
 
 
-def list_studies() -> list[str]:
-    """Names of the studies in the package."""
-    files = resources.files("workloads.presets").joinpath("studies").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
 def find_study(source: str, overrides: list[str]) -> Study | None:
     """The study of this name or in this YAML file; None if it is a run description, or nothing."""
-    if source in list_studies():
-        file = resources.files("workloads.presets").joinpath("studies", f"{source}.yaml")
-        with resources.as_file(file) as path:
-            raw = read_raw(str(path))
-    elif Path(source).is_file() and source not in list_presets():
-        raw = read_raw(source)
-    else:
+    if source not in list_presets("studies") and (source in list_presets() or not Path(source).is_file()):
         return None
+    raw = read_raw(source, "studies")
     if "space" not in raw:
         return None
     for override in overrides:

@@ -89,7 +89,7 @@ def stepped(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_two_workers_step_as_one_does(stepped: dict[tuple[str, int], Path]) -> None:
     for folder in stepped.values():
-        alone, first, second = (torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+        alone, first, second = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
         assert first["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         for mine, theirs in zip(first["gradients"], alone["gradients"], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()) + 1e-9)
@@ -103,7 +103,7 @@ def test_bytes_exchanged_grow_with_experts_per_step_but_not_beyond_the_bases(
     state = RemixState(job_for(dataset), torch.device("cpu"))
     shared, mixed = sum(p.numel() for p in state.shared), state.bases.size
     for count in (1, 2, 4, 8):
-        num_bytes = torch.load(stepped["softmax", count] / "2-0.pt")["bytes"]
+        num_bytes = torch.load(stepped["softmax", count] / "2-0.pt", weights_only=True)["bytes"]
         assert num_bytes == 4 * (shared + min(count, 4) * mixed + 1 + count * 4)
 
 

@@ -16,21 +16,15 @@ from workloads.errors import ConfigError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def list_presets() -> list[str]:
-    """Names of the presets in the package."""
-    files = resources.files("workloads.presets").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-def list_comparisons() -> list[str]:
-    """Names of the comparisons in the package."""
-    files = resources.files("workloads.presets").joinpath("comparisons").iterdir()
+def list_presets(folder: str = "") -> list[str]:
+    """Names of the presets in the package, or of what one of its folders holds (comparisons, studies)."""
+    files = resources.files("workloads.presets").joinpath(folder).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def load_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison:
     """Comparison from its name or a YAML file, with overrides like `budget_images=1000`. Raises ConfigError."""
-    raw = _read(source, list_comparisons(), "comparisons/")
+    raw = read_raw(source, "comparisons")
     for override in overrides:
         raw = apply_override(raw, override)
     return validate(Comparison, raw)
@@ -47,22 +41,16 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(RunConfig, raw)
 
 
-def read_raw(source: str) -> dict[str, Any]:
-    """The YAML mapping behind a preset's name or a path."""
-    raw = _read(source, list_presets(), "")
-    if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
-        raw["evaluation"] = {"name": raw["evaluation"]}
-    return raw
-
-
-def _read(source: str, presets: Sequence[str], folder: str) -> dict[str, Any]:
+def read_raw(source: str, folder: str = "") -> dict[str, Any]:
+    """The YAML mapping behind a name (of a preset, or of what a folder of presets holds) or a path."""
+    presets = list_presets(folder)
     path = Path(source)
     if path.suffix in {".yaml", ".yml"} or path.exists():
         if not path.is_file():
             raise ConfigError(f"config file {source} does not exist; presets are: {', '.join(presets)}")
         text = path.read_text()
     elif source in presets:
-        text = resources.files("workloads.presets").joinpath(f"{folder}{source}.yaml").read_text()
+        text = resources.files("workloads.presets").joinpath(folder, f"{source}.yaml").read_text()
     else:
         raise ConfigError(f"no preset or file is called {source!r}{suggest(source, presets)}")
     try:
@@ -71,6 +59,8 @@ def _read(source: str, presets: Sequence[str], folder: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{source} must hold a mapping of sections; it holds {type(raw).__name__}")
+    if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
+        raw["evaluation"] = {"name": raw["evaluation"]}
     return dict(raw)
 
 
