@@ -21,6 +21,7 @@ app = typer.Typer(
         "  rememe plan demo-meme                     what would run; nothing is started\n"
         "  rememe train demo-meme                    train, sample, score; again = resume\n"
         "  rememe train demo-meme training.images=50000\n"
+        "  rememe search demo-search                 which boundaries and architectures are best\n"
         "  rememe ui                                 results in the browser\n\n"
         "CONFIG is the name of a preset or a YAML file; OVERRIDES are section.key=value."
     ),
@@ -29,6 +30,8 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepar
 analyze_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into trained networks.")
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store of trained experts.")
+app.add_typer(store_app, name="store")
 
 Config = Annotated[str, typer.Argument(help="Preset (see: rememe presets) or YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -41,6 +44,15 @@ Address = Annotated[
     str | None,
     typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use; without it, a private one on this machine."),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REMEME_STORE",
+        help="URI through which machines share finished experts, for instance s3://bucket/experts.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory (runs/NAME-HASH), or its ensemble.", show_default=False)]
 RUNS = Path("runs")
 
@@ -62,7 +74,7 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
 
@@ -87,40 +99,61 @@ def train(
     runs_dir: RunsDir = RUNS,
     address: Address = None,
     evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
+    store: Store = None,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
     loaded = _load(config, overrides)
     prepare_ray_environment(address)
     from orchestrator.configuration import train_configuration
 
-    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate)
+    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate, store=store)
 
 
 @app.command()
 def search(
-    study: Annotated[str, typer.Argument(help="A study's name (search-ratios) or YAML file.", show_default=False)],
+    study: Annotated[str, typer.Argument(help="A study's name (demo-search) or YAML file.", show_default=False)],
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     address: Address = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Configurations that may fail.")] = 0,
+    plan_from: Annotated[
+        str | None,
+        typer.Option(
+            help="An earlier study: look first at what the losses of its experts predict to be best.",
+            show_default=False,
+        ),
+    ] = None,
+    num_planned: Annotated[int, typer.Option(min=1, help="How many configurations --plan-from proposes.")] = 3,
+    store: Store = None,
 ) -> None:
-    """Train and score the configurations of a study, each expert once; again = go on where it stopped.
+    """Search boundaries, architectures and numbers of experts, each expert trained once; again = go on.
 
-    See first what it would take: rememe plan STUDY.
+    See first what it would take: rememe plan STUDY. Read afterwards what came out: rememe report STUDY.
     """
-    from orchestrator.search.describe import find_study
+    from orchestrator.search.describe import find_study, unknown_study
 
     found = find_study(study, overrides or [])
     if found is None:
-        from workloads.config.load import list_presets
-        from workloads.errors import ConfigError
-
-        studies = ", ".join(list_presets("studies"))
-        raise ConfigError(f"no study is called {study!r}, and no file of that name has a space; studies: {studies}")
+        raise unknown_study(study)
     prepare_ray_environment(address)
-    from orchestrator.search.run import run_study
+    from orchestrator.search.run import SearchOptions, run_study
 
-    run_study(found, runs_dir, address=address, max_failures=max_failures)
+    options = SearchOptions(address, store, max_failures, plan_from, num_planned)
+    run_study(found, runs_dir, options)
+
+
+@app.command()
+def report(
+    study: Annotated[str, typer.Argument(help="Name of a study that has been searched.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; default: report.html of the study.", show_default=False)
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Write one HTML page about a search: what was tried, what won and why."""
+    from orchestrator.search.report import write_report
+
+    print(write_report(runs_dir, study, out))
 
 
 @app.command()
@@ -213,6 +246,33 @@ def analyze_spectra(
     from orchestrator.analysis import plot_spectra
 
     plot_spectra(run, runs_dir, num_images=num_images, seed=seed, out=out)
+
+
+@store_app.command("ls")
+def store_ls(runs_dir: RunsDir = RUNS, json: AsJson = False) -> None:
+    """List trained experts: what they are, how large, and how many configurations use them."""
+    from orchestrator.store_view import list_store
+
+    list_store(runs_dir, as_json=json)
+
+
+@store_app.command("verify")
+def store_verify(runs_dir: RunsDir = RUNS) -> None:
+    """Compare the weights of every finished expert with their checksum. Changes nothing; exit code 1 if any differ."""
+    from orchestrator.store_view import verify_store
+
+    raise typer.Exit(verify_store(runs_dir))
+
+
+@store_app.command("gc")
+def store_gc(
+    runs_dir: RunsDir = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what.")] = False,
+) -> None:
+    """Remove experts that no configuration contains any more, and those set aside as damaged."""
+    from orchestrator.store_view import collect_garbage
+
+    collect_garbage(runs_dir, yes=yes)
 
 
 @data_app.command("prepare")

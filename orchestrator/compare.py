@@ -2,7 +2,6 @@
 
 import csv
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,17 @@ import numpy as np
 from rich.table import Table
 
 from orchestrator.cluster import connect
-from orchestrator.configuration import Outcome, driver_device, train_configuration
+from orchestrator.configuration import Outcome, train_configuration
 from orchestrator.layout import RunsDir
 from orchestrator.view import print_note, si, wide_console
+from orchestrator.work import driver_device
 from workloads.analysis.grid import sample_grid
+from workloads.analysis.latency import latency_s
 from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import require_comparable, samples_key
 from workloads.evaluation.samples import SampleStore
 
-LATENCY_REPEATS = 20
 NUM_SHOWN = 20
 """Samples of each row, side by side."""
 
@@ -101,26 +101,11 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
             "macs": max(job.macs for job in jobs),
             "steps_per_s": images / batch_size / sum(result.train_s for result in outcome.results),
             "peak_memory_bytes": max(result.peak_memory_bytes for result in outcome.results),
-            "latency_s": _latency_s(Ensemble.load(outcome.run_dir, driver_device())),
+            "latency_s": latency_s(Ensemble.load(outcome.run_dir, driver_device())),
         }
         for name in COLUMNS:
             figures[name].append(values[name])
     return figures
-
-
-def _latency_s(ensemble: Ensemble) -> float:
-    """Of one call of one expert for one image: the median of several, after a first that is not counted."""
-    import torch
-
-    x_BCHW = torch.zeros(1, *ensemble.shape_CHW, device=ensemble.device)
-    labels_B = None if ensemble.num_classes is None else torch.zeros(1, dtype=torch.long, device=ensemble.device)
-    times_s = []
-    with torch.inference_mode():
-        for _ in range(LATENCY_REPEATS + 1):
-            started_s = time.perf_counter()
-            ensemble.denoise(x_BCHW, 0, labels_B).sum().item()
-            times_s.append(time.perf_counter() - started_s)
-    return statistics.median(times_s[1:])
 
 
 def _print(comparison: Comparison, rows: Sequence[_Row]) -> None:

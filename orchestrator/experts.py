@@ -6,15 +6,16 @@ What to do is decided in orchestrator/policies.py; this module does it.
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from orchestrator.actor import ExpertActor, Status
 from orchestrator.cluster import alive_nodes, is_alive
 from orchestrator.errors import ExpertFailedError
 from orchestrator.plan import PlannedJob
@@ -26,10 +27,10 @@ from orchestrator.policies import (
     longest_first,
     num_slots,
 )
-from orchestrator.store import ExpertStore, check_store
+from orchestrator.store import Claim, ExpertStore
 from workloads.config import ExecutionConfig
 from workloads.training.hooks import TrainingStopped
-from workloads.training.job import JobResult, train_job
+from workloads.training.job import JobResult
 from workloads.training.records import TrainingRecord
 
 POLL_INTERVAL_S = 1.0
@@ -44,59 +45,10 @@ class Listener(Protocol):
     """Hears what happens to experts; implemented by the terminal view and the tracker."""
 
     def on_state(self, key: str, state: str, detail: str = "") -> None:
-        """States: reused, queued, starting, training, restarting, done, failed, stopped."""
+        """States: reused, queued, elsewhere, starting, training, restarting, done, failed, stopped."""
 
     def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
         """New records of one expert, oldest first."""
-
-
-class Status(NamedTuple):
-    """What an actor answers when asked how it is."""
-
-    pid: int
-    node_id: str
-    records: list[TrainingRecord]
-
-
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})
-class ExpertActor:
-    """Trains one expert in a process of its own; answers while it trains."""
-
-    def __init__(self, planned: PlannedJob, data_path: Path, work_dir: Path, store_id: str) -> None:
-        self._planned = planned
-        self._data_path = data_path
-        self._work_dir = work_dir
-        self._store_id = store_id
-        self._records: list[TrainingRecord] = []
-        self._stop = threading.Event()
-
-    def train(self) -> tuple[JobResult, list[TrainingRecord]]:
-        """Run the job to its end; the result and all records of this attempt."""
-        check_store(self._work_dir.parent, self._store_id, ray.util.get_node_ip_address())
-        resources = self._planned.resources
-        result = train_job(
-            self._planned.job,
-            self._data_path,
-            self._work_dir,
-            device="cuda" if resources.num_gpus > 0 else "cpu",
-            # Ray only sets OMP_NUM_THREADS, and to 1 for fractions.
-            num_threads=max(1, int(resources.num_cpus)),
-            report=self._records.append,
-            should_stop=self._stop.is_set,
-        )
-        return result, self._records
-
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def poll(self, num_known: int) -> Status:
-        """Where this runs, and the records beyond those the caller knows."""
-        import os
-
-        return Status(os.getpid(), ray.get_runtime_context().get_node_id(), self._records[num_known:])
-
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def stop(self) -> None:
-        """Ask for a checkpoint and an end."""
-        self._stop.set()
 
 
 @dataclass
@@ -122,6 +74,9 @@ class TrainingOutcome:
     """What came of the experts, by key."""
 
     completed: dict[str, JobResult] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
+    """Those of the completed that were trained here and now, not found or waited for."""
+
     failed: dict[str, str] = field(default_factory=dict)
     """One sentence each."""
 
@@ -134,11 +89,14 @@ def train_experts(
     store: ExpertStore,
     execution: ExecutionConfig,
     listeners: Sequence[Listener] = (),
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
     """Train what the store lacks, as many at once as the connected cluster holds, the longest first.
 
     An expert that dies is started again from its last checkpoint; one that fails for good does not stop the others.
-    The first Ctrl-C or SIGTERM asks for checkpoints, the second gives up waiting for them.
+    One that another driver trains is waited for, and taken over if that driver goes away. The first Ctrl-C or SIGTERM,
+    or should_stop(), asks for checkpoints; a second Ctrl-C gives up waiting for them.
     """
     outcome = TrainingOutcome()
     missing = {}
@@ -151,7 +109,7 @@ def train_experts(
             for listener in listeners:
                 listener.on_state(planned.key, "reused")
     if missing:
-        supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome)
+        supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
         with stop_signals(supervisor.stop_requested):
             supervisor.run()
     return outcome
@@ -166,6 +124,7 @@ class _Supervisor:
         execution: ExecutionConfig,
         listeners: Sequence[Listener],
         outcome: TrainingOutcome,
+        should_stop: Callable[[], bool],
     ) -> None:
         self._jobs = missing
         self._data_path = data_path
@@ -177,6 +136,11 @@ class _Supervisor:
         self._not_before_s: dict[str, float] = {}
         self._attempts = dict.fromkeys(missing, 0)
         self._running: dict[str, _Running] = {}
+        self._claims: dict[str, Claim] = {}
+        self._elsewhere: list[str] = []
+        """Claimed by other drivers."""
+
+        self._should_stop = should_stop
         self.stop_requested = threading.Event()
 
     def run(self) -> None:
@@ -184,16 +148,48 @@ class _Supervisor:
         for key in self._waiting:
             self._tell(key, "queued")
         try:
-            while self._waiting or self._running:
-                if self.stop_requested.is_set():
+            while self._waiting or self._running or self._elsewhere:
+                if self.stop_requested.is_set() or self._should_stop():
                     self._stop_all()
                     return
+                self._look_elsewhere()
                 self._submit()
                 self._collect(POLL_INTERVAL_S)
                 self._poll()
         finally:
             for running in self._running.values():
                 ray.kill(running.actor)
+            for key in list(self._claims):
+                self._release(key)
+
+    def _look_elsewhere(self) -> None:
+        """Take what other drivers have finished, and what they have let go of."""
+        for key in list(self._elsewhere):
+            if self._found(key):
+                self._elsewhere.remove(key)
+            elif self._claim(key):
+                self._elsewhere.remove(key)
+                self._waiting.insert(0, key)
+
+    def _found(self, key: str) -> bool:
+        """Whether another driver has finished the key; its result is then ours."""
+        result = self._store.completed(key)
+        if result is None:
+            return False
+        self._release(key)
+        self._outcome.completed[key] = result
+        self._tell(key, "reused")
+        return True
+
+    def _claim(self, key: str) -> bool:
+        """Whether this driver may train the key."""
+        if key not in self._claims and (claim := self._store.claim(key)) is not None:
+            self._claims[key] = claim
+        return key in self._claims
+
+    def _release(self, key: str) -> None:
+        if key in self._claims:
+            self._claims.pop(key).release()
 
     def _submit(self) -> None:
         """Start waiting experts while there is room, and a little beyond."""
@@ -209,13 +205,20 @@ class _Supervisor:
             if len(self._running) >= num_slots(requests, nodes) + NUM_QUEUED_AHEAD:
                 break
             self._waiting.remove(key)
+            if not self._claim(key):
+                self._elsewhere.append(key)
+                self._tell(key, "elsewhere")
+                continue
+            if self._found(key):  # another driver was just done with it
+                continue
             self._running[key] = self._start(self._jobs[key])
             self._tell(key, "starting" if self._attempts[key] == 1 else "restarting")
 
     def _start(self, planned: PlannedJob) -> _Running:
         wanted = as_ray_resources(planned.resources)
         actor = ExpertActor.options(  # type: ignore[attr-defined]
-            name=None,
+            # Not from what a configuration of a search holds, which is nothing.
+            scheduling_strategy="DEFAULT",
             num_cpus=wanted.pop("CPU", 0),
             num_gpus=wanted.pop("GPU", 0),
             resources=wanted or None,
@@ -241,7 +244,10 @@ class _Supervisor:
             self._fail(key, running, error)
         else:
             self._hand_on(running, records[running.num_records :])
+            self._store.publish(key)
+            self._release(key)
             self._outcome.completed[key] = result
+            self._outcome.trained.add(key)
             self._tell(key, "done")
         finally:
             # A handle that is kept keeps its CPU, and the next expert would never start.
@@ -251,6 +257,7 @@ class _Supervisor:
         kind, cause = self._diagnose(running, error)
         if isinstance(getattr(error, "cause", None), TrainingStopped):
             self._outcome.stopped.append(key)
+            self._release(key)
             self._tell(key, "stopped")
             return
         if kind is FailureKind.NODE_LOST:
@@ -261,6 +268,7 @@ class _Supervisor:
         if isinstance(decision, GiveUp):
             failure = ExpertFailedError(running.planned.name, self._attempts[key], decision.reason)
             self._outcome.failed[key] = str(failure)
+            self._release(key)
             self._tell(key, "failed", decision.reason)
             return
         self._not_before_s[key] = time.monotonic() + decision.delay_s
@@ -311,8 +319,9 @@ class _Supervisor:
 
     def _stop_all(self) -> None:
         """Let every expert that trains write a checkpoint; the others have nothing to lose."""
-        self._outcome.stopped += self._waiting
+        self._outcome.stopped += self._waiting + self._elsewhere
         self._waiting.clear()
+        self._elsewhere.clear()
         for key, running in list(self._running.items()):
             if running.status is None:
                 ray.kill(running.actor)

@@ -1,20 +1,32 @@
-"""Sampling on every slot of the cluster. The unit is a fixed batch, so the images do not depend on how many slots."""
+"""Sampling and measuring on every slot of the cluster.
 
-from collections.abc import Callable
+The unit of sampling is a fixed batch, so the images do not depend on how many slots there are.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.errors import ClusterError
+from orchestrator.plan import PlannedJob
 from orchestrator.policies import as_ray_resources
-from workloads.config import ProtocolConfig, Resources
+from workloads.analysis.curves import LossCurve
+from workloads.analysis.held_out import held_out_curve
+from workloads.analysis.latency import latency_s
+from workloads.config import Job, ProtocolConfig, Resources
+from workloads.config.evaluation import HeldOutSpec
+from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.errors import RememeError
 from workloads.evaluation.generate import batch_indices, generate_batch
+from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
+from workloads.evaluation.score import evaluate_samples
 
 MAX_IN_FLIGHT = 64
 """Batches submitted ahead: enough to keep a cluster busy, few enough not to fill the driver's memory."""
@@ -53,8 +65,7 @@ def generate_samples(
     missing = out.missing(protocol)
     num_batches = len(batch_indices(protocol))
     num_done = num_batches - len(missing)
-    wanted = as_ray_resources(resources)
-    task = _generate.options(num_cpus=wanted.pop("CPU", 0), num_gpus=wanted.pop("GPU", 0), resources=wanted or None)
+    task = _with(_generate, resources)
     device = "cuda" if resources.num_gpus > 0 else "cpu"
     in_flight: dict[ray.ObjectRef, int] = {}
     waiting = list(reversed(missing))
@@ -70,15 +81,78 @@ def generate_samples(
             on_progress(min(num_done * protocol.batch_size, protocol.num_samples), protocol.num_samples)
 
 
-def _take(reference: ray.ObjectRef) -> np.ndarray:
-    """A drawn batch; what went wrong in the worker is raised as it was raised there."""
+def _take(reference: ray.ObjectRef) -> Any:
+    """What a task returns; what went wrong in the worker is raised as it was raised there."""
     try:
-        images: np.ndarray = ray.get(reference)
+        return ray.get(reference)
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, RememeError) else error from None
     except RayError as error:
         raise ClusterError(
-            f"sampling was given up: {str(error).splitlines()[0]}; the batches drawn so far are kept, "
+            f"a task was given up: {str(error).splitlines()[0]}; what was done so far is kept, "
             "run the same command again to continue"
         ) from None
-    return images
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _score(
+    samples: SampleStore, reference: Path, protocol: ProtocolConfig, cache_dir: Path, options: dict[str, Any]
+) -> Score:
+    return evaluate_samples(samples, PreparedDataset(reference), protocol, cache_dir=cache_dir, **options)
+
+
+def score_on_cluster(
+    samples: SampleStore,
+    reference: PreparedDataset,
+    protocol: ProtocolConfig,
+    cache_dir: Path,
+    *,
+    resources: Resources,
+    **options: Any,
+) -> Score:
+    """evaluate_samples in a task with `resources`, for a driver that holds none."""
+    options["device"] = "cuda" if resources.num_gpus > 0 else "cpu"
+    score: Score = _take(_with(_score, resources).remote(samples, reference.path, protocol, cache_dir, options))
+    return score
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _curve(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
+    return held_out_curve(work_dir, job, data_path, spec, device=device, num_threads=num_threads)
+
+
+def held_out_curves(
+    jobs: Sequence[PlannedJob], folders: Sequence[Path], data_path: Path, spec: HeldOutSpec
+) -> list[LossCurve]:
+    """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
+    asked = []
+    for planned, folder in zip(jobs, folders, strict=True):
+        device = "cuda" if planned.resources.num_gpus > 0 else "cpu"
+        num_threads = max(1, int(planned.resources.num_cpus))
+        task = _with(_curve, planned.resources)
+        asked.append(task.remote(folder, planned.job, data_path, spec, device, num_threads))
+    return [_take(reference) for reference in asked]
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _latencies(path: Path, device: str) -> list[float]:
+    ensemble = Ensemble.load(path, device)
+    return [latency_s(ensemble, interval.lo) for interval in ensemble.intervals]
+
+
+def latencies_s(ensemble: Ensemble, resources: Resources) -> list[float]:
+    """Seconds of one call of each expert for one image, measured in one task with `resources`."""
+    device = "cuda" if resources.num_gpus > 0 else "cpu"
+    found: list[float] = _take(_with(_latencies, resources).remote(ensemble.path, device))
+    return found
+
+
+def _with(task: Any, resources: Resources) -> Any:
+    """A remote function with these resources of the cluster, not of what a configuration of a search holds."""
+    wanted = as_ray_resources(resources)
+    return task.options(
+        num_cpus=wanted.pop("CPU", 0),
+        num_gpus=wanted.pop("GPU", 0),
+        resources=wanted or None,
+        scheduling_strategy="DEFAULT",
+    )

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from orchestrator.experts import (
 )
 from orchestrator.plan import PlannedJob
 from orchestrator.policies import as_ray_resources
-from orchestrator.store import ExpertStore, check_store
+from orchestrator.store import Claim, ExpertStore, check_store
 from workloads.config import ExecutionConfig
 from workloads.errors import RememeError
 from workloads.files import write_text
@@ -54,44 +54,84 @@ def train_joint(
     store: ExpertStore,
     execution: ExecutionConfig,
     listeners: Sequence[Listener] = (),
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
-    """Train a remix on the connected cluster unless the store has it. Ctrl-C writes a checkpoint and stops."""
-    outcome, key = TrainingOutcome(), planned.key
-    result = store.completed(key)
-    if result is not None:
-        outcome.completed[key] = result
-        _tell(listeners, key, "reused")
-        return outcome
+    """Train a remix on the connected cluster unless the store has it, or another driver trains it meanwhile.
+
+    Ctrl-C, or should_stop(), writes a checkpoint and stops.
+    """
+    outcome, key, stop = TrainingOutcome(), planned.key, threading.Event()
+    with stop_signals(stop):
+        claim = _claim(key, store, listeners, lambda: stop.is_set() or should_stop())
+        if claim is not None:
+            try:
+                _train(planned, data_path, store, execution, listeners, outcome, lambda: stop.is_set() or should_stop())
+            finally:
+                claim.release()
+        elif (result := store.completed(key)) is not None:
+            outcome.completed[key] = result
+            _tell(listeners, key, "reused")
+        else:
+            outcome.stopped.append(key)
+            _tell(listeners, key, "stopped")
+    return outcome
+
+
+def _claim(
+    key: str, store: ExpertStore, listeners: Sequence[Listener], should_stop: Callable[[], bool]
+) -> Claim | None:
+    """The right to train the key, waited for; None if there is nothing to train any more, or a stop was asked for."""
+    told = False
+    while store.completed(key) is None and not should_stop():
+        if (claim := store.claim(key)) is not None:
+            return claim
+        if not told:
+            _tell(listeners, key, "elsewhere")
+            told = True
+        time.sleep(POLL_INTERVAL_S)
+    return None
+
+
+def _train(
+    planned: PlannedJob,
+    data_path: Path,
+    store: ExpertStore,
+    execution: ExecutionConfig,
+    listeners: Sequence[Listener],
+    outcome: TrainingOutcome,
+    should_stop: Callable[[], bool],
+) -> None:
+    key = planned.key
     work = _Work(planned, data_path, store.path(key), store.identity)
     work.work_dir.mkdir(parents=True, exist_ok=True)
     for name in (STOP_FILE, FAILURE_FILE):
         (work.work_dir / name).unlink(missing_ok=True)
     _tell(listeners, key, "starting", f"{execution.num_workers} workers")
     fit = _Fit(work, execution)
-    stop_requested = threading.Event()
-    with stop_signals(stop_requested):
-        _watch(fit, work, listeners, stop_requested)
+    _watch(fit, work, listeners, should_stop)
     failure_file = work.work_dir / FAILURE_FILE
     failure = failure_file.read_text() if failure_file.exists() else fit.failure
     if (result := store.completed(key)) is not None:
+        store.publish(key)
         outcome.completed[key] = result
+        outcome.trained.add(key)
         _tell(listeners, key, "done")
-    elif failure is None or (stop_requested.is_set() and not failure_file.exists()):
+    elif failure is None or (should_stop() and not failure_file.exists()):
         outcome.stopped.append(key)
         _tell(listeners, key, "stopped")
     else:
         attempts = 1 if failure_file.exists() else execution.max_attempts
         outcome.failed[key] = str(ExpertFailedError(planned.name, attempts, failure))
         _tell(listeners, key, "failed", failure)
-    return outcome
 
 
-def _watch(fit: "_Fit", work: _Work, listeners: Sequence[Listener], stop_requested: threading.Event) -> None:
+def _watch(fit: "_Fit", work: _Work, listeners: Sequence[Listener], should_stop: Callable[[], bool]) -> None:
     """Hand records on until training has ended or, after a request to stop, the time for that is over."""
     records_file, last_images, deadline_s = work.work_dir / "records.jsonl", -1, float("inf")
     while fit.is_alive() and time.monotonic() < deadline_s:
         fit.join(POLL_INTERVAL_S)
-        if stop_requested.is_set() and deadline_s == float("inf"):
+        if should_stop() and deadline_s == float("inf"):
             write_text(work.work_dir / STOP_FILE, "")
             deadline_s = time.monotonic() + STOP_TIMEOUT_S
         records = [record for record in read_records(records_file) if record.images_seen > last_images]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class RunsDir:
-    """runs/{mlflow.db, data, store, cache, NAME-FINGERPRINT}: everything a machine or a shared disk keeps."""
+    """runs/{mlflow.db, data, store, cache, studies, NAME-FINGERPRINT}: everything a machine or a shared disk keeps."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -23,6 +23,11 @@ class RunsDir:
     def cache(self) -> Path:
         """Reference statistics and converted extractor weights."""
         return self.path / "cache"
+
+    @property
+    def studies(self) -> Path:
+        """Searches, one directory per name."""
+        return self.path / "studies"
 
     def run(self, name: str, fingerprint: str) -> Path:
         """One configuration's directory; the same configuration always gets the same."""

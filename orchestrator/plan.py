@@ -1,11 +1,11 @@
 """What would run. Pure: knows neither Ray nor MLflow, starts nothing, writes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workloads.config import DataSpec, ExpertJob, Interval, Job, RemixJob, Resources, RunConfig
+from workloads.config import AnyModel, DataSpec, ExpertJob, Interval, Job, RemixJob, Resources, RunConfig
 from workloads.config.base import content_hash
 
 BACKWARD_FACTOR = 3
@@ -107,6 +107,14 @@ class Plan:
         """Distinct jobs: two intervals never share a key, but a map is what lookups want."""
         return {job.key: job for job in self.jobs}
 
+    def mean_over_timesteps(self, values: Sequence[float]) -> float:
+        """Of a figure per job (or per expert), weighted by the timesteps it works at."""
+        if len(values) == 1:
+            return float(values[0])
+        intervals = self.config.intervals
+        shares = [interval.num_timesteps / intervals.num_timesteps for interval in intervals]
+        return float(sum(share * value for share, value in zip(shares, values, strict=True)))
+
     def to_json(self) -> dict[str, Any]:
         """What `rememe plan --json` prints."""
         known = bool(self.jobs[0].job.data.fingerprint)
@@ -118,6 +126,11 @@ class Plan:
             "num_active_parameters": max(job.num_active_parameters for job in self.jobs),
             "expected_training_macs": sum(job.expected_macs for job in self.jobs),
         }
+
+
+def architecture_of(model: AnyModel) -> str:
+    """Eight hex digits, equal for equal architectures."""
+    return content_hash(model.model_dump(mode="json"))[:8]
 
 
 def plan(config: RunConfig, data: DataSpec) -> Plan:

@@ -32,6 +32,11 @@ EXPERIMENT_KIND_TAG = "mlflow.experimentKind"
 FINGERPRINT_TAG = "rememe.fingerprint"
 KEY_TAG = "rememe.key"
 COMPARISON_TAG = "rememe.comparison"
+STUDY_TAG = "rememe.study"
+PARENT_TAG = "mlflow.parentRunId"
+LINK_TAG = "rememe.run_of."
+"""Plus an expert's name: the id of its run, which may be below another configuration that has the same expert."""
+
 IDENTITY_TAG = "rememe.identity"
 """Finds a run again after a restart; a configuration, and an expert of it, has one run."""
 
@@ -130,6 +135,8 @@ class Tracker:
         self._tried_s = 0.0
         self._client: Any = None
         self._last_step: dict[str, int] = {}
+        self._ended: set[str] = set()
+        """Experts that were finished before they were opened here."""
 
     def __enter__(self) -> "Tracker":
         self._runs_dir.mkdir(parents=True, exist_ok=True)
@@ -140,15 +147,30 @@ class Tracker:
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
 
-    def configuration(self, name: str, fingerprint: str, params: Mapping[str, object], config_yaml: str) -> TrackedRun:
-        """The run of a configuration; the same configuration goes on in its run."""
-        run = self._open(f"configuration-{fingerprint}", name, {FINGERPRINT_TAG: fingerprint}, None, params)
+    def study(self, name: str, params: Mapping[str, object]) -> TrackedRun:
+        """The run of a search, above those of its configurations; the same name goes on in the same run."""
+        return self._open(f"study-{name}", name, {STUDY_TAG: name}, None, params)
+
+    def configuration(
+        self,
+        name: str,
+        fingerprint: str,
+        params: Mapping[str, object],
+        config_yaml: str,
+        *,
+        parent: TrackedRun | None = None,
+    ) -> TrackedRun:
+        """The run of a configuration, by itself or below the study that had it first; it goes on in the same run."""
+        run = self._open(f"configuration-{fingerprint}", name, {FINGERPRINT_TAG: fingerprint}, parent, params)
         run.log_text(config_yaml, "config.yaml")
         return run
 
-    def expert(self, parent: TrackedRun, name: str, key: str, params: Mapping[str, object]) -> TrackedRun:
-        """The run of an expert, below its configuration's."""
-        return self._open(f"{parent.identity}-{key}", name, {KEY_TAG: key}, parent.identity, params)
+    def expert(self, parent: TrackedRun, name: str, title: str, key: str, params: Mapping[str, object]) -> TrackedRun:
+        """The run of an expert, below the configuration that had it first; `parent` gets a link to it.
+
+        What is logged to an expert that is finished already is left out: it would be the same.
+        """
+        return self._open(f"expert-{key}", title, {KEY_TAG: key}, parent, params, link=name, once=True)
 
     def flush(self) -> None:
         """Wait, for a bounded time, until all that was logged so far is written or spooled."""
@@ -161,10 +183,19 @@ class Tracker:
         self._queue.put(Note(kind, identity, content))
 
     def _open(
-        self, identity: str, name: str, tags: dict[str, str], parent: str | None, params: Mapping[str, object]
+        self,
+        identity: str,
+        name: str,
+        tags: dict[str, str],
+        parent: TrackedRun | None,
+        params: Mapping[str, object],
+        *,
+        link: str | None = None,
+        once: bool = False,
     ) -> TrackedRun:
         texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()}
-        self.put("open", identity, {"name": name, "tags": tags, "parent": parent, "params": texts})
+        content = {"name": name, "tags": tags, "params": texts, "link": link or name, "once": once}
+        self.put("open", identity, content | {"parent": None if parent is None else parent.identity})
         return TrackedRun(self, identity)
 
     # What follows runs in the writing thread.
@@ -241,6 +272,8 @@ class Tracker:
             for note in notes:
                 self._apply_open(note)
             return
+        if first.identity in self._ended:
+            return
         run_id = self._find(first.identity)
         if first.kind == "metrics":
             self._apply_metrics(run_id, notes)
@@ -255,36 +288,52 @@ class Tracker:
                 self._client.set_terminated(run_id, content["status"])
 
     def _apply_open(self, note: Note) -> None:
-        from mlflow.entities import Param
-
-        content = note.content
-        run_id = self._search(note.identity)
-        if run_id is not None:
+        content, identity = note.content, note.identity
+        parent_id = None if content["parent"] is None else self._find(content["parent"])
+        known = self._search(identity)
+        if known is None:
+            run_id = self._create(note, parent_id)
+        elif content["once"] and known.info.status == "FINISHED":
+            run_id = known.info.run_id
+            self._ended.add(identity)
+        else:
+            run_id = known.info.run_id
             self._client.update_run(run_id, status="RUNNING")
             history = self._client.get_metric_history(run_id, "loss")
             self._last_step[run_id] = max((metric.step for metric in history), default=-1)
-        else:
-            tags = content["tags"] | {IDENTITY_TAG: note.identity}
-            if content["parent"] is not None:
-                tags["mlflow.parentRunId"] = self._find(content["parent"])
-            run_id = self._client.create_run(self.experiment_id, run_name=content["name"], tags=tags).info.run_id
-            params = [Param(key, value) for key, value in content["params"].items()]
-            for start in range(0, len(params), 100):
-                self._client.log_batch(run_id, params=params[start : start + 100])
-        self.run_ids[note.identity] = run_id
+        self.run_ids[identity] = run_id
+        is_elsewhere = known is not None and known.data.tags.get(PARENT_TAG) != parent_id
+        if parent_id is not None and (content["once"] or is_elsewhere):
+            self._client.set_tag(parent_id, f"{LINK_TAG}{content['link']}", run_id)
+
+    def _create(self, note: Note, parent_id: str | None) -> str:
+        from mlflow.entities import Param
+
+        tags = note.content["tags"] | {IDENTITY_TAG: note.identity}
+        if parent_id is not None:
+            tags[PARENT_TAG] = parent_id
+        run = self._client.create_run(self.experiment_id, run_name=note.content["name"], tags=tags)
+        run_id: str = run.info.run_id
+        params = [Param(key, value) for key, value in note.content["params"].items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run_id, params=params[start : start + 100])
+        return run_id
 
     def _find(self, identity: str) -> str:
         """The id of a run opened before, perhaps by a process that has ended."""
-        run_id = self.run_ids.get(identity) or self._search(identity)
+        run_id = self.run_ids.get(identity)
         if run_id is None:
-            raise LookupError(f"run {identity} was deleted in MLflow")
-        self.run_ids[identity] = run_id
+            found = self._search(identity)
+            if found is None:
+                raise LookupError(f"run {identity} was deleted in MLflow")
+            run_id = self.run_ids[identity] = found.info.run_id
         return run_id
 
-    def _search(self, identity: str) -> str | None:
+    def _search(self, identity: str) -> Any:
+        """The run with this identity, or None."""
         query = f"tags.`{IDENTITY_TAG}` = '{identity}'"
         found = self._client.search_runs([self.experiment_id], query, max_results=1)
-        return found[0].info.run_id if found else None
+        return found[0] if found else None
 
     def _apply_metrics(self, run_id: str, notes: Sequence[Note]) -> None:
         from mlflow.entities import Metric
@@ -324,8 +373,9 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def run_path(tracker: Tracker, run: TrackedRun) -> str | None:
-    """Where the run is in MLflow's pages, after the host; None while the store does not answer."""
+def run_url(tracker: Tracker, run: TrackedRun) -> str:
+    """Where the run is in MLflow's pages, or a sentence while the store does not answer."""
     if tracker.experiment_id is None or run.run_id is None:
-        return None
-    return f"/#/experiments/{tracker.experiment_id}/runs/{run.run_id}"
+        return f"{tracker.uri} does not answer; the results are spooled and written by the next run"
+    host = tracker.uri if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{host}/#/experiments/{tracker.experiment_id}/runs/{run.run_id}"

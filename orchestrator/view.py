@@ -31,6 +31,7 @@ STYLES = {
     "restarting": "yellow",
     "done": "green",
     "reused": "green",
+    "elsewhere": "magenta",
     "failed": "bold red",
     "stopped": "yellow",
 }
@@ -43,7 +44,7 @@ def print_note(text: str) -> None:
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str, unit: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields advance(done, total). Nothing is shown if nothing is to be done."""
     columns = (
         TextColumn("{task.description}"),
@@ -58,6 +59,8 @@ def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
     def advance(done: int, total: int) -> None:
         nonlocal task
+        if not shown:
+            return
         if task is None:
             bar.start()
             task = bar.add_task(title, total=total)

@@ -1,127 +1,238 @@
-"""`rememe search`: the configurations of a study one after the other, each training only the experts it lacks."""
+"""`rememe search`: carry out a study, each network trained once; the same command again goes on where it stopped."""
 
 import csv
-import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from rich.table import Table
-
 from orchestrator.cluster import connect
-from orchestrator.configuration import train_configuration
-from orchestrator.describe import prepare_data_of
+from orchestrator.describe import prepare_data_of, prepare_reference_of
 from orchestrator.errors import RunStoppedError
+from orchestrator.experts import stop_signals
 from orchestrator.layout import RunsDir
-from orchestrator.plan import Plan, plan
+from orchestrator.search.driver import Driver
+from orchestrator.search.growth import Growth
+from orchestrator.search.ledger import Ledger, Trial
+from orchestrator.search.options import FULL
+from orchestrator.search.planned import Planned, plan_from_study
+from orchestrator.search.plans import Plans, images_by_key, make_plans
+from orchestrator.search.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
 from orchestrator.search.space import Values, shown
 from orchestrator.search.study import Study
-from orchestrator.view import print_note, wide_console
-from workloads.config import ProtocolConfig
+from orchestrator.search.tracked import StudyTracking, metric_name
+from orchestrator.search.trial import TrialRunner
+from orchestrator.search.tune import run_trials
+from orchestrator.search.view import StudyView, print_study, ranked
+from orchestrator.store import ExpertStore
+from orchestrator.tracking import Tracker, run_url
+from orchestrator.view import print_note
 from workloads.errors import ConfigError, RememeError
-from workloads.evaluation.protocol import Score
+from workloads.evaluation.extractors import check_extractor
 
-NUM_SHOWN = 20
-"""Configurations the table lists, best first."""
+NUM_CHECKED = 200
+"""Configurations looked at for one that the budget admits."""
+
+NUM_PLANNED = 3
+"""Configurations the planner proposes, unless told otherwise."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """One configuration, scored or failed."""
+class SearchOptions:
+    """What a call says besides the study."""
 
-    values: Values
-    planned: Plan
-    run_dir: Path
-    score: Score | None
-    error: str = ""
-
-
-ScoreFunction = Callable[[Plan], Score]
-"""What a configuration is worth; training and sampling by default."""
+    address: str | None = None
+    store_uri: str | None = None
+    max_failures: int = 0
+    plan_from: str | None = None
+    num_planned: int = NUM_PLANNED
 
 
-def run_study(study: Study, runs_dir: Path, *, address: str | None, max_failures: int) -> list[Result]:
-    """Train and score every configuration, best first; the same call goes on where the last one stopped.
+def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Trial]:
+    """All configurations of the study, in order. Raises ConfigError before anything starts if it cannot be carried out.
 
-    A configuration that fails is reported and the study goes on, until more than max_failures have. Raises
-    ConfigError before anything starts if a configuration could not run.
+    A configuration that fails is reported and the study goes on, until more than max_failures have.
     """
-    points = list(study.configurations())
     runs = RunsDir(runs_dir)
-    plans = [plan(config, prepare_data_of(config, runs).spec(config.data)) for _, config in points]
-
-    def score(planned: Plan) -> Score:
-        outcome = train_configuration(planned.config, runs_dir, address=address, evaluate=True, comparison=study.name)
-        assert outcome.score is not None
-        return outcome.score
-
-    with connect(address):
-        results = _carry_out([values for values, _ in points], plans, runs, score, max_failures)
-    results.sort(key=lambda result: float("inf") if result.score is None else result.score.value)
-    _print(study, results)
-    file = runs.path / f"{study.name}.csv"
-    _write(file, study, results)
-    print(f"kept in      {file}")
-    return results
+    ledger = Ledger(runs, study.name)
+    study.check()
+    ledger.require_same(study.identity())
+    plans = make_plans(study, lambda config: prepare_data_of(config, runs).spec(config.data))
+    planned = _prepare(study, runs, plans, options)
+    with ledger.locked():
+        ledger.begin(study.identity())
+        with connect(options.address, plans(*_first(study))[-1].jobs), Tracker(runs.path) as tracker:
+            search = _Search(study, runs, ledger, plans, planned, options, tracker)
+            with search.tracked() as note:
+                search.carry_out()
+                note(search.conclude())
+    return list(search.driver.trials.values())
 
 
-def _carry_out(
-    points: Sequence[Values], plans: Sequence[Plan], runs: RunsDir, score: ScoreFunction, max_failures: int
-) -> list[Result]:
-    results: list[Result] = []
-    for index, (values, planned) in enumerate(zip(points, plans, strict=True)):
-        run_dir = runs.run(planned.config.name, planned.fingerprint)
-        known = own_score(run_dir, planned.config.evaluation)
-        if known is not None:
-            results.append(Result(values, planned, run_dir, known))
-            continue
-        print_note(f"configuration {index + 1} of {len(plans)}: {planned.config.name}")
-        try:
-            results.append(Result(values, planned, run_dir, score(planned)))
-        except (ConfigError, RunStoppedError):
-            raise  # of the machine or the user, not of this configuration
-        except RememeError as error:
-            print_note(f"{planned.config.name} failed: {error}")
-            results.append(Result(values, planned, run_dir, None, str(error)))
-            if sum(result.score is None for result in results) > max_failures:
-                raise RememeError(
-                    f"more than {max_failures} configurations failed, the last one so: {error}; "
-                    "raise --max-failures to go on"
-                ) from error
-    return results
+def _first(study: Study) -> tuple[Values, int]:
+    values, _ = next(study.configurations())
+    return values, 0
 
 
-def own_score(run_dir: Path, protocol: ProtocolConfig) -> Score | None:
-    """The score a finished run has under its own protocol."""
-    file = run_dir / "scores.json"
-    if not file.exists():
+def _prepare(study: Study, runs: RunsDir, plans: Plans, options: SearchOptions) -> Planned | None:
+    """Everything that can be found wrong before Ray starts, and the earlier study's plan if one is named."""
+    values, number = _first(study)
+    config = study.seeded(values, number)[0]
+    check_extractor(config.evaluation)
+    prepare_reference_of(config, runs)
+    if study.ladder.held_out is not None and not config.data.held_out:
+        raise ConfigError("ladder.held_out measures on images kept out of training; set base.data.held_out, e.g. 500")
+    limit = study.budget.images_trained
+    if limit is not None:
+        cheapest = min(
+            sum(images_by_key(plans(values, 0)).values()) for values, _ in islice(study.configurations(), NUM_CHECKED)
+        )
+        if cheapest > limit:
+            raise ConfigError(
+                f"budget.images_trained is {limit}, but the cheapest configuration trains on {cheapest} images; "
+                "raise the budget or lower training.images"
+            )
+    if options.plan_from is None:
         return None
-    wanted = protocol.model_dump(mode="json", include={"name", "num_samples", "batch_size", "seed", "sampling"})
-    for raw in json.loads(file.read_text()).values():
-        if {key: raw["protocol"].get(key) for key in wanted} == wanted:
-            return Score(**raw)
-    return None
+    return plan_from_study(study, options.plan_from, runs, num_best=options.num_planned)
 
 
-def _print(study: Study, results: Sequence[Result]) -> None:
-    scored = [result for result in results if result.score is not None]
-    table = Table(title=f"{study.name}: best of {len(results)} configurations")
-    name = scored[0].score.name if scored and scored[0].score else "score"
-    for column in (name, "run", *study.space):
-        table.add_column(column, no_wrap=True)
-    for result in results[:NUM_SHOWN]:
-        value = f"{result.score.value:.3f}" if result.score else "failed"
-        table.add_row(value, result.run_dir.name, *(shown(result.values, path) for path in study.space))
-    wide_console().print(table)
+class _Search:
+    def __init__(
+        self,
+        study: Study,
+        runs: RunsDir,
+        ledger: Ledger,
+        plans: Plans,
+        planned: Planned | None,
+        options: SearchOptions,
+        tracker: Tracker,
+    ) -> None:
+        self._study, self._runs, self._ledger, self._options, self._tracker = study, runs, ledger, options, tracker
+        known = ledger.trials()
+        store = ExpertStore(runs.store, options.store_uri)
+        self._tracking = StudyTracking(study, tracker, runs, store, plans, known)
+        self._view = StudyView(study, ledger.path, known, study.size)
+        self._runner = TrialRunner(study, runs.path, options.store_uri, ledger.path)
+        self.driver = Driver(
+            study,
+            ledger,
+            make_sampler(study, num_known=len(known)),
+            plans,
+            max_failures=options.max_failures,
+            predict=planned.predict if planned else lambda _: None,
+            proposals=planned.proposals if planned else (),
+            growth=Growth(study, runs) if study.warm_growth is not None else None,
+            listeners=[self._tracking, self._view],
+        )
+
+    @contextmanager
+    def tracked(self) -> Iterator[Callable[[Path | None], None]]:
+        """The study's MLflow run ends as the block does."""
+        report: Path | None = None
+
+        def note(written: Path | None) -> None:
+            nonlocal report
+            report = written
+
+        try:
+            yield note
+        except BaseException as error:
+            self._tracking.end("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED", None)
+            raise
+        self._tracking.end("FINISHED", report)
+
+    def carry_out(self) -> None:
+        """Every configuration, then the finalists.
+
+        Raises RunStoppedError if it was interrupted, RememeError if too many failed.
+        """
+        study, stop = self._study, threading.Event()
+        with stop_signals(stop), self._view:
+            watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
+            watch.start()
+            run_trials(
+                self.driver.ask,
+                self._runner,
+                self.driver.tell,
+                state_dir=self._ledger.tune_dir,
+                max_concurrent=study.max_concurrent,
+                early_stop=study.early_stop,
+                first_percent=round(100 * (*study.ladder.brief, 1.0)[0]),
+            )
+            self._raise_if_stopped(stop)
+            for trial in self.driver.finalists():
+                self.driver.update(self._runner.finish(trial))
+                self._raise_if_stopped(stop)
+
+    def _watch(self, stop: threading.Event) -> None:
+        stop.wait()
+        self._ledger.stop_file.touch()
+
+    def _raise_if_stopped(self, stop: threading.Event) -> None:
+        trials = self.driver.trials.values()
+        failed = [trial for trial in trials if trial.state == "failed"]
+        if len(failed) > self._options.max_failures:
+            raise RememeError(
+                f"{len(failed)} configurations failed and --max-failures is {self._options.max_failures}; the last: "
+                f"{failed[-1].error}; raise it to go on without them"
+            )
+        if stop.is_set():
+            done = sum(trial.state in {"finished", "stopped"} for trial in trials)
+            raise RunStoppedError(
+                f"stopped with {done} configurations done; checkpoints are written, "
+                "run the same command again to continue"
+            )
+
+    def conclude(self) -> Path:
+        """Table, CSV and report."""
+        from orchestrator.search.report import write_report
+
+        trials = list(self.driver.trials.values())
+        print_study(self._study, trials)
+        print(f"ended because {self.driver.ended_by or 'all is done'}")
+        file = self._runs.path / f"{self._study.name}.csv"
+        write_csv(file, self._study, trials)
+        report = write_report(self._runs.path, self._study.name, None)
+        self._tracker.flush()
+        print(f"kept in      {file}")
+        print(f"report       {report}")
+        print(f"MLflow       {run_url(self._tracker, self._tracking.run)}")
+        return report
 
 
-def _write(file: Path, study: Study, results: Sequence[Result]) -> None:
-    """One line per configuration, best first."""
+def make_sampler(study: Study, *, num_known: int = 0) -> Sampler:
+    """The study's way to choose; num_known configurations of earlier calls are told to it afterwards."""
+    if study.sampler == "grid":
+        return GridSampler(values for values in study.grid_points() if study.admits(values))
+    if study.sampler == "random":
+        return RandomSampler(study.point, study.admits, study.seed)
+    return OptunaSampler(
+        study.point,
+        study.admits,
+        kind=study.sampler,
+        num_objectives=len(study.objectives),
+        seed=study.seed + num_known,  # going on is not to draw the same beginning again
+    )
+
+
+def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:
+    """One line per configuration, best first, failed ones last."""
+    rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
+    best = ranked(trials, study.ladder.rungs)
     with file.open("w", newline="") as target:
         writer = csv.writer(target)
-        writer.writerow(["score", "protocol_hash", "run", *study.space, "error"])
-        for result in results:
-            score = [result.score.value, result.score.protocol_hash] if result.score else ["", ""]
-            writer.writerow(
-                [*score, result.run_dir.name, *(shown(result.values, path) for path in study.space), result.error]
-            )
+        scores = [part for name in rungs for part in (name, f"{name}_stderr")]
+        writer.writerow(["number", "state", "run", *scores, "score_name", "protocol_hash", *study.space, "error"])
+        for trial in [*best, *(trial for trial in trials if trial not in best)]:
+            found = [trial.rung(name) for name in rungs]
+            cells = [cell for rung in found for cell in ((rung.value, rung.stderr) if rung else ("", ""))]
+            last = next((rung for rung in reversed(found) if rung), None)
+            named = [metric_name(last), last.protocol_hash] if last else ["", ""]
+            varied = [shown(trial.values, path) for path in study.space]
+            writer.writerow([trial.number, trial.state, " ".join(trial.runs), *cells, *named, *varied, trial.error])
+
+
+__all__ = ["FULL", "SearchOptions", "make_sampler", "print_note", "run_study", "write_csv"]

@@ -1,75 +1,164 @@
-"""What may vary in a study: distributions over fields of a run description. Pure; knows no search algorithm.
+"""What may vary in a study, and how a point of it is drawn. Pure; knows no search algorithm.
 
 space:
   training.learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}
-  strategy.cuts: {boundaries: {num_experts: 4, step: 50}}
-  strategy.experts.*.model.attention_share: {each: [[1/4], [1/2], [3/4]], monotone: true}
-conditions: [strategy.num_bases < strategy.num_experts]
+  strategy.cuts: {boundaries: {num_experts: 4, law: [free, equal_log_snr], step: 50}}
+  strategy.experts.*.model.attention_share: {split_ratios: {at_most: 3/4, monotone: true}}
+conditions: [strategy.cuts.0 >= 100]
+
+A distribution asks a Source for every number it needs, each under a name of its own, so whatever can suggest named
+numbers can search any space. Those that look at the run description are in laws.py.
 """
 
-import itertools
+import json
 import math
-import operator
 import random
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from workloads.config.base import StrictConfig
+from workloads.config.diffusion import DiffusionConfig
+from workloads.config.load import validate
+from workloads.config.strategy import merge
+from workloads.errors import ConfigError
 
 Values = dict[str, Any]
-"""Dotted path to value: one point of a space."""
+"""Dotted path to a JSON value: one point of a space."""
 
 MAX_TRIES = 10_000
-"""Draws that break a condition before the conditions count as contradictory."""
+"""Draws in a row without a new configuration before the space counts as exhausted."""
+
+
+class Source(Protocol):
+    """Where the numbers of a point come from: chance, or a search algorithm that knows each by its name."""
+
+    def category(self, name: str, options: Sequence[Any]) -> Any:
+        """One of the options, which have no order."""
+
+    def real(self, name: str, lo: float, hi: float, *, log: bool) -> float:
+        """A number between two; log: on a logarithmic scale."""
+
+    def whole(self, name: str, lo: int, hi: int) -> int:
+        """A whole number between two, both included."""
+
+    def combination(self, name: str, num_places: int, num_chosen: int) -> list[int]:
+        """Distinct numbers below num_places, rising; further names, if needed, are name.0, name.1, ..."""
+
+
+class RandomSource:
+    """Independent draws; every option, number and combination equally likely."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def category(self, name: str, options: Sequence[Any]) -> Any:  # noqa: ARG002
+        return self._rng.choice(options)
+
+    def real(self, name: str, lo: float, hi: float, *, log: bool) -> float:  # noqa: ARG002
+        drawn = math.exp(self._rng.uniform(math.log(lo), math.log(hi))) if log else self._rng.uniform(lo, hi)
+        return min(hi, max(lo, drawn))  # rounding may leave the range
+
+    def whole(self, name: str, lo: int, hi: int) -> int:  # noqa: ARG002
+        return self._rng.randint(lo, hi)
+
+    def combination(self, name: str, num_places: int, num_chosen: int) -> list[int]:  # noqa: ARG002
+        return sorted(self._rng.sample(range(num_places), num_chosen))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a distribution may know: the run description so far, which is the base with the values drawn before."""
+
+    raw: Mapping[str, Any]
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        """Timesteps and schedule."""
+        try:
+            return validate(DiffusionConfig, self.raw.get("diffusion", {}))
+        except ConfigError as error:
+            raise ConfigError(f"diffusion: {error}") from None
+
+    def model(self, section: str) -> Any:
+        """The mapping at `model`, or at `strategy.experts.N.model` completed from it."""
+        model = self.raw.get("model")
+        if section == "model":
+            return model
+        expert = self.raw["strategy"]["experts"][int(section.split(".")[2])]
+        return merge(model, expert.get("model", {})) if isinstance(expert, dict) else None
+
+    def spread(self, path: str) -> list[str]:
+        """A path with `*` becomes one per element of the list it stands for. ConfigError if there is none."""
+        before, star, after = path.partition("*")
+        if not star:
+            return [path]
+        node: Any = self.raw
+        for key in before.rstrip(".").split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, list) or not node:
+            raise ConfigError(f"space.{path}: the base has no list at {before.rstrip('.')}")
+        return [f"{before}{index}{after}" for index in range(len(node))]
+
+
+def _check_json(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    for option in options:
+        try:
+            json.dumps(option)
+        except TypeError:
+            raise ValueError(f"{option!r} is neither number, text, list nor mapping; put a text in quotes") from None
+    return options
+
+
+Options = Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(_check_json)]
 
 
 class Choice(StrictConfig):
     """One of several values, equally likely."""
 
-    choice: tuple[Any, ...] = Field(min_length=1)
+    choice: Options
 
-    def draw(self, rng: random.Random) -> Any:
-        return rng.choice(self.choice)
+    def draw(self, source: Source, path: str, context: Context) -> Values:  # noqa: ARG002
+        return {path: source.category(path, self.choice)}
 
-    def grid(self) -> Sequence[Any]:
-        return self.choice
+    def grid(self, path: str, context: Context) -> Iterable[Values]:  # noqa: ARG002
+        return ({path: option} for option in self.choice)
 
 
 class Uniform(StrictConfig):
     """A real number between two."""
 
-    uniform: tuple[float, float]
+    uniform: tuple[FiniteFloat, FiniteFloat]
 
     @model_validator(mode="after")
     def _check(self) -> "Uniform":
         _check_range("uniform", *self.uniform)
         return self
 
-    def draw(self, rng: random.Random) -> float:
-        return rng.uniform(*self.uniform)
+    def draw(self, source: Source, path: str, context: Context) -> Values:  # noqa: ARG002
+        return {path: source.real(path, *self.uniform, log=False)}
 
-    def grid(self) -> None:
+    def grid(self, path: str, context: Context) -> None:  # noqa: ARG002
         return None
 
 
 class LogUniform(StrictConfig):
     """A real number between two, its logarithm uniform."""
 
-    log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    log_uniform: tuple[Annotated[FiniteFloat, Field(gt=0)], Annotated[FiniteFloat, Field(gt=0)]]
 
     @model_validator(mode="after")
     def _check(self) -> "LogUniform":
         _check_range("log_uniform", *self.log_uniform)
         return self
 
-    def draw(self, rng: random.Random) -> float:
-        lo, hi = self.log_uniform
-        return min(hi, max(lo, math.exp(rng.uniform(math.log(lo), math.log(hi)))))
+    def draw(self, source: Source, path: str, context: Context) -> Values:  # noqa: ARG002
+        return {path: source.real(path, *self.log_uniform, log=True)}
 
-    def grid(self) -> None:
+    def grid(self, path: str, context: Context) -> None:  # noqa: ARG002
         return None
 
 
@@ -83,116 +172,12 @@ class Int(StrictConfig):
         _check_range("int", *self.int)
         return self
 
-    def draw(self, rng: random.Random) -> Any:
-        return rng.randint(*self.int)
+    def draw(self, source: Source, path: str, context: Context) -> Values:  # noqa: ARG002
+        return {path: source.whole(path, *self.int)}
 
-    def grid(self) -> Sequence[Any]:
+    def grid(self, path: str, context: Context) -> Iterable[Values]:  # noqa: ARG002
         lo, hi = self.int
-        return range(lo, hi + 1)
-
-
-class BoundariesLaw(StrictConfig):
-    """N - 1 ordered cuts on multiples of a step, so that configurations share experts."""
-
-    num_experts: Annotated[int, Field(ge=1)]
-    step: Annotated[int, Field(ge=1)] = 50
-    num_timesteps: Annotated[int, Field(ge=2)] = 1000
-
-    @model_validator(mode="after")
-    def _check(self) -> "BoundariesLaw":
-        if self.num_experts - 1 > len(self.places):
-            raise ValueError(
-                f"{self.num_experts - 1} cuts do not fit on the {len(self.places)} multiples of step {self.step} "
-                f"inside (0, {self.num_timesteps})"
-            )
-        return self
-
-    @property
-    def places(self) -> range:
-        """Where a cut may lie."""
-        return range(self.step, self.num_timesteps, self.step)
-
-
-class Boundaries(StrictConfig):
-    """Every set of cuts equally likely: uniform on the simplex of interval lengths, up to the step."""
-
-    boundaries: BoundariesLaw
-
-    def draw(self, rng: random.Random) -> list[Any]:
-        return sorted(rng.sample(self.boundaries.places, self.boundaries.num_experts - 1))
-
-    def grid(self) -> Sequence[Any]:
-        law = self.boundaries
-        return [list(cuts) for cuts in itertools.combinations(law.places, law.num_experts - 1)]
-
-
-class Each(StrictConfig):
-    """For a path with `*`: one of several values for each element, for instance split ratios for each expert."""
-
-    each: tuple[Any, ...] = Field(min_length=1)
-    monotone: bool = False
-    """Never fall back to an earlier value as the index rises (MEME's design rule: attention rises with t)."""
-
-    def draw(self, rng: random.Random, count: Any) -> tuple[Any, ...]:
-        if self.monotone:  # every monotone sequence equally likely: stars and bars
-            places = sorted(rng.sample(range(len(self.each) + count - 1), count))
-            return tuple(self.each[place - index] for index, place in enumerate(places))
-        return tuple(rng.choice(self.each) for _ in range(count))
-
-    def grid(self, count: Any) -> Iterator[tuple[Any, ...]]:
-        if self.monotone:
-            return itertools.combinations_with_replacement(self.each, count)
-        return itertools.product(self.each, repeat=count)
-
-
-AnyDistribution = Choice | Uniform | LogUniform | Int | Boundaries | Each
-KINDS: dict[str, type[AnyDistribution]] = {
-    "choice": Choice,
-    "uniform": Uniform,
-    "log_uniform": LogUniform,
-    "int": Int,
-    "boundaries": Boundaries,
-    "each": Each,
-}
-
-COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
-CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|<|>)\s*([\w.]+)\s*")
-
-
-class Condition(StrictConfig):
-    """`left < right` between two fields, or a field and a number."""
-
-    left: str
-    comparison: Literal["<", "<=", ">", ">=", "=="]
-    right: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parse(cls, raw: Any) -> Any:
-        if not isinstance(raw, str):
-            return raw
-        match = CONDITION.fullmatch(raw)
-        if match is None:
-            raise ValueError(f"{raw!r} is not of the form field < field (or <=, >, >=, ==)")
-        return dict(zip(("left", "comparison", "right"), match.groups(), strict=True))
-
-    def holds(self, raw: Mapping[str, Any]) -> bool:
-        """Whether a run description (nested mappings) satisfies it."""
-        left, right = (_value(raw, side) for side in (self.left, self.right))
-        return bool(COMPARISONS[self.comparison](left, right))
-
-    def __str__(self) -> str:
-        return f"{self.left} {self.comparison} {self.right}"
-
-
-def _value(raw: Any, side: str) -> Any:
-    try:
-        return float(side)
-    except ValueError:
-        pass
-    for key in side.split("."):
-        raw = raw[int(key)] if isinstance(raw, list | tuple) else raw[key]
-    return raw
+        return ({path: number} for number in range(lo, hi + 1))
 
 
 def _check_range(kind: str, lo: float, hi: float) -> None:
@@ -207,3 +192,29 @@ def shown(values: Values, path: str) -> str:
     before, _, after = path.partition("*")
     found = [value for key, value in values.items() if key.startswith(before) and key.endswith(after)]
     return "  ".join(str(value).replace("'", "") for value in found)
+
+
+def flat_numbers(values: Values) -> dict[str, float | str]:
+    """Every value by itself: elements as path.0, path.1, ..., numbers and fractions like 3/8 as floats."""
+    flat: dict[str, float | str] = {}
+    for path, value in values.items():
+        if isinstance(value, dict | list | tuple):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            flat |= flat_numbers({f"{path}.{key}": item for key, item in items})
+        else:
+            number = None if isinstance(value, bool) else as_number(value)
+            flat[path] = str(value) if number is None else number
+    return flat
+
+
+def as_number(value: Any) -> float | None:
+    """A number, or a text that is one ("3/8", "1e-3"), as a float; None for anything else."""
+    try:
+        return float(Fraction(value))
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def short_path(path: str) -> str:
+    """The last word of a path, which says enough in a table."""
+    return path.rpartition(".")[2]

@@ -100,7 +100,7 @@ def test_a_server_that_dies_and_returns_loses_nothing(
     grid.write_bytes(b"picture")
     with Tracker(tmp_path / "runs") as tracker:
         run = tracker.configuration("tiny", "f" * 16, {"seed": 0}, "seed: 0")
-        expert = tracker.expert(run, "expert", "k", {})
+        expert = tracker.expert(run, "expert_00", "expert", "k", {})
         expert.records([record(1), record(2)])
         tracker.flush()
         assert steps(server, "expert") == [1, 2]
@@ -128,7 +128,7 @@ def test_a_server_that_dies_and_returns_loses_nothing(
 def test_what_one_run_could_not_write_the_next_run_writes(server: Server, tmp_path: Path) -> None:
     with Tracker(tmp_path / "runs") as tracker:
         run = tracker.configuration("first", "a" * 16, {}, "")
-        tracker.expert(run, "expert", "k", {}).records([record(1), record(2)])
+        tracker.expert(run, "expert_00", "expert", "k", {}).records([record(1), record(2)])
         run.finish("KILLED")
     assert run.run_id is None
     server.start()

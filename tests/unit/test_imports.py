@@ -10,7 +10,20 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestrator").rglob("*.py"))
 
 CLUSTER = {"ray", "mlflow"}
-PURE = {"plan", "policies", "describe", "layout", "spool", "errors", "cli", "space", "study"}
+PURE = {
+    "plan",
+    "policies",
+    "describe",
+    "layout",
+    "spool",
+    "errors",
+    "cli",
+    "space",
+    "study",
+    "laws",
+    "split_ratios",
+    "condition",
+}
 """Modules of the orchestrator that import neither Ray nor MLflow, however indirectly their user would notice."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,19 +39,21 @@ def loss_by_timestep(
     num_images: int = 256,
     seed: int = 0,
     class_conditional: bool = False,
+    indices: np.ndarray | None = None,
 ) -> Curve:
     """Mean unweighted squared error of the prediction in each bin (None: 12 equal bins of [0, T)).
 
-    Every bin sees the same num_images images with the same noise, at timesteps spread evenly over the bin; all are
-    functions of the data and the seed, so curves of different networks differ by the networks alone. The model must
-    be on the process's device; a bin of one timestep gives the loss at that timestep.
+    Every bin sees the same num_images images (of those at indices, None: of all) with the same noise, at timesteps
+    spread evenly over the bin; all are functions of the data and the seed, so curves of different networks differ by
+    the networks alone. The model must be on the process's device; a bin of one timestep gives the loss at that
+    timestep.
     """
     bins = uniform_bins(process.config.num_timesteps) if bins is None else bins
     totals = [0.0] * len(bins)
     was_training = model.training
     model.eval()
     done = 0
-    for batch, noise_BCHW in fixed_examples(dataset, num_images=num_images, seed=seed):
+    for batch, noise_BCHW in fixed_examples(dataset, num_images=num_images, seed=seed, indices=indices):
         position_B = torch.arange(done, done + len(noise_BCHW))
         done += len(noise_BCHW)
         for index, (lo, hi) in enumerate(bins):
@@ -105,10 +108,18 @@ def aligned_bins(intervals: IntervalTable, num_bins: int = NUM_BINS) -> tuple[In
 
 
 def fixed_examples(
-    dataset: PreparedDataset, *, num_images: int, seed: int, batch_size: int = BATCH_SIZE
+    dataset: PreparedDataset,
+    *,
+    num_images: int,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    indices: np.ndarray | None = None,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """num_images shuffled images with one noise each, in batches; which depends on the data and the seed alone."""
-    stream = BatchStream(dataset, batch_size=batch_size, seed=derive_seed("examples", seed))
+    """num_images shuffled images (of those at indices, None: of all) with one noise each, in batches.
+
+    Which depends on the data, the indices and the seed alone.
+    """
+    stream = BatchStream(dataset, batch_size=batch_size, seed=derive_seed("examples", seed), indices=indices)
     for start in range(0, num_images, batch_size):
         stop = min(start + batch_size, num_images)
         batch = Batch(*(part[: stop - start] for part in stream.at(start)))

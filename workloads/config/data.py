@@ -24,6 +24,9 @@ class _DataFields(StrictConfig):
     flip: bool = False
     """Show each image mirrored with probability 1/2."""
 
+    held_out: int = Field(0, ge=0)
+    """Images kept out of training, to measure the denoising loss on; the same ones for every seed."""
+
 
 class EmbeddedData(_DataFields):
     """10,000 Fashion-MNIST images that ship with the package (MIT licence)."""

@@ -73,6 +73,19 @@ class ProtocolConfig(StrictConfig):
         return (known or {}) | value | {"sampling": sampling}
 
 
+class HeldOutSpec(StrictConfig):
+    """How the denoising loss on images kept out of training is measured."""
+
+    num_images: int = Field(256, ge=1)
+    """Images measured at each part of the timestep axis; all that are held out if those are fewer."""
+
+    num_bins: int = Field(20, ge=1)
+    """Equal parts of the timestep axis."""
+
+    seed: int = 0
+    """Seed of the choice of images and of their noise, which are the same for all networks."""
+
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "fid50k": {
         "extractor": "inception",

@@ -35,6 +35,9 @@ class DataSpec(StrictConfig):
     flip: bool = False
     """Random mirroring."""
 
+    held_out: int = Field(0, ge=0)
+    """Images kept out of training; part of a key unless it is 0."""
+
 
 class InitialWeights(StrictConfig):
     """A file of weights to start from."""
@@ -63,7 +66,10 @@ class _Job(StrictConfig):
 
     def _determinants(self) -> dict[str, Any]:
         passing = {"checkpoint_every_images", "log_every_images"}
-        return self.model_dump(mode="json", exclude={"name": True, "training": passing, "initial": {"path"}})
+        determinants = self.model_dump(mode="json", exclude={"name": True, "training": passing, "initial": {"path"}})
+        if self.data.held_out == 0:  # as before there was such a field, so that keys from then still match
+            del determinants["data"]["held_out"]
+        return determinants
 
 
 class ExpertJob(_Job):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from workloads.config.data import AnyData
 from workloads.config.job import DataSpec
 from workloads.errors import DataError
 from workloads.files import sha256_file
+from workloads.seeding import derive_seed
 
 MANIFEST = "manifest.json"
 LATENT_STD_RANGE = (0.5, 2.0)
@@ -95,6 +96,13 @@ class Manifest(StrictConfig):
         return np.dtype(np.uint8 if self.kind == "images" else np.float16)
 
 
+class Split(NamedTuple):
+    """Indices of images, both rising."""
+
+    training: np.ndarray
+    held_out: np.ndarray
+
+
 class PreparedDataset:
     """Images (or latents) and labels by index, read from the page cache without copies until a batch is gathered."""
 
@@ -149,14 +157,30 @@ class PreparedDataset:
         labels_B: np.ndarray = self._labels[indices]
         return labels_B
 
+    def split(self, num_held_out: int) -> Split:
+        """Which images are trained on and which are not: a function of their number and the data set's size alone.
+
+        A larger held-out part contains the smaller ones.
+        """
+        order = np.random.default_rng(derive_seed("held out", self.num_images)).permutation(self.num_images)
+        return Split(np.sort(order[num_held_out:]), np.sort(order[:num_held_out]))
+
     def spec(self, config: AnyData) -> DataSpec:
-        """What a job must know about this data; the number of classes only if the network is told the class."""
+        """What a job must know about this data; the number of classes only if the network is told the class.
+
+        Raises DataError if nothing is left to train on.
+        """
+        if config.held_out >= self.num_images:
+            raise DataError(
+                f"data.held_out is {config.held_out}, but the data has {self.num_images} images; hold out fewer"
+            )
         return DataSpec(
             fingerprint=self.fingerprint,
             channels=self.shape[0],
             image_size=self.shape[2],
             num_classes=self.num_classes if config.class_conditional else None,
             flip=config.flip,
+            held_out=config.held_out,
         )
 
     def verify(self) -> None:

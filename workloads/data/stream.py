@@ -44,8 +44,11 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
         flip: bool = False,
+        indices: np.ndarray | None = None,
     ) -> None:
+        """indices: the images an epoch consists of; None: all."""
         self._dataset = dataset
+        self._indices = np.arange(dataset.num_images) if indices is None else indices
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
@@ -59,7 +62,7 @@ class BatchStream:
         """The batch of the step that starts when images_seen images have been seen by all ranks together."""
         first = images_seen + self._rank * self._batch_size
         positions = np.arange(first, first + self._batch_size)
-        epochs, offsets = np.divmod(positions, self._dataset.num_images)
+        epochs, offsets = np.divmod(positions, len(self._indices))
         indices = np.empty(self._batch_size, np.int64)
         mirrored = np.empty(self._batch_size, np.bool_)
         for epoch in np.unique(epochs):
@@ -111,5 +114,5 @@ class BatchStream:
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of images, and which of its positions are mirrored."""
         generator = np.random.default_rng(derive_seed("data", self._seed, epoch))
-        order = generator.permutation(self._dataset.num_images)
-        return order, generator.random(self._dataset.num_images) < 0.5
+        order = self._indices[generator.permutation(len(self._indices))]
+        return order, generator.random(len(order)) < 0.5

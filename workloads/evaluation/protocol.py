@@ -34,6 +34,9 @@ class Score:
     others: dict[str, float] = field(default_factory=dict)
     """Inception Score, precision and recall, where they were asked for."""
 
+    stderr: float | None = None
+    """Standard error over the drawn samples, where it was asked for; that of training is not in it."""
+
 
 def describe_protocol(
     protocol: ProtocolConfig,

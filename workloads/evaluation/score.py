@@ -13,6 +13,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError, DataError
+from workloads.evaluation.bootstrap import bootstrap_stderr
 from workloads.evaluation.extractors import Extractor, load_extractor
 from workloads.evaluation.features import (
     FEATURE_BATCH,
@@ -49,10 +50,11 @@ def evaluate_samples(
     device: str = "cpu",
     on_progress: Progress | None = None,
     with_others: bool = False,
+    with_stderr: bool = False,
 ) -> Score:
     """Distance between the features of the protocol's samples and of the reference images.
 
-    with_others: Inception Score, precision and recall as well (see other_scores).
+    with_others: Inception Score, precision and recall as well (see other_scores). with_stderr: the standard error.
 
     The reference's statistics are kept in cache_dir. Raises ConfigError without the extractor's weights, DataError if
     samples are missing, differ in size from the reference, or the reference holds latents.
@@ -75,7 +77,8 @@ def evaluate_samples(
         some = Subset(references, range(min(len(references), NUM_MANIFOLD_IMAGES)))
         reference_ND = extract_features(some, extractor, device=device)
         others = other_scores(features_ND[:NUM_MANIFOLD_IMAGES], logits_NK, reference_ND)
-    return _score(value, extractor, reference, protocol, others)
+    stderr = bootstrap_stderr(features_ND, expected, frechet_distance) if with_stderr else None
+    return _score(value, extractor, reference, protocol, others, stderr)
 
 
 def other_scores(features_ND: Tensor, logits_NK: Tensor, reference_ND: Tensor) -> dict[str, float]:
@@ -103,7 +106,12 @@ def _check_images(images: ImageSet, references: ReferenceImages, protocol: Proto
 
 
 def _score(
-    value: float, extractor: Extractor, reference: PreparedDataset, protocol: ProtocolConfig, others: dict[str, float]
+    value: float,
+    extractor: Extractor,
+    reference: PreparedDataset,
+    protocol: ProtocolConfig,
+    others: dict[str, float],
+    stderr: float | None,
 ) -> Score:
     described = describe_protocol(
         protocol,
@@ -113,7 +121,7 @@ def _score(
         num_reference_images=reference.num_images,
         torch_fidelity_version=torch_fidelity.__version__,
     )
-    return Score(extractor.score_name, value, described, protocol_hash(described), protocol.num_samples, others)
+    return Score(extractor.score_name, value, described, protocol_hash(described), protocol.num_samples, others, stderr)
 
 
 class _Counter:

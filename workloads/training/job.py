@@ -91,12 +91,7 @@ def train_job(
         return result
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    dataset = PreparedDataset(data_path)
-    if dataset.fingerprint != job.data.fingerprint:
-        raise DataError(
-            f"{data_path} holds data {dataset.fingerprint[:16]}, but job {job.name} was planned for "
-            f"{job.data.fingerprint[:16]}; plan again"
-        )
+    dataset = open_data(job, data_path)
     workers = workers or Workers()
     assert workers.world_size == 1 or isinstance(job, RemixJob), "an expert is trained by one worker"
     training = _Training(job, dataset, work_dir, torch.device(device), workers)
@@ -109,6 +104,17 @@ def train_job(
     return result
 
 
+def open_data(job: Job, data_path: Path) -> PreparedDataset:
+    """The data the job is about. Raises DataError if other data lies there."""
+    dataset = PreparedDataset(data_path)
+    if dataset.fingerprint != job.data.fingerprint:
+        raise DataError(
+            f"{data_path} holds data {dataset.fingerprint[:16]}, but job {job.name} was planned for "
+            f"{job.data.fingerprint[:16]}; plan again"
+        )
+    return dataset
+
+
 class _Training:
     """What the steps of one job share."""
 
@@ -117,6 +123,7 @@ class _Training:
     ) -> None:
         self._job = job
         self._dataset = dataset
+        self._indices = dataset.split(job.data.held_out).training
         self._work_dir = work_dir
         self._device = device
         self._workers = workers
@@ -136,6 +143,7 @@ class _Training:
             rank=workers.rank,
             world_size=workers.world_size,
             flip=job.data.flip,
+            indices=self._indices,
         )
         saver = CheckpointHook(
             self._checkpoints if workers.is_first else None,
@@ -188,7 +196,10 @@ class _Training:
         self._checkpoints.clear()
 
     def _loss_by_timestep(self) -> Curve:
-        """Each network's loss at the timesteps it is to be judged at, in about NUM_BINS bins, or one per network."""
+        """Each network's loss at the timesteps it is to be judged at, in about NUM_BINS bins, or one per network.
+
+        On training images.
+        """
         job, num_timesteps = self._job, self._job.diffusion.num_timesteps
         process = DiffusionProcess(job.diffusion, self._device)
         curve: Curve = ()
@@ -203,6 +214,7 @@ class _Training:
                 num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // num_networks)),
                 seed=job.seed,
                 class_conditional=job.data.num_classes is not None,
+                indices=self._indices,
             )
         return curve
 

@@ -1,0 +1,74 @@
+"""What numbers of a study say about each other: ranks, ties, fronts. Pure; lower is better everywhere."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z_95 = 1.96
+"""Half-width of a normal 95 % interval in standard errors."""
+
+MIN_PAIRS = 3
+"""Fewer pairs have no rank correlation worth naming."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value and its standard error, None if that was not measured."""
+
+    value: float
+    stderr: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Normal 95 % interval."""
+        half = Z_95 * (self.stderr or 0.0)
+        return self.value - half, self.value + half
+
+
+def tied(a: Estimate, b: Estimate) -> bool:
+    """Whether the difference lies inside its 95 % interval, the errors taken as independent."""
+    return abs(a.value - b.value) <= Z_95 * math.hypot(a.stderr or 0.0, b.stderr or 0.0)
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over seeds; its variance is what each seed's own error leaves, plus that of the spread between seeds."""
+    if len(estimates) == 1:
+        return estimates[0]
+    number = len(estimates)
+    own = statistics.fmean((estimate.stderr or 0.0) ** 2 for estimate in estimates)
+    between = statistics.variance(estimate.value for estimate in estimates)
+    mean = statistics.fmean(estimate.value for estimate in estimates)
+    return Estimate(mean, math.sqrt((own + between) / number))
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's; None for fewer than three pairs, or if either does not vary."""
+    if len(a) < MIN_PAIRS or len(set(a)) == 1 or len(set(b)) == 1:
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points that no other is as good as everywhere and better somewhere, by first coordinate."""
+
+    def dominated(index: int) -> bool:
+        point = tuple(points[index])
+        return any(tuple(other) != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points)
+
+    front = [index for index in range(len(points)) if not dominated(index)]
+    return sorted(front, key=lambda index: tuple(points[index]))
+
+
+def knee(front: Sequence[tuple[float, float]]) -> int:
+    """The point of a front that lies farthest below the straight line between its ends, both axes scaled to [0, 1].
+
+    Of fewer than three points, or ends that do not differ, the first in the first coordinate.
+    """
+    by_first = sorted(range(len(front)), key=lambda index: front[index])
+    (x0, y0), (x1, y1) = front[by_first[0]], front[by_first[-1]]
+    if len(front) < MIN_PAIRS or x0 == x1 or y0 == y1:
+        return by_first[0]
+    return max(by_first, key=lambda index: 1 - (front[index][0] - x0) / (x1 - x0) - (front[index][1] - y1) / (y0 - y1))

@@ -1,0 +1,134 @@
+"""The expert store: claims that end with their process, and a remote that is right without locks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from orchestrator import remote_store
+from orchestrator.remote_store import RemoteStore
+from orchestrator.store import ExpertStore
+from workloads.errors import ConfigError, StorageError
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from orchestrator.store import ExpertStore
+    claim = ExpertStore(Path(sys.argv[1])).claim("k")
+    print(claim is not None, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_excludes_others_until_it_is_released(tmp_path: Path) -> None:
+    one, other = ExpertStore(tmp_path), ExpertStore(tmp_path)
+    claim = one.claim("k")
+    assert claim is not None
+    assert other.claim("k") is None
+    assert other.is_claimed("k")
+    assert other.claim("another") is not None
+    claim.release()
+    assert not other.is_claimed("k")
+    assert other.claim("k") is not None
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        store = ExpertStore(tmp_path)
+        assert store.claim("k") is None
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert store.claim("k") is not None
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """What a finished job's directory looks like from outside."""
+    folder = tmp_path / "work" / "k"
+    (folder / "expert").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    (folder / "expert" / "weights").write_bytes(bytes(range(256)) * 100)
+    (folder / "checkpoints" / "large").write_bytes(b"not needed any more")
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_what_one_machine_publishes_another_fetches(tmp_path: Path, finished: Path) -> None:
+    uri = (tmp_path / "remote").as_uri()
+    assert not RemoteStore(uri).fetch("k", tmp_path / "here")
+    RemoteStore(uri).publish("k", finished)
+    RemoteStore(uri).publish("k", finished)
+    target = tmp_path / "other" / "k"
+    assert RemoteStore(uri).fetch("k", target)
+    found = {file.relative_to(target).as_posix(): file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    assert found == {
+        "expert/weights": (finished / "expert" / "weights").read_bytes(),
+        "result.json": b"{}",
+    }
+    attempts = list((tmp_path / "remote" / "k").glob("attempt-*"))
+    assert len(attempts) == 1
+    assert not list((tmp_path / "remote").rglob("*.partial"))
+
+
+def test_two_trainings_of_one_key_never_mix(tmp_path: Path, finished: Path) -> None:
+    """Both find nothing, both train, both publish: a reader gets all of one."""
+    uri = (tmp_path / "remote").as_uri()
+    one = RemoteStore(uri)
+    one.publish("k", finished)
+    index = tmp_path / "remote" / "k" / "index.json"
+    first = index.read_text()
+    index.unlink()  # as the other saw it when it began
+    (finished / "expert" / "weights").write_bytes(b"other bits of another machine")
+    RemoteStore(uri).publish("k", finished)
+    for text, expected in ((first, bytes(range(256)) * 100), (index.read_text(), b"other bits of another machine")):
+        index.write_text(text)
+        target = tmp_path / "target" / json.loads(text)["attempt"]
+        assert RemoteStore(uri).fetch("k", target)
+        assert (target / "expert" / "weights").read_bytes() == expected
+
+
+def test_damage_at_the_remote_is_named(tmp_path: Path, finished: Path) -> None:
+    uri = (tmp_path / "remote").as_uri()
+    RemoteStore(uri).publish("k", finished)
+    (weights,) = (tmp_path / "remote").rglob("weights")
+    weights.write_bytes(b"rubbish")
+    with pytest.raises(StorageError, match="expert/weights is damaged"):
+        RemoteStore(uri).fetch("k", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_lease_excludes_others_until_nobody_renews_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_store, "SETTLE_S", 0.01)
+    monkeypatch.setattr(remote_store, "LEASE_S", 0.3)
+    monkeypatch.setattr(remote_store, "RENEW_INTERVAL_S", 0.05)
+    uri = (tmp_path / "remote").as_uri()
+    lease, other = RemoteStore(uri).claim("k"), RemoteStore(uri)
+    assert lease is not None
+    deadline = remote_store.time.monotonic() + 0.5
+    while remote_store.time.monotonic() < deadline:  # longer than an unrenewed lease lasts
+        assert other.claim("k") is None
+        remote_store.time.sleep(0.02)
+    lease._ended.set()  # its machine is gone
+    deadline = remote_store.time.monotonic() + 5
+    while (taken := other.claim("k")) is None:
+        assert remote_store.time.monotonic() < deadline
+        remote_store.time.sleep(0.02)
+    lease.release()  # a machine that comes back does not take away what another holds
+    assert taken.is_held()
+    taken.release()
+    assert RemoteStore(uri).claim("k") is not None
+
+
+def test_a_uri_nobody_knows_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="--store nosuch://x cannot be used"):
+        RemoteStore("nosuch://x")

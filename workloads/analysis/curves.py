@@ -1,0 +1,77 @@
+"""Loss over the timestep axis as plain numbers: what planning reads, without torch."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from workloads.config.intervals import Interval, IntervalTable
+
+CURVES = "curves"
+"""Folder of a trained job's directory that holds the curves measured of it."""
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """A network's mean loss in each bin of [0, T)."""
+
+    edges: tuple[int, ...]
+    """Rising from 0 to T, one more than there are bins."""
+
+    losses: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the edges rise and there is one loss between any two."""
+        if len(self.edges) != len(self.losses) + 1 or any(left >= right for left, right in pairwise(self.edges)):
+            raise ValueError(f"edges {list(self.edges)} do not rise around {len(self.losses)} losses")
+
+    def mean(self, interval: Interval) -> float:
+        """Mean over the timesteps of an interval, the loss being constant inside a bin; ValueError outside [0, T)."""
+        if not self.edges[0] <= interval.lo < interval.hi <= self.edges[-1]:
+            raise ValueError(f"interval {interval} is not a part of {Interval(self.edges[0], self.edges[-1])}")
+        total = 0.0
+        for (lo, hi), loss in zip(pairwise(self.edges), self.losses, strict=True):
+            shared = min(hi, interval.hi) - max(lo, interval.lo)
+            if shared > 0:
+                total += shared * loss
+        return total / interval.num_timesteps
+
+    def to_json(self) -> str:
+        """The text from_json takes; floats keep every bit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "LossCurve":
+        """Raises ValueError if the text is damaged."""
+        try:
+            raw = json.loads(text)
+            return cls(tuple(int(edge) for edge in raw["edges"]), tuple(float(loss) for loss in raw["losses"]))
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a curve: {error!r}") from None
+
+
+def ensemble_loss(curves: Sequence[LossCurve], intervals: IntervalTable) -> float:
+    """Mean over all timesteps of the loss of the network that owns each: sum_i |I_i| / T * curve_i.mean(I_i).
+
+    One curve per interval, nearest the clean image first; a remix has the same curve for all.
+    """
+    parts = zip(curves, intervals, strict=True)
+    return (
+        math.fsum(interval.num_timesteps * curve.mean(interval) for curve, interval in parts) / intervals.num_timesteps
+    )
+
+
+def read_curve(file: Path) -> LossCurve | None:
+    """None if there is no such file or it is damaged."""
+    try:
+        return LossCurve.from_json(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def newest_curve(work_dir: Path) -> LossCurve | None:
+    """The last curve measured of the trained job in work_dir, None if there is none."""
+    files = sorted((work_dir / CURVES).glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return next((curve for file in files if (curve := read_curve(file)) is not None), None)
