@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from orchestrator.layout import RunsDir
+from orchestrator.search.options import BRIEF, FULL, LOSS
 from orchestrator.search.space import Values
 from orchestrator.view import print_note
 from workloads.config import Interval
@@ -257,3 +258,20 @@ def _value(trial: Trial, rung: str) -> float:
     found = trial.rung(rung)
     assert found is not None
     return found.value
+
+
+def ranked(trials: Sequence[Trial], rungs: Sequence[str]) -> list[Trial]:
+    """Best first: by the dearest rung a configuration has, those with a dearer one in front."""
+    best: list[Trial] = []
+    for name in reversed(rungs):
+        best += [trial for trial in reached(trials, name) if trial not in best]
+    return best
+
+
+def metric_name(rung: Rung) -> str:
+    """One name per rung in all of MLflow: held_out_loss_0.25, held_out_loss, fid_quick, fid."""
+    if rung.name.startswith(BRIEF):
+        return f"held_out_loss_{rung.name.removeprefix(BRIEF)}"
+    if rung.name == LOSS:
+        return "held_out_loss"
+    return rung.score_name if rung.name == FULL else f"{rung.score_name}_{rung.name}"

@@ -15,20 +15,18 @@ from orchestrator.experts import stop_signals
 from orchestrator.layout import RunsDir
 from orchestrator.search.driver import Driver
 from orchestrator.search.growth import Growth
-from orchestrator.search.ledger import Ledger, Trial
-from orchestrator.search.options import FULL
+from orchestrator.search.ledger import Ledger, Trial, metric_name, ranked
 from orchestrator.search.planned import Planned, plan_from_study
 from orchestrator.search.plans import Plans, images_by_key, make_plans
 from orchestrator.search.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
 from orchestrator.search.space import Values, shown
 from orchestrator.search.study import Study
-from orchestrator.search.tracked import StudyTracking, metric_name
+from orchestrator.search.tracked import StudyTracking
 from orchestrator.search.trial import TrialRunner
 from orchestrator.search.tune import run_trials
-from orchestrator.search.view import StudyView, print_study, ranked
+from orchestrator.search.view import StudyView, print_study
 from orchestrator.store import ExpertStore
 from orchestrator.tracking import Tracker, run_url
-from orchestrator.view import print_note
 from workloads.errors import ConfigError, RememeError
 from workloads.evaluation.extractors import check_extractor
 
@@ -233,6 +231,3 @@ def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:
             named = [metric_name(last), last.protocol_hash] if last else ["", ""]
             varied = [shown(trial.values, path) for path in study.space]
             writer.writerow([trial.number, trial.state, " ".join(trial.runs), *cells, *named, *varied, trial.error])
-
-
-__all__ = ["FULL", "SearchOptions", "make_sampler", "print_note", "run_study", "write_csv"]

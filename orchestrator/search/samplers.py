@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -79,8 +80,10 @@ class OptunaSampler:
         self._optuna, self._draw, self._admits = optuna, draw, admits
         sampler: Any
         if kind == "tpe":
-            # constant_liar: configurations that are still running count as bad, so that neighbours are not drawn too.
-            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                # constant_liar: what is still running counts as bad, so that its neighbours are not drawn too.
+                sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)
         else:
             sampler = optuna.samplers.NSGAIISampler(seed=seed)
         self._study = optuna.create_study(directions=["minimize"] * num_objectives, sampler=sampler)

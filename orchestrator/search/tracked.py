@@ -5,8 +5,7 @@ from pathlib import Path
 
 from orchestrator.layout import RunsDir
 from orchestrator.plan import Plan
-from orchestrator.search.ledger import Rung, Trial
-from orchestrator.search.options import BRIEF, FULL, LOSS
+from orchestrator.search.ledger import Trial, metric_name
 from orchestrator.search.plans import Plans
 from orchestrator.search.space import flat_numbers
 from orchestrator.search.study import Study
@@ -95,12 +94,3 @@ class StudyTracking:
         if rung is not None and (self._best is None or rung.value < self._best):
             self._best = metrics[f"best_{metric_name(rung)}"] = rung.value
         self.run.log_metrics(metrics, step=len(self._images))
-
-
-def metric_name(rung: Rung) -> str:
-    """One name per rung in all of MLflow: held_out_loss_0.25, held_out_loss, fid_quick, fid."""
-    if rung.name.startswith(BRIEF):
-        return f"held_out_loss_{rung.name.removeprefix(BRIEF)}"
-    if rung.name == LOSS:
-        return "held_out_loss"
-    return rung.score_name if rung.name == FULL else f"{rung.score_name}_{rung.name}"

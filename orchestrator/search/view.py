@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from orchestrator.search.ledger import Rung, Trial, reached
+from orchestrator.search.ledger import Rung, Trial, metric_name, ranked
 from orchestrator.search.space import short_path, shown
 from orchestrator.search.statistics import Estimate, tied
 from orchestrator.search.study import Study
-from orchestrator.search.tracked import metric_name
 from orchestrator.view import si, wide_console
 
 LOOK_INTERVAL_S = 2.0
@@ -110,14 +109,6 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
             f"= is tied with the best (within the 95 % interval of the difference). {si(trained)} training images "
             f"served for {si(trained + reused)}: a factor of {(trained + reused) / trained:.2f} saved"
         )
-
-
-def ranked(trials: Sequence[Trial], rungs: Sequence[str]) -> list[Trial]:
-    """Best first: by the dearest rung a configuration has, those with a dearer one in front."""
-    best: list[Trial] = []
-    for name in reversed(rungs):
-        best += [trial for trial in reached(trials, name) if trial not in best]
-    return best
 
 
 def _is_tied(best: Trial, other: Trial, rungs: Sequence[str]) -> bool:

@@ -36,7 +36,7 @@ BLOCK_NAMES = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "de
 
 def training_loss_figure(records: Sequence[Sequence[TrainingRecord]], intervals: IntervalTable) -> Figure:
     """Loss over images seen, one line per expert, clean end first."""
-    figure, axes = _new_figure(7.0, 4.0)
+    figure, axes = new_figure(7.0, 4.0)
     for index, (expert_records, interval) in enumerate(zip(records, intervals, strict=True)):
         axes.plot(
             [record.images_seen for record in expert_records],
@@ -49,7 +49,7 @@ def training_loss_figure(records: Sequence[Sequence[TrainingRecord]], intervals:
     axes.set_ylabel("training loss (log scale)")
     axes.xaxis.set_major_formatter(lambda images, _: f"{images:,.0f}")
     _legend_outside(axes)
-    _title(
+    set_title(
         figure, "Training loss of each expert", "a curve that still falls at the end would gain from a larger budget"
     )
     return figure
@@ -61,7 +61,7 @@ def loss_by_timestep_figure(
     """Each expert's loss over all timesteps, thick where it works; below, where its training timesteps came from."""
     num_experts = len(intervals)
     strip_height = 0.2 + 0.18 * min(num_experts, MAX_NAMED)
-    figure, (axes, strip) = _new_figure(7.0, 4.2 + strip_height, rows=2, sharex=True, height_ratios=[3, strip_height])
+    figure, (axes, strip) = new_figure(7.0, 4.2 + strip_height, rows=2, sharex=True, height_ratios=[3, strip_height])
     for index, (curve, interval) in enumerate(zip(curves, intervals, strict=True)):
         colour = _expert_colour(index, num_experts)
         axes.axvspan(*interval, color=colour, alpha=0.13, linewidth=0)
@@ -75,7 +75,7 @@ def loss_by_timestep_figure(
     _legend_outside(axes)
     _draw_training_shares(strip, intervals, specialisation)
     num_best, num_points = count_owner_is_best(curves, intervals)
-    _title(
+    set_title(
         figure,
         "Loss by timestep, thick where the expert is in charge",
         f"the expert in charge has the lowest loss at {num_best} of {num_points} timesteps"
@@ -121,7 +121,7 @@ def coefficients_figure(table_NK: np.ndarray, intervals: IntervalTable, history:
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=7)
     _colour_bar(figure, image, "coefficient")
-    _title(
+    set_title(
         figure,
         "What each expert is mixed of",
         "top: in the end; below: each basis's share as training went on",
@@ -151,7 +151,7 @@ def loss_matrix_figure(curves: Sequence[Curve], intervals: IntervalTable) -> Fig
     axes.tick_params(colors=INK, labelsize=8)
     _colour_bar(figure, image, "loss above the best expert's (%)")
     num_best, num_points = count_owner_is_best(curves, intervals)
-    _title(
+    set_title(
         figure,
         "Loss of every expert at every timestep, framed where it is in charge",
         f"the expert in charge is the best at {num_best} of {num_points} timesteps",
@@ -169,7 +169,7 @@ def _colour_bar(figure: Figure, image: Any, label: str) -> None:
 def spectra_figure(experts: Sequence[Spectra], intervals: IntervalTable) -> Figure:
     """One row per expert, one column per block, one curve per timestep (MEME, arXiv:2306.04990, Fig. 3 and 6)."""
     blocks = list(next(spectra for spectra in experts if spectra.timesteps).amplitudes)
-    figure, grid = _new_figure(
+    figure, grid = new_figure(
         1.3 + 1.5 * len(blocks),
         1.1 + 1.35 * len(experts),
         rows=len(experts),
@@ -191,7 +191,7 @@ def spectra_figure(experts: Sequence[Spectra], intervals: IntervalTable) -> Figu
     figure.supxlabel("frequency along the diagonal (units of π per pixel)", fontsize=9, color=INK)
     figure.supylabel("relative log amplitude", fontsize=9, color=INK)
     _colour_bar(figure, ScalarMappable(scale, COLOURS), TIMESTEP_LABEL)
-    _title(
+    set_title(
         figure,
         "Frequency content of feature maps, expert by expert",
         "the lower a curve's right end, the less fine detail the block passes on"
@@ -239,7 +239,7 @@ def _draw_training_shares(axes: Axes, intervals: IntervalTable, specialisation: 
     axes.grid(visible=False)
 
 
-def _new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure in the common style, in inches, without touching matplotlib's global state."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -256,7 +256,7 @@ def _new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1,
     return figure, grid
 
 
-def _title(figure: Figure, title: str, hint: str) -> None:
+def set_title(figure: Figure, title: str, hint: str) -> None:
     """What it is, and in a second line what to see."""
     figure.suptitle(f"{title}\n{hint}", x=0.01, ha="left", fontsize=10, color=INK)
 
