@@ -3,23 +3,24 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from orchestrator.layout import RunsDir
-from orchestrator.search.importance import EVALUATOR, importances
-from orchestrator.search.ledger import Trial, metric_name, open_ledger, ranked, reached
+from orchestrator.search import report_words as words
+from orchestrator.search.importance import EVALUATOR, MIN_CONFIGURATIONS, columns, importances
+from orchestrator.search.ledger import Rung, Trial, metric_name, open_ledger, ranked, reached
 from orchestrator.search.options import FULL, LOSS, QUICK
 from orchestrator.search.space import flat_numbers, short_path, shown
-from orchestrator.search.statistics import Estimate, knee, pareto_front, rank_correlation, tied
+from orchestrator.search.statistics import Z_95, Estimate, knee, pareto_front, rank_correlation, tied
 from orchestrator.view import duration, si
 from workloads.analysis.curves import newest_curve
 from workloads.analysis.study_figures import (
+    Pair,
     Strip,
     boundary_figure,
     front_figure,
@@ -27,23 +28,34 @@ from workloads.analysis.study_figures import (
     pairs_figure,
     parameters_figure,
 )
-from workloads.config import Interval
 from workloads.errors import ConfigError
 from workloads.files import write_text
 
-NUM_ROWS = 20
-NUM_STRIPS = 10
-NUM_GRIDS = 3
-GOOD, POOR = 0.7, 0.4
-"""Rank correlations from which, and below which, a cheap score is called good and poor."""
+NUM_STRIPS, NUM_GRIDS = 10, 3
+SMALL_DIFFERENCE = 0.01
+"""Costs that differ by less than this share are called alike."""
 
-FIGURE_DPI = 130
+FIGURE_DPI = 140
+CSS_PX_PER_INCH = 112
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 COSTS = {"macs": "multiply-adds per step", "num_parameters": "stored parameters", "latency_s": "seconds per call"}
 
 
+class Picture(NamedTuple):
+    """An image in the page."""
+
+    source: str
+    """Data URI."""
+
+    width_px: int
+    """At most this wide, in CSS pixels."""
+
+    alt: str
+    caption: str = ""
+
+
 def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
-    """Write the page and return where it is.
+    """Write the page and return where it is, runs/studies/STUDY/report.html by default.
 
     ConfigError if there is no such study, or if its scores cannot be compared.
     """
@@ -51,7 +63,7 @@ def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
 
     runs = RunsDir(runs_dir)
     ledger = open_ledger(runs, study)
-    page = _Page(runs, ledger.description() or {}, ledger.trials())
+    page = Page(runs, study, ledger.description() or {}, ledger.trials())
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(page=page, version=version("rememe"))
     target = out or ledger.path / "report.html"
@@ -59,238 +71,199 @@ def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class _Page:
-    """What the template asks for. Figures are data URIs; None where there is nothing to draw."""
+class Page:
+    """What the template asks for; None or nothing where there is nothing to show."""
 
-    runs: RunsDir
-    description: dict[str, Any]
-    trials: Sequence[Trial]
+    words, si, duration, short = words, staticmethod(si), staticmethod(duration), staticmethod(short_path)
 
-    @property
-    def name(self) -> str:
-        return str(self.description.get("name", ""))
-
-    @cached_property
-    def rungs(self) -> list[str]:
-        """Cheapest first; ConfigError if a rung holds scores of several protocols."""
-        names = list(dict.fromkeys(rung.name for trial in self.trials for rung in trial.rungs))
-        for name in names:
-            hashes = {rung.protocol_hash for trial in self.trials if (rung := trial.rung(name))}
-            if len(hashes) > 1:
-                raise ConfigError(
-                    f"study {self.name} has {name} scores of {len(hashes)} protocols, which cannot be compared; "
-                    "search again under a new name"
-                )
-        order = {LOSS: 1, QUICK: 2, FULL: 3}
-        return sorted(names, key=lambda name: (order.get(name, 0), name))
-
-    @cached_property
-    def best(self) -> list[Trial]:
-        return ranked(self.trials, self.rungs)
-
-    @cached_property
-    def judged(self) -> str | None:
-        """The rung that most configurations have a real score on, else a loss."""
-        return next((name for name in (QUICK, FULL, LOSS) if len(reached(self.trials, name)) > 1), None)
-
-    def count(self, state: str) -> int:
-        return sum(trial.state == state for trial in self.trials)
-
-    @property
-    def paths(self) -> list[str]:
-        return list(self.description.get("space", {}))
+    def __init__(self, runs: RunsDir, name: str, description: dict[str, Any], trials: Sequence[Trial]) -> None:
+        self.runs, self.name, self.description, self.trials = runs, name, description, trials
+        self.paths = list(description.get("space", {}))
+        self.rungs = _rungs(name, trials)
+        self.best = ranked(trials, self.rungs)
+        self.tied = [trial for trial in self.best[1:] if self.is_tied(trial)]
+        self.trained, self.reused = words.images(trials)
+        self.elapsed_s = sum(trial.elapsed_s for trial in trials)
+        self.protocols = [self._protocol(name) for name in reversed(self.rungs)]
+        self._judged = _judged(trials, self.rungs)
+        self._judged_trials = reached(trials, self._judged)
+        self._scores = [_rung(trial, self._judged).value for trial in self._judged_trials]
 
     def varied(self, trial: Trial) -> list[str]:
+        """What the configuration is, one text per path of the space."""
         return [shown(trial.values, path) for path in self.paths]
 
-    def short(self, path: str) -> str:
-        return short_path(path)
+    def described(self, trial: Trial) -> str:
+        """What the configuration is, in one line."""
+        return ", ".join(
+            f"{short_path(path)} {value}" for path, value in zip(self.paths, self.varied(trial), strict=True)
+        )
 
-    def heading(self, rung: str) -> str:
-        return metric_name(next(found for trial in self.trials if (found := trial.rung(rung))))
-
-    def cell(self, trial: Trial, rung: str) -> str:
-        found = trial.rung(rung)
-        if found is None:
-            return ""
-        return f"{found.value:.4g}" + ("" if found.stderr is None else f" ± {1.96 * found.stderr:.2g}")
+    def heading(self, name: str) -> str:
+        """Of a column with a rung's scores."""
+        return metric_name(_rung(reached(self.trials, name)[0], name))
 
     def is_tied(self, trial: Trial) -> bool:
         """Whether it is not worse than the best beyond chance, on the dearest rung both have."""
-        top = self.best[0]
         for name in reversed(self.rungs):
-            a, b = top.rung(name), trial.rung(name)
+            a, b = self.best[0].rung(name), trial.rung(name)
             if a is not None and b is not None:
-                return trial is not top and tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
+                return tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
         return False
 
-    def si(self, value: float) -> str:
-        return si(value)
+    @cached_property
+    def grids(self) -> list[Picture]:
+        """Samples of the best configurations, all drawn by the same protocol."""
+        choices = [self._grids(name) for name in (FULL, QUICK)]
+        return max(choices, key=len)
 
-    def duration(self, seconds: float) -> str:
-        return duration(seconds)
-
-    @property
-    def images(self) -> tuple[int, int, float]:
-        """Trained, reused, factor saved."""
-        trained, reused = sum(t.images_trained for t in self.trials), sum(t.images_reused for t in self.trials)
-        return trained, reused, (trained + reused) / trained if trained else 1.0
-
-    @property
-    def num_jobs(self) -> tuple[int, int]:
-        """Distinct networks, and how often one was used."""
-        return len({job.key for t in self.trials for job in t.jobs}), sum(len(t.jobs) for t in self.trials)
-
-    @property
-    def protocols(self) -> list[str]:
-        """One line per protocol, with its hash."""
-        lines = []
-        for rung, key in ((FULL, "evaluation"), (QUICK, "quick")):
-            found = next((one for trial in self.trials if (one := trial.rung(rung))), None)
-            raw = self.description.get(key)
-            if found is not None and raw:
-                how = raw["sampling"]
-                lines.append(
-                    f"{metric_name(found)}: protocol {raw['name']}, {found.num_samples:,} samples, {how['sampler']} "
-                    f"with {how['num_steps']} steps, guidance {how['guidance_scale']:g}, hash {found.protocol_hash[:8]}"
-                )
-        return lines
-
-    @property
-    def grids(self) -> list[tuple[str, str]]:
-        """Caption and picture of the best configurations that have samples."""
-        found: list[tuple[str, str]] = []
-        for trial in self.best:
-            folders = [self.runs.path / run for run in trial.runs]
-            files = [file for folder in folders for file in sorted(folder.glob("grid*.png"))]
-            if files and len(found) < NUM_GRIDS:
-                caption = f"#{trial.number}: {', '.join(self.varied(trial))}"
-                found.append((caption, _data_uri(files[0].read_bytes())))
+    def _grids(self, name: str) -> list[Picture]:
+        found = []
+        for trial in self.best[:NUM_GRIDS]:
+            rung = trial.rung(name)
+            if rung is None or not trial.runs:
+                continue
+            folder = self.runs.path / trial.runs[0]
+            own = [folder / "grid.png"] if name == FULL else folder.glob(f"grid-*-{rung.protocol_hash[:8]}.png")
+            for file in [file for file in own if file.exists()][:1]:
+                caption = f"{metric_name(rung)} {words.score(rung)}; {self.described(trial)}"
+                found.append(Picture(_data_uri(file.read_bytes()), 640, f"#{trial.number}", caption))
         return found
 
     @property
-    def boundaries(self) -> str | None:
+    def boundaries(self) -> Picture | None:
+        """Who owns which timesteps in the best configurations."""
         strips: list[Strip] = []
         labels: dict[str, str] = {}
         for trial in self.best[:NUM_STRIPS]:
-            owners = [(job.interval, job.architecture) for job in trial.jobs if not job.brief]
-            labels |= {job.architecture: job.label for job in trial.jobs if not job.brief}
-            strips.append(Strip(f"#{trial.number}", self.cell(trial, self._last_rung(trial)), _once(owners)))
-        if not strips:
+            jobs = [job for job in trial.jobs if not job.brief]
+            labels |= {job.architecture: job.label for job in jobs}
+            owners = sorted({job.interval: job.architecture for job in jobs}.items())  # of several seeds once
+            strips.append(Strip(f"#{trial.number}", words.score(trial.rung(self._judged)), owners))
+        if not labels:
             return None
-        num_timesteps = int(self.description.get("num_timesteps", 1000))
-        curves = [
-            (job.interval, curve)
+        ends = [job.interval.hi for trial in self.best for job in trial.jobs]
+        num_timesteps = int(self.description.get("num_timesteps", max(ends)))
+        curves = {
+            job.interval: curve
             for job in self.best[0].jobs
             if not job.brief and (curve := newest_curve(self.runs.store / job.key)) is not None
-        ]
-        return _picture(boundary_figure(strips, labels, num_timesteps, curves))
-
-    def _last_rung(self, trial: Trial) -> str:
-        return next(name for name in reversed(self.rungs) if trial.rung(name))
+        }
+        figure = boundary_figure(strips, self.heading(self._judged), labels, num_timesteps, sorted(curves.items()))
+        return _picture(figure, "which expert owns which timesteps", self._protocol(self._judged))
 
     @cached_property
-    def _judged(self) -> tuple[list[Trial], list[float], str]:
-        if self.judged is None:
-            return [], [], "score"
-        found = reached(self.trials, self.judged)
-        return found, [_value(trial, self.judged) for trial in found], self.heading(self.judged)
-
-    @property
-    def importance(self) -> tuple[str | None, str]:
-        """Picture, or a sentence why there is none."""
-        trials, scores, _ = self._judged
-        found = importances([flat_numbers(trial.values) for trial in trials], scores)
-        return (None, found) if isinstance(found, str) else (_picture(importance_figure(found, EVALUATOR)), "")
-
-    @property
-    def parameters(self) -> str | None:
-        trials, scores, name = self._judged
-        points = [flat_numbers(trial.values) for trial in trials]
-        varying = {key: [point[key] for point in points] for key in _common(points)}
-        return _picture(parameters_figure(varying, scores, name)) if varying else None
-
-    @property
-    def fronts(self) -> list[tuple[str, str]]:
-        """Picture, and the knee in words, per cost."""
-        trials, scores, name = self._judged
-        costs = dict.fromkeys(["macs", *(cost for cost in self.description.get("objectives", ()) if cost in COSTS)])
-        found = []
-        for cost in costs:
-            points = [(score, getattr(trial, cost)) for trial, score in zip(trials, scores, strict=True)]
-            if len({value for _, value in points}) < 2 or any(value is None for _, value in points):
-                continue
-            front = pareto_front(points)
-            chosen = front[knee([points[index] for index in front])]
-            words = (
-                f"Knee: configuration #{trials[chosen].number}, {name} {scores[chosen]:.4g} at {si(points[chosen][1])}"
+    def importance(self) -> tuple[list[Picture], str]:
+        """Pictures, and a sentence on what they lack or how far to believe them."""
+        points = [flat_numbers(trial.values) for trial in self._judged_trials]
+        varying = columns(points)
+        caption = self._protocol(self._judged) if self.best else ""
+        pictures = []
+        found = importances(varying, self._scores)
+        if isinstance(found, str):
+            said = found
+        else:
+            said = f"Estimated from {len(points)} configurations" + (
+                ", few: take it as a hint." if len(points) < 5 * len(varying) else "."
             )
-            found.append((_picture(front_figure(points, front, chosen, name, COSTS[cost])), f"{words} {COSTS[cost]}."))
-        return found
+            pictures.append(_picture(importance_figure(found, EVALUATOR), "importance of each parameter", caption))
+        if varying:
+            figure = parameters_figure(varying, self._scores, self.heading(self._judged))
+            pictures.append(_picture(figure, "score against each parameter", caption))
+        return pictures, said
 
-    @property
-    def ladder(self) -> tuple[str | None, list[str]]:
+    @cached_property
+    def fronts(self) -> list[tuple[Picture, str]]:
+        """Score against each cost, and the knee in words."""
+        costs = dict.fromkeys(["macs", *(cost for cost in self.description.get("objectives", ()) if cost in COSTS)])
+        return [front for cost in costs if (front := self._front(cost)) is not None]
+
+    def _front(self, cost: str) -> tuple[Picture, str] | None:
+        trials = [trial for trial in self._judged_trials if getattr(trial, cost)]
+        rungs = [_rung(trial, self._judged) for trial in trials]
+        points = [(rung.value, float(getattr(trial, cost))) for rung, trial in zip(rungs, trials, strict=True)]
+        found = {value for _, value in points}
+        if len(found) < 2:
+            return None
+        front = pareto_front(points)
+        chosen = front[knee([points[index] for index in front])]
+        names = self.heading(self._judged), COSTS[cost]
+        figure = front_figure(points, [Z_95 * (rung.stderr or 0.0) for rung in rungs], front, chosen, names)
+        said = (
+            f"{len(front)} of {len(points)} configurations are on the front. Its knee, beyond which more cost buys "
+            f"little, is #{trials[chosen].number} ({self.described(trials[chosen])}): {names[0]} "
+            f"{words.score(rungs[chosen])} at {si(points[chosen][1]).strip()} {COSTS[cost]}."
+        )
+        if max(found) - min(found) < SMALL_DIFFERENCE * max(found):
+            said += " But all costs lie within 1 % of each other, so cost is no reason to choose here."
+        return _picture(figure, f"score against {COSTS[cost]}", self._protocol(self._judged)), said
+
+    @cached_property
+    def ladder(self) -> tuple[Picture | None, list[str]]:
         """How well each rung predicts the next: picture and sentences."""
-        pairs, words = [], []
+        pairs, said = [], []
         for cheap, dear in zip(self.rungs, self.rungs[1:], strict=False):
             both = [trial for trial in self.trials if trial.rung(cheap) and trial.rung(dear)]
-            x, y = ([_value(trial, name) for trial in both] for name in (cheap, dear))
+            x, y = ([_rung(trial, name).value for trial in both] for name in (cheap, dear))
             if len(both) > 1:
-                found = rank_correlation(x, y)
-                pairs.append((self.heading(cheap), self.heading(dear), x, y, found))
-                words.append(f"{self.heading(cheap)} for {self.heading(dear)}: {_trust(found, len(both))}")
-        return (_picture(pairs_figure(pairs)) if pairs else None), words
+                pairs.append(Pair(self.heading(cheap), self.heading(dear), x, y, rank_correlation(x, y)))
+                verdict = words.trust(pairs[-1].correlation, len(both), poor="do not stop configurations on it")
+                said.append(f"{self.heading(cheap)} as a guide to {self.heading(dear)}: {verdict}")
+        caption = "; ".join(reversed(self.protocols))
+        return (_picture(pairs_figure(pairs), "each score against the next", caption) if pairs else None), said
 
-    @property
-    def planned(self) -> tuple[str | None, list[str]]:
-        """Predicted against measured."""
-        pairs: list[tuple[str, str, list[float], list[float], float | None]] = []
-        words: list[str] = []
-        for name in (LOSS, self.judged):
-            both = [trial for trial in self.trials if trial.predicted_loss is not None and name and trial.rung(name)]
-            if not name or len(both) < 2 or (name == LOSS and pairs):
+    @cached_property
+    def planned(self) -> tuple[Picture | None, list[str]]:
+        """Predicted against measured loss, and against the score: picture and sentences."""
+        pairs, said = [], []
+        for name in dict.fromkeys((LOSS, self._judged)):
+            both = [trial for trial in reached(self.trials, name) if trial.predicted_loss is not None]
+            if len(both) < 2:
                 continue
-            x, y = [trial.predicted_loss or 0.0 for trial in both], [_value(trial, name) for trial in both]
-            found = rank_correlation(x, y)
-            pairs.append(("predicted loss", self.heading(name), x, y, found))
-            words.append(f"predicted loss for {self.heading(name)}: {_trust(found, len(both))}")
-        return (_picture(pairs_figure(pairs)) if pairs else None), words
+            x, y = [trial.predicted_loss or 0.0 for trial in both], [_rung(trial, name).value for trial in both]
+            pairs.append(Pair("predicted loss", self.heading(name), x, y, rank_correlation(x, y)))
+            poor = "the prediction was poor, so do not plan by it"
+            said.append(
+                f"predicted loss as a guide to {self.heading(name)}: "
+                f"{words.trust(pairs[-1].correlation, len(both), poor=poor)}"
+            )
+        caption = "; ".join(self._protocol(name) for name in (LOSS, self._judged) if reached(self.trials, name))
+        return (_picture(pairs_figure(pairs), "predicted against measured", caption) if pairs else None), said
+
+    def _protocol(self, name: str) -> str:
+        return words.protocol(_rung(reached(self.trials, name)[0], name), self.description)
 
 
-def _trust(correlation: float | None, number: int) -> str:
-    if correlation is None:
-        return f"{number} configurations are too few, or too alike, to tell."
-    said = f"rank correlation {correlation:.2f} over {number} configurations; "
-    if correlation >= GOOD:
-        return said + "it can be trusted to choose who goes on."
-    if correlation < POOR:
-        return said + "poor: do not stop configurations on it."
-    return said + "fair: it sorts out the worst, not the best."
+def _rungs(study: str, trials: Sequence[Trial]) -> list[str]:
+    """Cheapest first; ConfigError if a rung holds scores of several protocols."""
+    names = {rung.name for trial in trials for rung in trial.rungs}
+    for name in names:
+        hashes = {_rung(trial, name).protocol_hash for trial in reached(trials, name)}
+        if len(hashes) > 1:
+            raise ConfigError(
+                f"study {study} has {name} scores of {len(hashes)} protocols ({', '.join(sorted(hashes))}), which "
+                "cannot be compared; search again under a new name (experts are reused)"
+            )
+    order = {LOSS: 1, QUICK: 2, FULL: 3}
+    return sorted(names, key=lambda name: (order.get(name, 0), name))
 
 
-def _value(trial: Trial, rung: str) -> float:
-    found = trial.rung(rung)
+def _judged(trials: Sequence[Trial], rungs: Sequence[str]) -> str:
+    """The rung to compare all by: of real scores that enough have the one most have, else of losses; dearer first."""
+    real = [name for name in rungs if name in {QUICK, FULL} and len(reached(trials, name)) >= MIN_CONFIGURATIONS]
+    return max(reversed(real or rungs), key=lambda name: len(reached(trials, name)), default="")
+
+
+def _rung(trial: Trial, name: str) -> Rung:
+    found = trial.rung(name)
     assert found is not None
-    return found.value
+    return found
 
 
-def _once(owners: Sequence[tuple[Interval, str]]) -> list[tuple[Interval, str]]:
-    """Of several seeds, each interval once."""
-    return sorted(dict(owners).items())
-
-
-def _common(points: Sequence[dict[str, float | str]]) -> list[str]:
-    if not points:
-        return []
-    names = [name for name in points[0] if all(name in point for point in points)]
-    return [name for name in names if len({point[name] for point in points}) > 1]
-
-
-def _picture(figure: Figure) -> str:
+def _picture(figure: Figure, alt: str, caption: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=FIGURE_DPI, format="png")
-    return _data_uri(buffer.getvalue())
+    return Picture(_data_uri(buffer.getvalue()), round(figure.get_figwidth() * CSS_PX_PER_INCH), alt, caption)
 
 
 def _data_uri(content: bytes) -> str:

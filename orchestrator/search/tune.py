@@ -68,11 +68,13 @@ def run_trials(
 def _run_one(config: dict[str, Any], run: Run) -> None:
     from ray import tune
 
+    latest: dict[str, Any] = {}
+    """Schedulers want their figures in every report, the last included."""
+
     def report(trial: Trial, share: float | None = None, loss: float | None = None) -> None:
-        metrics: dict[str, Any] = {"record": trial.model_dump_json()}
         if share is not None and loss is not None:
-            metrics |= {"percent": round(LAST_PERCENT * share), "loss": loss}
-        tune.report(metrics)
+            latest.update(percent=round(LAST_PERCENT * share), loss=loss)
+        tune.report({"record": trial.model_dump_json(), **latest})
 
     report(run(Trial.model_validate_json(config["trial"]), report))
 

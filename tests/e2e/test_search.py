@@ -1,8 +1,11 @@
-"""A study from the command line: each expert trained once, resumed for nothing, a mistake found before Ray starts."""
+"""A study from the command line: killed and gone on with, each expert trained once, mistakes found before Ray starts."""
 
 import csv
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,46 +14,136 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from orchestrator.layout import RunsDir
+from orchestrator.search.ledger import Ledger, Trial
+
 pytestmark = pytest.mark.e2e
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
+NAME = "tiny-study"
 
 
 def write_study(tiny_run: dict[str, Any], folder: Path, **changes: Any) -> None:
+    base = tiny_run | {"data": tiny_run["data"] | {"held_out": 200}}
     study = {
-        "name": "tiny-study",
-        "base": tiny_run,
+        "name": NAME,
+        "base": base,
         "space": {"strategy.experts.*.model.attention_share": {"each": [["1/4"], ["3/4"]], "monotone": True}},
         "sampler": "grid",
+        "budget": {"num_configurations": 3},
+        "ladder": {
+            "held_out": {"num_images": 32, "num_bins": 8},
+            "quick": {"num_samples": 24, "sampling": {"num_steps": 2}},
+            "finalists": 1,
+        },
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(study | changes))
 
 
-def test_a_study_trains_each_expert_once_and_goes_on_for_nothing(
-    tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path
+def trials_of(folder: Path) -> list[Trial]:
+    return Ledger(RunsDir(folder / "runs"), NAME).trials()
+
+
+def runs_of(folder: Path) -> list[Any]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rememe")
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def wait_for_a_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
+    deadline_s = time.monotonic() + 120
+    while not list((folder / "runs" / "store").glob("*/checkpoints/*")):
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
+def test_a_study_survives_kill_and_trains_each_expert_once(
+    tiny_run: dict[str, Any],
+    rememe: Rememe,
+    start_rememe: Callable[..., "subprocess.Popen[str]"],
+    tmp_path: Path,
 ) -> None:
-    write_study(tiny_run, tmp_path, num_configurations=3)
+    write_study(tiny_run, tmp_path)
     planned = json.loads(rememe("plan", "study.yaml", "--json", cwd=tmp_path).stdout)
     assert (planned["num_configurations"], planned["num_distinct_jobs"]) == (3, 6)
+
+    process = start_rememe("search", "study.yaml", cwd=tmp_path)
+    wait_for_a_checkpoint(tmp_path, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for file in (tmp_path / "runs" / "studies" / NAME / "tune").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:20])
+
     result = rememe("search", "study.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    trained = list((tmp_path / "runs" / "store").glob("*/result.json"))
-    assert {file.parent.name for file in trained} == {job["key"] for job in planned["jobs"]}
-    with (tmp_path / "runs" / "tiny-study.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    scores = [float(row["score"]) for row in rows]
-    assert len(rows) == 3
-    assert scores == sorted(scores)
-    assert len({row["protocol_hash"] for row in rows}) == 1
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("rememe")
-    runs = client.search_runs([experiment.experiment_id], "tags.`rememe.comparison` = 'tiny-study'")
-    assert sorted(run.data.metrics["fd-fashion-cnn"] for run in runs) == pytest.approx(scores)
+    store = tmp_path / "runs" / "store"
+    assert {file.parent.name for file in store.glob("*/result.json")} == {job["key"] for job in planned["jobs"]}
+
+    trials = trials_of(tmp_path)
+    assert [(trial.number, trial.state) for trial in trials] == [(0, "finished"), (1, "finished"), (2, "finished")]
+    assert sum(job.trained for trial in trials for job in trial.jobs) == 6
+    assert sum(trial.images_trained for trial in trials) == 6 * 1024
+    assert sum(trial.images_reused for trial in trials) == 6 * 1024
+    full = [trial for trial in trials if trial.rung("full")]
+    quick = {trial.number: rung.value for trial in trials if (rung := trial.rung("quick"))}
+    assert [trial.number for trial in full] == [min(quick, key=quick.__getitem__)]
+
+    runs = runs_of(tmp_path)
+    study = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(study) == 1
+    below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == study[0].info.run_id]
+    assert sorted(run.data.tags["rememe.number"] for run in below) == ["0", "1", "2"]
+    experts = [run for run in runs if "rememe.key" in run.data.tags]
+    assert len(experts) == 6
+    for run in below:
+        trial = trials[int(run.data.tags["rememe.number"])]
+        links = {value for tag, value in run.data.tags.items() if tag.startswith("rememe.run_of.")}
+        assert links == {
+            one.info.run_id for one in experts if one.data.tags["rememe.key"] in {j.key for j in trial.jobs}
+        }
+        assert run.data.metrics["fd-fashion-cnn_quick"] == pytest.approx(quick[trial.number])
+        assert float(run.data.params["space.strategy.experts.0.model.attention_share.0"]) in {0.25, 0.75}
+    assert study[0].data.metrics["factor_saved"] == pytest.approx(2.0)
+
+    with (tmp_path / "runs" / f"{NAME}.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
     again = rememe("search", "study.yaml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "configuration 1 of" not in again.stderr
-    with (tmp_path / "runs" / "tiny-study.csv").open() as file:
-        assert list(csv.DictReader(file)) == rows
+    assert [trial.model_dump() for trial in trials_of(tmp_path)] == [trial.model_dump() for trial in trials]
+    assert len(runs_of(tmp_path)) == len(runs)
+
+    _check_what_reads_it(tiny_run, rememe, tmp_path)
+
+
+def _check_what_reads_it(tiny_run: dict[str, Any], rememe: Rememe, folder: Path) -> None:
+    """Report, store, a planned search, and refusals, on what the test above has left."""
+    page = (folder / "runs" / "studies" / NAME / "report.html").read_text()
+    assert "networks trained for 12 places" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert rememe("report", NAME, "--out", "x.html", cwd=folder).stdout.strip().endswith("x.html")
+    listed = json.loads(rememe("store", "ls", "--json", cwd=folder).stdout)
+    assert [entry["state"] for entry in listed] == ["finished"] * 6
+    assert sum(entry["num_users"] for entry in listed) == 12
+    assert rememe("store", "verify", cwd=folder).returncode == 0
+    assert "nothing to remove" in rememe("store", "gc", cwd=folder).stdout
+
+    write_study(tiny_run, folder, space={"training.learning_rate": {"choice": [1e-3]}})
+    changed = rememe("search", "study.yaml", cwd=folder)
+    assert changed.returncode == 2
+    assert "name=tiny-study-2" in changed.stderr
+
+    write_study(tiny_run, folder, name="planned", budget={"num_configurations": 1})
+    result = rememe("search", "study.yaml", "--plan-from", NAME, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (trial,) = Ledger(RunsDir(folder / "runs"), "planned").trials()
+    loss = trial.rung("loss")
+    assert loss is not None
+    assert trial.origin == "planner"
+    # Its experts are those that were measured, so the prediction is the measurement itself.
+    assert trial.predicted_loss == pytest.approx(loss.value, rel=1e-6)
+    assert trial.images_trained == 0
 
 
 def test_mistakes_are_found_before_anything_starts(tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path) -> None:
@@ -61,4 +154,11 @@ def test_mistakes_are_found_before_anything_starts(tiny_run: dict[str, Any], rem
     assert result.stdout == ""
     missing = rememe("search", "search-ratio", cwd=tmp_path)
     assert missing.returncode == 2
-    assert "studies: search-ratios" in missing.stderr
+    assert "studies: demo-search, search-ratios" in missing.stderr
+    write_study(tiny_run, tmp_path, budget={"images_trained": 10})
+    poor = rememe("search", "study.yaml", cwd=tmp_path)
+    assert poor.returncode == 2
+    assert "the cheapest configuration trains on 4096 images" in poor.stderr
+    unknown = rememe("report", "nothing", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "no study 'nothing'" in unknown.stderr

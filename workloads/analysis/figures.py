@@ -44,7 +44,7 @@ def training_loss_figure(records: Sequence[Sequence[TrainingRecord]], intervals:
             color=_expert_colour(index, len(intervals)),
             label=_expert_name(index, interval),
         )
-    _log_scale(axes)
+    log_scale(axes)
     axes.set_xlabel("images seen by the expert")
     axes.set_ylabel("training loss (log scale)")
     axes.xaxis.set_major_formatter(lambda images, _: f"{images:,.0f}")
@@ -70,7 +70,7 @@ def loss_by_timestep_figure(
         if own:
             label = _expert_name(index, interval)
             axes.plot(*zip(*own, strict=True), color=colour, linewidth=2.6, marker="o", markersize=3.5, label=label)
-    _log_scale(axes)
+    log_scale(axes)
     axes.set_ylabel("mean squared error\nof the prediction (log scale)")
     _legend_outside(axes)
     _draw_training_shares(strip, intervals, specialisation)
@@ -261,7 +261,7 @@ def set_title(figure: Figure, title: str, hint: str) -> None:
     figure.suptitle(f"{title}\n{hint}", x=0.01, ha="left", fontsize=10, color=INK)
 
 
-def _log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
     """Logarithmic y axis with plain numbers, several to a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
