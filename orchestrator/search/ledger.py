@@ -95,9 +95,6 @@ class Trial(StrictConfig):
     predicted_loss: float | None = None
     """Held-out loss the planner expected."""
 
-    grown_from: int | None = None
-    """Number of the configuration whose trained remix this one starts from."""
-
     rungs: tuple[Rung, ...] = ()
     jobs: tuple[UsedJob, ...] = ()
     num_parameters: int = 0

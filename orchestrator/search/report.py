@@ -81,6 +81,9 @@ class Page:
         self.paths = list(description.get("space", {}))
         self.rungs = _rungs(name, trials)
         self.best = ranked(trials, self.rungs)
+        self.top_rung = (
+            next(found for name in reversed(self.rungs) if (found := self.best[0].rung(name))) if self.best else None
+        )
         self.tied = [trial for trial in self.best[1:] if self.is_tied(trial)]
         self.trained, self.reused = words.images(trials)
         self.elapsed_s = sum(trial.elapsed_s for trial in trials)

@@ -90,9 +90,6 @@ class Study(StrictConfig):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Training seeds of every configuration; the score is their mean, and their spread enters its interval."""
 
-    warm_growth: float | None = Field(None, gt=0, le=1)
-    """Start a larger remix from a finished smaller one, with this share of training.images. None: from scratch."""
-
     max_concurrent: int = Field(2, ge=1)
     """Configurations at a time; they share the cluster, and what their experts ask for is execution.resources."""
 
@@ -118,8 +115,6 @@ class Study(StrictConfig):
             raise ValueError("sampler nsga2 is for several objectives; add one, for instance macs, or take tpe")
         if "score" not in self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives is {list(self.objectives)}; it must hold score, and each one once")
-        if self.warm_growth is not None and len(self.seeds) > 1:
-            raise ValueError(
                 "warm_growth takes a single seed, for a configuration starts from one other; shorten seeds"
             )
         if self.sampler != "grid" and self.budget.is_unlimited:
@@ -141,7 +136,6 @@ class Study(StrictConfig):
             "quick": quick,
             "num_timesteps": some.diffusion.num_timesteps,
             "seeds": list(self.seeds),
-            "warm_growth": self.warm_growth,
         }
 
     @property

@@ -1,4 +1,4 @@
-"""A study from the command line: killed and gone on with, each expert trained once, mistakes found before Ray starts."""
+"""A study from the command line: killed and gone on with, each expert trained once, mistakes found early."""
 
 import csv
 import json
