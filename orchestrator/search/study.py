@@ -115,8 +115,6 @@ class Study(StrictConfig):
             raise ValueError("sampler nsga2 is for several objectives; add one, for instance macs, or take tpe")
         if "score" not in self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives is {list(self.objectives)}; it must hold score, and each one once")
-                "warm_growth takes a single seed, for a configuration starts from one other; shorten seeds"
-            )
         if self.sampler != "grid" and self.budget.is_unlimited:
             raise ValueError(f"budget: missing; a {self.sampler} search needs to know when to stop")
         return self
