@@ -121,6 +121,16 @@ def test_a_step_gives_the_optimisers_plain_autograds_gradients(
 ) -> None:
     training = {"clip_grad_norm": clip, "label_dropout": 0.5, "micro_batch_size": 3}
     job = job_for(dataset, training, mixer=mixer, experts_per_step=experts_per_step, prior_strength=0.5)
+    check_gradients(dataset, job)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_so_it_does_when_every_parameter_is_mixed(dataset: PreparedDataset, clip: float | None) -> None:
+    check_gradients(dataset, job_for(dataset, {"clip_grad_norm": clip}, mixed=["*"], prior_strength=0.5))
+
+
+def check_gradients(dataset: PreparedDataset, job: RemixJob) -> None:
+    """One step's gradients and loss against plain_gradients."""
     state = perturbed(job)
     batch = BatchStream(dataset, batch_size=16, seed=0).at(0)
     expected, expected_loss = plain_gradients(state, job, batch)

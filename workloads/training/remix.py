@@ -217,9 +217,10 @@ class RemixStep:
             prior_loss = state.mixer.prior_loss()
             if strength > 0 and prior_loss is not None:
                 (strength * prior_loss).backward()  # type: ignore[no-untyped-call]
-        shared, *bases = state.optimizers[: 1 + remix.num_bases]
-        rate = learning_rate(config, state.images_seen)
-        _step(shared, rate)
+        rate, num_shared = learning_rate(config, state.images_seen), int(bool(state.shared))
+        shared, bases = state.optimizers[:num_shared], state.optimizers[num_shared : num_shared + remix.num_bases]
+        for optimizer in shared:  # one, or none where every parameter is mixed
+            _step(optimizer, rate)
         for index, optimizer in enumerate(bases):
             state.bases.vectors[index].grad = buffers.basis_gradient(index, weights_GLK)
             _step(optimizer, rate)
