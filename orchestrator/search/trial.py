@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from workloads.analysis.curves import LossCurve, ensemble_loss
-
 from orchestrator.describe import prepare_data_of, prepare_reference_of
 from orchestrator.errors import RunStoppedError
 from orchestrator.generation import held_out_curves, latencies_s
@@ -20,6 +18,7 @@ from orchestrator.search.statistics import Estimate, over_seeds
 from orchestrator.search.study import Study
 from orchestrator.store import ExpertStore
 from orchestrator.work import Work
+from workloads.analysis.curves import LossCurve, ensemble_loss
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import RememeError
