@@ -143,8 +143,8 @@ def plan(config: RunConfig, data: DataSpec) -> Plan:
         from workloads.models.initial import check_initial, resolve_initial
 
         initial = resolve_initial(config.initial_weights)
-        for model in {job.model for job in config.jobs(data)}:
-            check_initial(initial, model, **_shape(data))
+        for model, job in {job.model: job for job in config.jobs(data)}.items():
+            check_initial(initial, model, job if isinstance(job, RemixJob) else None, **_shape(data))
     jobs = config.jobs(data, initial)
     return Plan(config, tuple(_planned(job, config, config.expert_resources(i)) for i, job in enumerate(jobs)))
 

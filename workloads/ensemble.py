@@ -28,9 +28,8 @@ from workloads.diffusion.process import split_variance
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file, write_text
 from workloads.models.build import WEIGHTS, load_model, new_model
-from workloads.models.remix import RemixNetwork
+from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
 from workloads.training.job import completed
-from workloads.training.remix import REMIX_WEIGHTS
 
 INDEX = "ensemble.json"
 REMIX = "remix"

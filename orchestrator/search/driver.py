@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.plan import Plan
+from orchestrator.search.growth import Growth
 from orchestrator.search.ledger import Ledger, Trial, reached
 from orchestrator.search.options import FULL
 from orchestrator.search.plans import Plans, images_by_key
@@ -39,11 +40,12 @@ class Driver:
         max_failures: int,
         predict: Callable[[Sequence[Plan]], float | None],
         proposals: Sequence[Proposal] = (),
+        growth: Growth | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
         """plans(values, number) gives a configuration's plans, one per training share and seed; predict its loss."""
         self._study, self._ledger, self._sampler, self._plans = study, ledger, sampler, plans
-        self._max_failures, self._predict, self._listeners = max_failures, predict, listeners
+        self._max_failures, self._predict, self._growth, self._listeners = max_failures, predict, growth, listeners
         self.trials = {trial.number: trial for trial in ledger.trials()}
         self._seen = {_key(trial.values) for trial in self.trials.values()}
         # One that failed is tried again: what was in its way may be gone.
@@ -141,10 +143,10 @@ class Driver:
         if trial.predicted_loss is None:
             predicted = self._predict(self._plans(values, number)[-1:])
             trial = trial.model_copy(update={"predicted_loss": predicted})
-        return trial
+        return trial if self._growth is None else self._growth.grow(trial, list(self.trials.values()))
 
     def _is_affordable(self, trial: Trial) -> bool:
-        plans = self._plans(trial.values, trial.number)
+        plans = self._plans(trial.described, trial.number)
         if not self._study.limits.admits(plans[-1]):
             return False
         limit = self._study.budget.images_trained

@@ -95,6 +95,12 @@ class Trial(StrictConfig):
     predicted_loss: float | None = None
     """Held-out loss the planner expected."""
 
+    grown_from: int | None = None
+    """Number of the configuration whose trained remix this one starts from."""
+
+    growth: Values = Field(default_factory=dict)
+    """What growing changes of the configuration at its point."""
+
     rungs: tuple[Rung, ...] = ()
     jobs: tuple[UsedJob, ...] = ()
     num_parameters: int = 0
@@ -112,6 +118,11 @@ class Trial(StrictConfig):
     def rung(self, name: str) -> Rung | None:
         """The rung of that name, if it was reached."""
         return next((rung for rung in self.rungs if rung.name == name), None)
+
+    @property
+    def described(self) -> Values:
+        """What the base becomes the configuration with: its point, and what growing changes."""
+        return self.values | self.growth
 
     @property
     def images_trained(self) -> int:

@@ -14,6 +14,7 @@ from orchestrator.errors import RunStoppedError
 from orchestrator.experts import stop_signals
 from orchestrator.layout import RunsDir
 from orchestrator.search.driver import Driver
+from orchestrator.search.growth import Growth
 from orchestrator.search.ledger import Ledger, Trial, metric_name, ranked
 from orchestrator.search.planned import Planned, plan_from_study
 from orchestrator.search.plans import Plans, images_by_key, make_plans
@@ -121,6 +122,7 @@ class _Search:
             max_failures=options.max_failures,
             predict=planned.predict if planned else lambda _: None,
             proposals=planned.proposals if planned else (),
+            growth=Growth(study, runs) if study.warm_growth is not None else None,
             listeners=[self._tracking, self._view],
         )
 

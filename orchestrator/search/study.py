@@ -8,40 +8,19 @@ from functools import cached_property
 from itertools import islice, permutations
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.search.condition import Condition
+from orchestrator.search.distributions import AnyDistribution, parse_distribution
 from orchestrator.search.laws import Boundaries, Each
 from orchestrator.search.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
-from orchestrator.search.space import (
-    MAX_TRIES,
-    Choice,
-    Context,
-    Int,
-    LogUniform,
-    RandomSource,
-    Source,
-    Uniform,
-    Values,
-)
-from orchestrator.search.split_ratios import SPLIT_RATIOS_PATH, SplitRatios
+from orchestrator.search.space import MAX_TRIES, Context, RandomSource, Source, Values
+from orchestrator.search.split_ratios import SplitRatios
 from workloads.config import AnyModel, Meme, ProtocolConfig, RunConfig
 from workloads.config.base import StrictConfig
-from workloads.config.explain import describe, suggest
 from workloads.config.load import apply_value, read_raw, validate
 from workloads.config.strategy import merge
 from workloads.errors import ConfigError
-
-AnyDistribution = Choice | Uniform | LogUniform | Int | Each | Boundaries | SplitRatios
-KINDS: dict[str, type[AnyDistribution]] = {
-    "choice": Choice,
-    "uniform": Uniform,
-    "log_uniform": LogUniform,
-    "int": Int,
-    "each": Each,
-    "boundaries": Boundaries,
-    "split_ratios": SplitRatios,
-}
 
 NUM_CHECKED = 1000
 """Configurations that `check` looks at."""
@@ -90,6 +69,9 @@ class Study(StrictConfig):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Training seeds of every configuration; the score is their mean, and their spread enters its interval."""
 
+    warm_growth: float | None = Field(None, gt=0, le=1)
+    """Start a larger remix from a finished smaller one, with this share of training.images. None: from scratch."""
+
     max_concurrent: int = Field(2, ge=1)
     """Configurations at a time; they share the cluster, and what their experts ask for is execution.resources."""
 
@@ -99,7 +81,7 @@ class Study(StrictConfig):
         for path, other in permutations(space, 2):
             if re.fullmatch(re.escape(path).replace(r"\*", r"\d+"), other):
                 raise ValueError(f"{path} and {other} give the same field a value; leave one of them out")
-        return {path: _distribution(path, raw) for path, raw in space.items()}
+        return {path: parse_distribution(path, raw) for path, raw in space.items()}
 
     @model_validator(mode="after")
     def _check_together(self) -> "Study":
@@ -115,6 +97,10 @@ class Study(StrictConfig):
             raise ValueError("sampler nsga2 is for several objectives; add one, for instance macs, or take tpe")
         if "score" not in self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives is {list(self.objectives)}; it must hold score, and each one once")
+        if self.warm_growth is not None and len(self.seeds) > 1:
+            raise ValueError(
+                "warm_growth takes a single seed, for a configuration starts from one other; shorten seeds"
+            )
         if self.sampler != "grid" and self.budget.is_unlimited:
             raise ValueError(f"budget: missing; a {self.sampler} search needs to know when to stop")
         return self
@@ -134,6 +120,7 @@ class Study(StrictConfig):
             "quick": quick,
             "num_timesteps": some.diffusion.num_timesteps,
             "seeds": list(self.seeds),
+            "warm_growth": self.warm_growth,
         }
 
     @property
@@ -315,33 +302,6 @@ class Study(StrictConfig):
             except ConfigError:
                 continue
         return False
-
-
-def _distribution(path: str, raw: Any) -> AnyDistribution:
-    kind = next((key for key in raw if key in KINDS), None) if isinstance(raw, dict) else None
-    if kind is None:
-        word = next(iter(raw)) if isinstance(raw, dict) and raw else repr(raw)
-        raise ValueError(f"{path} has no distribution: {word!r}{suggest(str(word), KINDS)}")
-    try:
-        made = KINDS[kind].model_validate(raw)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {describe(KINDS[kind], error)}") from None
-    if not all(path.split(".")) or path.count("*") > 1:
-        raise ValueError(f"{path!r} is no path like training.learning_rate, with at most one *")
-    if isinstance(made, SplitRatios):
-        _check_split_ratios(path, made)
-    elif (kind == "each") != ("*" in path):
-        raise ValueError(f"{path}: a path with * takes each (or split_ratios), and each takes a path with *")
-    return made
-
-
-def _check_split_ratios(path: str, made: SplitRatios) -> None:
-    if not SPLIT_RATIOS_PATH.fullmatch(path):
-        raise ValueError(
-            f"{path}: split_ratios goes with model.attention_share or strategy.experts.*.model.attention_share"
-        )
-    if made.split_ratios.monotone and "*" not in path:
-        raise ValueError(f"{path}: monotone compares experts; leave it out or take strategy.experts.*.{path}")
 
 
 def _without(raw: dict[str, Any], *keys: str) -> dict[str, Any]:

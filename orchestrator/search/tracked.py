@@ -41,7 +41,7 @@ class StudyTracking:
         """Write down a configuration that has ended (again, when a finalist got its full score)."""
         if trial.state == "running":
             return
-        plans = self._plans(trial.values, trial.number)[-len(self._study.seeds) :]
+        plans = self._plans(trial.described, trial.number)[-len(self._study.seeds) :]
         for planned, run in zip(plans, trial.runs, strict=False):
             self._log(trial, planned, run)
         self._log_study(trial)

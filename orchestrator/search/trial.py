@@ -139,7 +139,7 @@ class _Running:
 
     @cached_property
     def _configs(self) -> list[RunConfig]:
-        return self.runner.study.seeded(self.trial.values, self.trial.number)
+        return self.runner.study.seeded(self.trial.described, self.trial.number)
 
     @cached_property
     def _dataset(self) -> PreparedDataset:

@@ -1,6 +1,7 @@
 """Ask and tell without Ray: budgets, resuming, failures, finalists; the score is a plain function."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from orchestrator.layout import RunsDir
 from orchestrator.search.driver import Driver, Proposal
+from orchestrator.search.growth import Growth
 from orchestrator.search.ledger import Ledger, Rung, Trial, UsedJob
 from orchestrator.search.plans import Plans, make_plans
 from orchestrator.search.run import make_sampler
@@ -215,6 +217,30 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def remix_trial(number: int, num_experts: int, num_bases: int, state: str = "finished") -> Trial:
+    values = {"strategy.num_experts": num_experts, "strategy.num_bases": num_bases}
+    return Trial.model_validate({"number": number, "values": values, "state": state, "runs": [f"run-{number}"]})
+
+
+def test_a_remix_grows_from_the_largest_that_fits(tmp_path: Path) -> None:
+    base = BASE | {"strategy": {"kind": "remix", "num_experts": 4, "num_bases": 2}}
+    space = {"strategy.num_experts": {"choice": [2, 4, 6, 8]}, "strategy.num_bases": {"int": [1, 4]}}
+    study = make_study(base=base, space=space, warm_growth=0.5)
+    growth = Growth(study, RunsDir(tmp_path))
+    known: Sequence[Trial] = [
+        remix_trial(0, 2, 1),
+        remix_trial(1, 4, 2),
+        remix_trial(2, 6, 2),  # its cuts are not among those of eight
+        remix_trial(3, 8, 4, "failed"),
+        remix_trial(4, 4, 4),  # has more bases than three
+    ]
+    grown = growth.grow(remix_trial(9, 8, 3, "running"), list(known))
+    assert grown.grown_from == 1
+    assert grown.described["initial_weights"] == str(tmp_path / "run-1")
+    assert grown.described["training.images"] == 32
+    assert growth.grow(remix_trial(9, 2, 1, "running"), list(known)).grown_from is None
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no budget": ({"budget": {}}, "budget: missing"),
     "unknown budget": ({"budget": {"num_configuration": 3}}, "did you mean 'num_configurations'?"),
@@ -225,6 +251,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "finalists of nothing": ({"ladder": {"finalists": 2}}, "chosen by a cheaper score"),
     "one objective": ({"sampler": "nsga2"}, "several objectives"),
     "no score": ({"objectives": ["macs"]}, "it must hold score"),
+    "growth with seeds": ({"warm_growth": 0.5, "seeds": [0, 1]}, "takes a single seed"),
 }
 
 

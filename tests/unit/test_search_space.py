@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from orchestrator.search.condition import Condition
 from orchestrator.search.describe import find_study
+from orchestrator.search.distributions import KINDS
 from orchestrator.search.space import RandomSource, flat_numbers
-from orchestrator.search.study import KINDS, Study
+from orchestrator.search.study import Study
 from workloads.config.load import apply_value, validate
 from workloads.errors import ConfigError
 
@@ -70,7 +71,7 @@ SPACES: dict[str, dict[str, Any]] = {
             "model.head_dim": {"choice": [2, 4, 8, 16]},
             "strategy.cuts": {"boundaries": {"num_experts": [1, 2, 5], "law": ALL_LAWS, "step": 100}},
             "strategy.specialisation": {"uniform": [0.0, 1.0]},
-            "seed": {"int": [0, 99]},
+            "training.warmup_images": {"int": [0, 99]},
         },
     },
     "remix": {
@@ -88,7 +89,7 @@ SPACES: dict[str, dict[str, Any]] = {
 
 
 def study(**changes: Any) -> Study:
-    return validate(Study, {"name": "s", "base": REMIX, "num_configurations": 20} | changes)
+    return validate(Study, {"name": "s", "base": REMIX, "budget": {"num_configurations": 20}} | changes)
 
 
 def chance(seed: int = 0) -> RandomSource:
@@ -204,7 +205,10 @@ def test_a_grid_follows_what_its_other_fields_change() -> None:
 
 
 def test_a_grid_is_not_kept_in_memory() -> None:
-    space = {"strategy.cuts": {"boundaries": {"num_experts": 9, "step": 1}}, "seed": {"int": [0, 10**9]}}
+    space = {
+        "strategy.cuts": {"boundaries": {"num_experts": 9, "step": 1}},
+        "training.warmup_images": {"int": [0, 10**9]},
+    }
     first = list(itertools.islice(study(space=space, sampler="grid").grid_points(), 2))
     assert [values["strategy.cuts"][-1] for values in first] == [8, 9]
 
@@ -251,11 +255,8 @@ def test_the_space_may_give_what_the_base_lacks_or_says_otherwise() -> None:
     assert {tuple(config.intervals.cuts) for _, config in made.configurations()} == {(500,)}
 
 
-def test_a_named_protocol_can_vary() -> None:
-    made = study(space={"evaluation.num_samples": {"choice": [10]}}, sampler="grid")
-    assert made.base_raw()["evaluation"] == {"name": "demo"}
-    ((_, config),) = made.configurations()
-    assert (config.evaluation.name, config.evaluation.num_samples) == ("demo", 10)
+def test_a_named_protocol_is_spelt_out() -> None:
+    assert study(**SPACES["remix"]).base_raw()["evaluation"] == {"name": "demo"}
 
 
 def test_flat_numbers_are_one_per_element() -> None:
@@ -279,7 +280,7 @@ def one(path: str, distribution: dict[str, Any], **changes: Any) -> dict[str, An
 
 
 def condition(text: str) -> dict[str, Any]:
-    return one("seed", {"int": [0, 9]}, conditions=[text])
+    return one("training.warmup_images", {"int": [0, 9]}, conditions=[text])
 
 
 BAD = {
@@ -365,7 +366,8 @@ BAD = {
         one(RATE, {"uniform": [0.1, 0.2]}, sampler="grid"),
         "space.training.learning_rate is continuous",
     ),
-    "endless": (one("seed", {"int": [0, 9]}, num_configurations=None), "num_configurations: missing"),
+    "endless": (one("strategy.num_bases", {"int": [1, 4]}, budget={}), "budget: missing"),
+    "another protocol": (one("evaluation.num_samples", {"choice": [10]}), "compares under one protocol"),
 }
 
 

@@ -10,14 +10,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from workloads.config.job import InitialWeights
+from workloads.config.job import InitialWeights, RemixJob
 from workloads.config.models import AnyModel, DiTConfig
 from workloads.errors import ConfigError
 from workloads.files import sha256_file
 from workloads.models.build import WEIGHTS, build_model
+from workloads.models.growth import check_growth, is_remix
+from workloads.models.remix import REMIX_WEIGHTS
 
-PLACES = (WEIGHTS, f"expert/{WEIGHTS}", f"expert_00/{WEIGHTS}", f"ensemble/expert_00/{WEIGHTS}")
-"""Where a directory may hold the weights of its one network."""
+PLACES = (
+    *(WEIGHTS, f"expert/{WEIGHTS}", f"expert_00/{WEIGHTS}", f"ensemble/expert_00/{WEIGHTS}"),
+    *(REMIX_WEIGHTS, f"remix/{REMIX_WEIGHTS}", f"ensemble/remix/{REMIX_WEIGHTS}"),
+)
+"""Where a directory may hold the weights of its one network, or of its remix."""
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin"}
 WRAPPERS = ("ema", "model", "state_dict")
@@ -39,10 +44,24 @@ def resolve_initial(path: Path) -> InitialWeights:
 
 
 def check_initial(
-    initial: InitialWeights, config: AnyModel, *, channels: int, image_size: int, num_classes: int | None
+    initial: InitialWeights,
+    config: AnyModel,
+    remix: RemixJob | None = None,
+    *,
+    channels: int,
+    image_size: int,
+    num_classes: int | None,
 ) -> None:
-    """Raise ConfigError unless the file holds weights of just this network; nothing is allocated for the network."""
+    """Raise ConfigError unless the file holds weights of just this network; nothing is allocated for the network.
+
+    remix: the job that starts from it, if it is one; then the weights may also be those of a smaller remix.
+    """
     file = initial.path
+    if is_remix(file) and remix is None:
+        raise ConfigError(
+            f"initial_weights {file} is a remix, which only strategy.kind remix can start from; "
+            "make plain networks of it with: rememe bake"
+        )
     published = file.suffix in PICKLE_SUFFIXES
     if isinstance(config, DiTConfig):
         shift = 0 if published else _saved_shift(file)
@@ -53,7 +72,10 @@ def check_initial(
             )
     with torch.device("meta"):
         model = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
-    _check_shapes(file, read_weights(file), model)
+    if remix is not None and is_remix(file):
+        check_growth(file, model, remix.remix, remix.intervals)
+    else:
+        _check_shapes(file, read_weights(file), model)
 
 
 def load_initial(model: nn.Module, file: Path) -> None:

@@ -18,6 +18,10 @@ from workloads.errors import ConfigError
 # Axes: N experts, G experts of a step, K bases, L layers (1 where all layers share coefficients), P mixed parameters.
 
 
+REMIX_WEIGHTS = "remix.safetensors"
+"""The file that holds bases, shared parameters and coefficients."""
+
+
 def mixed_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the trainable parameters that a pattern matches, in the model's order; ConfigError if one has none."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

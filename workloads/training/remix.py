@@ -22,7 +22,8 @@ from workloads.data.stream import Batch
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError
 from workloads.files import new_directory
-from workloads.models.remix import Bases, build_mixer, mixed_names, remix_weights
+from workloads.models.growth import grow, growth_metadata, is_remix
+from workloads.models.remix import REMIX_WEIGHTS, Bases, build_mixer, mixed_names, remix_weights
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
 from workloads.training.processes import Workers
@@ -30,8 +31,6 @@ from workloads.training.schedule import learning_rate
 from workloads.training.state import adamw, autocast, initial_model
 
 # Axes: B batch, C channels, H height, W width, G experts of a step, K bases, L layers, P mixed and S shared parameters.
-
-REMIX_WEIGHTS = "remix.safetensors"
 
 
 class RemixState:
@@ -46,6 +45,8 @@ class RemixState:
         self.bases = Bases(self.model, remix.num_bases, names)
         torch.manual_seed(derive_seed("coefficients", job.seed))
         self.mixer = build_mixer(remix, list(job.intervals), len(self.bases.layers)).to(device)
+        if job.initial is not None and is_remix(job.initial.path):
+            grow(job.initial.path, self.model, self.bases, self.mixer, list(job.intervals))
         mixed = set(names)
         parameters = dict(self.model.named_parameters())
         self.shared = [value for name, value in parameters.items() if value.requires_grad and name not in mixed]
@@ -122,7 +123,7 @@ class RemixState:
             model: Any = self.model
             model.save_config(scratch)
             tensors = remix_weights(self.model, self.bases, self.mixer.table())
-            safetensors.torch.save_file(tensors, scratch / REMIX_WEIGHTS)
+            safetensors.torch.save_file(tensors, scratch / REMIX_WEIGHTS, growth_metadata(self.job.intervals))
         return work_dir / "remix" / REMIX_WEIGHTS
 
 

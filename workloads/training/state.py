@@ -15,6 +15,7 @@ from workloads.config.training import TrainingConfig
 from workloads.errors import CheckpointError
 from workloads.files import new_directory
 from workloads.models.build import WEIGHTS, build_model
+from workloads.models.growth import is_remix
 from workloads.models.initial import load_initial
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
@@ -53,7 +54,7 @@ def initial_model(job: Job, device: torch.device) -> nn.Module:
     model: Any = build_model(
         job.model, channels=data.channels, image_size=data.image_size, num_classes=data.num_classes
     )
-    if job.initial is not None:
+    if job.initial is not None and not is_remix(job.initial.path):
         load_initial(model, job.initial.path)
     if config.activation_checkpointing:
         model.enable_gradient_checkpointing()
