@@ -33,6 +33,9 @@ from workloads.evaluation.extractors import check_extractor
 NUM_CHECKED = 200
 """Configurations looked at for one that the budget admits."""
 
+EXACT = 17
+"""Significant digits that keep every bit of a number."""
+
 NUM_PLANNED = 3
 """Configurations the planner proposes, unless told otherwise."""
 
@@ -229,5 +232,5 @@ def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:
             cells = [cell for rung in found for cell in ((rung.value, rung.stderr) if rung else ("", ""))]
             last = next((rung for rung in reversed(found) if rung), None)
             named = [metric_name(last), last.protocol_hash] if last else ["", ""]
-            varied = [shown(trial.values, path) for path in study.space]
+            varied = [shown(trial.values, path, digits=EXACT) for path in study.space]
             writer.writerow([trial.number, trial.state, " ".join(trial.runs), *cells, *named, *varied, trial.error])

@@ -185,13 +185,19 @@ def _check_range(kind: str, lo: float, hi: float) -> None:
         raise ValueError(f"{kind} is [{lo:g}, {hi:g}]; the first must be below the second")
 
 
-def shown(values: Values, path: str) -> str:
-    """A value, or those of all elements for a path with `*`."""
+def shown(values: Values, path: str, *, digits: int = 4) -> str:
+    """A value, or those of all elements for a path with `*`; drawn numbers to so many significant digits."""
     if "*" not in path:
-        return str(values[path])
+        return _text(values[path], digits)
     before, _, after = path.partition("*")
     found = [value for key, value in values.items() if key.startswith(before) and key.endswith(after)]
-    return "  ".join(str(value).replace("'", "") for value in found)
+    return "  ".join(_text(value, digits) for value in found)
+
+
+def _text(value: Any, digits: int) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_text(item, digits) for item in value)}]"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value).replace("'", "")
 
 
 def flat_numbers(values: Values) -> dict[str, float | str]:

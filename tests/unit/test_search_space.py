@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.search.condition import Condition
 from orchestrator.search.describe import find_study
 from orchestrator.search.distributions import KINDS
-from orchestrator.search.space import RandomSource, flat_numbers
+from orchestrator.search.space import RandomSource, flat_numbers, shown
 from orchestrator.search.study import Study
 from workloads.config.load import apply_value, validate
 from workloads.errors import ConfigError
@@ -257,6 +257,13 @@ def test_the_space_may_give_what_the_base_lacks_or_says_otherwise() -> None:
 
 def test_a_named_protocol_is_spelt_out() -> None:
     assert study(**SPACES["remix"]).base_raw()["evaluation"] == {"name": "demo"}
+
+
+def test_values_are_shown_briefly_or_exactly() -> None:
+    values = {"rate": 0.1 + 0.2, "e.0.share": ["1/4"], "e.1.share": [0.5, 3], "name": "a'b"}
+    assert shown(values, "rate") == "0.3"
+    assert float(shown(values, "rate", digits=17)) == 0.1 + 0.2
+    assert shown(values, "e.*.share") == "[1/4]  [0.5, 3]"
 
 
 def test_flat_numbers_are_one_per_element() -> None:

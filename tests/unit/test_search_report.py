@@ -1,0 +1,183 @@
+"""The report says what the ledger holds: winners, ties, correlations, costs; and refuses what cannot be compared."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import spearmanr
+
+from orchestrator.layout import RunsDir
+from orchestrator.search.importance import columns, importances
+from orchestrator.search.ledger import Ledger, Rung, Trial, UsedJob
+from orchestrator.search.report import Page, write_report
+from workloads.config import Interval
+from workloads.errors import ConfigError
+
+SPACE = {"training.learning_rate": {"choice": [0.1, 0.2]}, "strategy.cuts": {"boundaries": {}}}
+DESCRIPTION: dict[str, Any] = {
+    "name": "s",
+    "space": SPACE,
+    "num_timesteps": 1000,
+    "evaluation": {"name": "demo", "sampling": {"sampler": "ddim", "num_steps": 16}},
+    "quick": {"name": "demo-quick", "sampling": {"sampler": "ddim", "num_steps": 8}},
+    "ladder": {"held_out": {"num_images": 32, "num_bins": 8}},
+}
+LOSSES = [0.30, 0.20, 0.25, 0.40, 0.35, 0.10]
+SCORES = [3.00, 2.00, 2.10, 4.00, 5.00, 1.00]
+
+
+def job(key: str, lo: int, hi: int, *, trained: bool) -> UsedJob:
+    place = {"key": key, "name": key, "interval": Interval(lo, hi), "architecture": key, "label": f"share {key}"}
+    return UsedJob.model_validate({**place, "images": 100, "num_parameters": 5, "macs": 7, "trained": trained})
+
+
+def trial(number: int, **changes: Any) -> Trial:
+    """Two experts, the first of which is the same in all."""
+    quick = Rung(
+        name="quick", value=SCORES[number], stderr=0.02, score_name="fid", protocol_hash="q" * 64, num_samples=400
+    )
+    given = {
+        "number": number,
+        "values": {"training.learning_rate": 0.1 + number / 100, "strategy.cuts": [100 * (number + 1)]},
+        "state": "finished",
+        "runs": (f"run-{number}",),
+        "rungs": (Rung(name="loss", value=LOSSES[number]), quick),
+        "jobs": (job("a", 0, 100, trained=number == 0), job(f"b{number}", 100, 1000, trained=True)),
+        "num_parameters": 10 * (6 - number),
+        "macs": 1000.0 * (6 - number),
+        "elapsed_s": 10.0,
+    }
+    return Trial.model_validate(given | changes)
+
+
+def full(value: float, stderr: float) -> Rung:
+    return Rung(name="full", value=value, stderr=stderr, score_name="fid", protocol_hash="f" * 64, num_samples=1000)
+
+
+def page_of(folder: Path, trials: list[Trial]) -> Page:
+    return Page(RunsDir(folder), "s", DESCRIPTION, trials)
+
+
+class Text(HTMLParser):
+    """What a reader sees."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def __str__(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def written(folder: Path, trials: list[Trial]) -> str:
+    ledger = Ledger(RunsDir(folder), "s")
+    ledger.begin(DESCRIPTION)
+    for one in trials:
+        ledger.write(one)
+    return write_report(folder, "s", None).read_text()
+
+
+def test_the_page_names_the_winner_its_protocol_and_what_reuse_saved(tmp_path: Path) -> None:
+    page = written(tmp_path, [trial(number) for number in range(6)])
+    seen = str(Text(page))
+    assert "The best is #5 (learning_rate 0.15, cuts [600])" in seen
+    assert "fid_quick 1 (95 % interval 0.9608 to 1.039)" in seen
+    assert "protocol hash qqqqqqqq" in seen
+    # Seven networks of 100 images in twelve places.
+    assert "12 experts together: 7 were trained for it and 5 reused" in seen
+    assert "a factor of 1.71 saved" in seen
+    assert "demo-quick, 400 samples, ddim with 8 steps" in seen
+    assert page.count("data:image/png;base64,") >= 4
+    assert 'src="http' not in page
+    assert 'href="' not in page
+
+
+def test_a_dearer_score_comes_first_and_ties_are_named(tmp_path: Path) -> None:
+    trials = [trial(number) for number in range(6)]
+    for number, value in ((1, 2.6), (2, 2.5)):  # differ by 0.1, and the interval of the difference is 0.139
+        trials[number] = trial(number, rungs=(*trials[number].rungs, full(value, 0.05)))
+    page = page_of(tmp_path, trials)
+    assert [one.number for one in page.best] == [2, 1, 5, 0, 3, 4]
+    # #5 has no full score, so the quick scores decide: 2.1 against 1.0.
+    assert [one.number for one in page.tied] == [1]
+    assert page.top_rung == trials[2].rung("full")
+
+
+def test_rank_correlations_are_scipys(tmp_path: Path) -> None:
+    page = page_of(tmp_path, [trial(number, predicted_loss=LOSSES[number] ** 2) for number in range(6)])
+    _, said = page.ladder
+    assert f"rank correlation {spearmanr(LOSSES, SCORES).statistic:.2f} over 6 configurations: good" in said[0]
+    _, said = page.planned
+    assert "rank correlation 1.00 over 6" in said[0]
+    backwards = page_of(tmp_path, [trial(number, predicted_loss=-LOSSES[number]) for number in range(6)])
+    assert "the prediction was poor" in backwards.planned[1][0]
+
+
+def test_the_front_and_its_knee(tmp_path: Path) -> None:
+    """MACs fall with the number: all those that a later and better one does not beat."""
+    page = page_of(tmp_path, [trial(number) for number in range(6)])
+    ((_, said),) = page.fronts
+    assert said.startswith("1 of 6 configurations are on the front")
+    trials = [trial(number, macs=1000.0 * (number + 1)) for number in range(6)]
+    ((_, said),) = page_of(tmp_path, trials).fronts
+    # 3.0 at 1k, 2.0 at 2k, 1.0 at 6k; the line from (3, 1) to (1, 6) runs farthest above (2, 2).
+    assert said.startswith("3 of 6")
+    assert "is #1 (" in said
+
+
+def test_errors_are_escaped_and_failures_listed(tmp_path: Path) -> None:
+    failed = trial(3, state="failed", rungs=(), error="loss is <b>nan</b>")
+    page = written(tmp_path, [trial(0), failed])
+    assert "loss is &lt;b&gt;nan&lt;/b&gt;" in page
+    assert "1 finished, 1 failed" in str(Text(page))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_study_that_has_hardly_begun_has_a_page(tmp_path: Path, number: int) -> None:
+    seen = str(Text(written(tmp_path, [trial(index) for index in range(number)])))
+    assert ("Nothing has been scored yet" in seen) is (number == 0)
+
+
+def test_scores_of_two_protocols_are_refused(tmp_path: Path) -> None:
+    other = Rung(name="quick", value=1.0, score_name="fid", protocol_hash="x" * 64, num_samples=10)
+    with pytest.raises(ConfigError, match="quick scores of 2 protocols"):
+        page_of(tmp_path, [trial(0), trial(1, rungs=(other,))])
+
+
+def test_what_decides_the_score_is_important() -> None:
+    grid = [(float(a), float(b)) for a in range(4) for b in range(4)]
+    varying = columns([{"a": a, "b": b, "c": f"{a:g}"} for a, b in grid])
+    assert set(varying) == {"a", "b", "c"}
+    found = importances({name: varying[name] for name in ("a", "b")}, [10 * a for a, _ in grid])
+    assert isinstance(found, dict)
+    assert next(iter(found)) == "a"
+    assert found["a"] > 0.95
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_columns_that_always_agree_are_one() -> None:
+    shares = ["strategy.experts.0.model.attention_share.0", "strategy.experts.0.model.attention_share.1"]
+    points: list[dict[str, float | str]] = [{shares[0]: x, shares[1]: x, "fixed": 1.0} for x in (0.25, 0.75)]
+    assert columns(points) == {"expert 0 attention_share": [0.25, 0.75]}
+    points[0][shares[1]] = 0.5
+    assert set(columns(points)) == {"expert 0 attention_share 0", "expert 0 attention_share 1"}
+
+
+@pytest.mark.parametrize(
+    ("varying", "scores", "expected"),
+    [
+        ({"a": [1.0, 2.0]}, [1.0, 2.0], "too few"),
+        ({}, [1.0, 2.0, 3.0, 4.0], "varies"),
+        ({"a": [1.0, 2.0, 3.0, 4.0]}, [1.0] * 4, "All scores are equal"),
+    ],
+)
+def test_what_cannot_be_told_is_said(varying: Any, scores: list[float], expected: str) -> None:
+    found = importances(varying, scores)
+    assert isinstance(found, str)
+    assert expected in found

@@ -1,0 +1,99 @@
+"""`rememe store`: what is there, what is damaged, and what nothing needs; gc deletes only that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.layout import RunsDir
+from orchestrator.search.ledger import Ledger, Trial
+from orchestrator.store import ExpertStore
+from orchestrator.store_view import collect_garbage, list_store, verify_store
+from workloads.config import DataSpec, RunConfig
+from workloads.data.prepare import ensure_prepared
+from workloads.errors import ConfigError
+from workloads.training.job import train_job
+
+CONFIG = RunConfig.model_validate(
+    {
+        "name": "tiny",
+        "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "independent", "num_experts": 2},
+        "training": {"images": 32, "batch_size": 16},
+        "evaluation": "demo",
+    }
+)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> list[str]:
+    """Two trained experts, the first needed by a run, and a third that was only begun."""
+    dataset = ensure_prepared(CONFIG.data, tmp_path / "data")
+    spec: DataSpec = dataset.spec(CONFIG.data)
+    jobs = CONFIG.jobs(spec)
+    store = ExpertStore(RunsDir(tmp_path).store)
+    for job in jobs:
+        train_job(job, dataset.path, store.path(job.key))
+    store.path("begun").mkdir()
+    (tmp_path / "some-run").mkdir()
+    (tmp_path / "some-run" / "plan.json").write_text(json.dumps({"jobs": [{"key": jobs[0].key}]}))
+    return [job.key for job in jobs]
+
+
+def listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, int]]:
+    capsys.readouterr()
+    list_store(folder, as_json=True)
+    return {entry["key"]: (entry["state"], entry["num_users"]) for entry in json.loads(capsys.readouterr().out)}
+
+
+def test_what_is_there(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    store = ExpertStore(RunsDir(tmp_path).store)
+    claim = store.claim("begun")
+    assert claim is not None
+    found = listed(tmp_path, capsys)
+    assert found == {keys[0]: ("finished", 1), keys[1]: ("finished", 0), "begun": ("training", 0)}
+    claim.release()
+    list_store(tmp_path, as_json=False)
+    assert "[0, 500)" in capsys.readouterr().out
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_store(tmp_path) == 0
+    assert "2 of 2 finished jobs are whole" in capsys.readouterr().out
+    (file,) = ExpertStore(RunsDir(tmp_path).store).path(keys[1]).rglob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert verify_store(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert keys[1] in out
+    assert "1 of 2" in out
+
+
+def test_gc_removes_what_nothing_needs_and_only_when_told(
+    tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(RunsDir(tmp_path), "s")
+    ledger.begin({})
+    store = ExpertStore(RunsDir(tmp_path).store)
+    claim = store.claim("begun")
+    assert claim is not None
+    collect_garbage(tmp_path, yes=False)
+    assert "1 jobs" in capsys.readouterr().out
+    assert len(listed(tmp_path, capsys)) == 3
+    collect_garbage(tmp_path, yes=True)
+    # What is being trained stays though no configuration is known to contain it yet.
+    assert set(listed(tmp_path, capsys)) == {keys[0], "begun"}
+    claim.release()
+    used: dict[str, Any] = {"key": "begun", "name": "e", "interval": [0, 500], "architecture": "a", "label": "a"}
+    used |= {"images": 1, "num_parameters": 1, "macs": 1, "trained": True}
+    ledger.write(Trial.model_validate({"number": 0, "values": {}, "jobs": [used]}))
+    collect_garbage(tmp_path, yes=True)
+    assert set(listed(tmp_path, capsys)) == {keys[0], "begun"}
+
+
+def test_no_store_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no expert store"):
+        verify_store(tmp_path)
