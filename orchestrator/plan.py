@@ -93,11 +93,13 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that can change the result: the jobs, the intervals, the protocol."""
+        reference = self.config.reference
         return content_hash(
             {
                 "jobs": [job.key for job in self.jobs],
                 "cuts": self.config.intervals.cuts,
-                "reference": None if self.config.reference is None else self.config.reference.model_dump(mode="json"),
+                # held_out is always 0 here
+                "reference": None if reference is None else reference.model_dump(mode="json", exclude={"held_out"}),
                 "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights"}),
             }
         )

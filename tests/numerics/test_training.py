@@ -1,10 +1,14 @@
 """Training one real, tiny expert: a resumed run is the same run, bit for bit."""
 
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 
 from workloads.checkpoint import CheckpointFolder
 from workloads.config import DataSpec, ExpertJob, RunConfig
@@ -84,6 +88,29 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(dataset: Prepare
         result = train_job(job, dataset.path, broken)
         assert result.images_seen == 96
         assert_same(weights(tmp_path / "unbroken"), weights(broken))
+
+
+def test_one_process_writes_at_a_time(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a driver was killed whose worker is still at it: wait for it, and take what it has finished."""
+    job, folder = job_for(dataset), tmp_path / "expert"
+    folder.mkdir()
+    lock = FileLock(folder / ".lock")
+    with lock:
+        monkeypatch.setattr("workloads.training.job.LINGERING_TIMEOUT_S", 0.1)
+        with pytest.raises(CheckpointError, match="another process trains in"):
+            train_job(job, dataset.path, folder)
+        assert not (folder / "result.json").exists()
+        monkeypatch.undo()
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(train_job, job, dataset.path, folder)
+            time.sleep(0.5)
+            assert not waiting.done()
+            elsewhere = train_job(job, dataset.path, tmp_path / "elsewhere")
+            shutil.copytree(tmp_path / "elsewhere", folder, dirs_exist_ok=True)
+            lock.release()
+            assert waiting.result(timeout=30) == elsewhere
 
 
 def test_a_damaged_checkpoint_costs_time_but_not_the_result(dataset: PreparedDataset, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class RunConfig(StrictConfig):
 
     initial_weights: Path | None = None
     """Weights every network, or every basis, starts from: a finished run of one network, an expert's directory,
-    or a file (.safetensors, or .pt as published with DiT)."""
+    or a file (.safetensors, or .pt as published with DiT). A remix may also start from a run of a smaller remix."""
 
     training: TrainingConfig
     """Optimisation and budget."""
@@ -75,6 +75,10 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self._check_workers()
+        if self.reference is not None and self.reference.held_out:
+            raise ValueError(
+                f"reference.held_out is {self.reference.held_out}; scores compare with all images, leave it out"
+            )
         if self.training.activation_checkpointing and self.model.kind == "iunet":
             raise ValueError("training.activation_checkpointing does not go with model.kind iunet; set it to false")
         sampling = self.evaluation.sampling

@@ -3,13 +3,14 @@
 import json
 import math
 import resource
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from workloads.analysis.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.checkpoint import CheckpointFolder
@@ -28,6 +29,9 @@ from workloads.training.records import TrainingRecord, read_records, write_recor
 from workloads.training.remix import CoefficientHistory, RemixState, RemixStep
 from workloads.training.state import State, TrainState, initial_model
 from workloads.training.step import DenoisingStep
+
+LINGERING_TIMEOUT_S = 120.0
+"""A process whose driver was killed may write for a little while yet."""
 
 CURVE_IMAGES = 256
 """Images behind each point of an expert's loss by timestep."""
@@ -94,14 +98,33 @@ def train_job(
     dataset = open_data(job, data_path)
     workers = workers or Workers()
     assert workers.world_size == 1 or isinstance(job, RemixJob), "an expert is trained by one worker"
-    training = _Training(job, dataset, work_dir, torch.device(device), workers)
-    training.run(report, should_stop)
-    if workers.is_first:
-        training.finish()
-    workers.any(False)  # the others wait until it is there
+    with _sole_writer(work_dir) if workers.is_first else nullcontext():
+        workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
+        if (result := completed(work_dir)) is not None:
+            return result
+        training = _Training(job, dataset, work_dir, torch.device(device), workers)
+        training.run(report, should_stop)
+        if workers.is_first:
+            training.finish()
+        workers.any(False)  # the others wait until it is there
     result = completed(work_dir)
     assert result is not None
     return result
+
+
+@contextmanager
+def _sole_writer(work_dir: Path) -> Iterator[None]:
+    """Wait until no other process writes here; the lock ends with its process. Raises CheckpointError if one stays."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work_dir / ".lock")
+    try:
+        lock.acquire(timeout=LINGERING_TIMEOUT_S)
+    except Timeout:
+        raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_data(job: Job, data_path: Path) -> PreparedDataset:
