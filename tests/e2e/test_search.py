@@ -146,6 +146,38 @@ def _check_what_reads_it(tiny_run: dict[str, Any], rememe: Rememe, folder: Path)
     assert trial.images_trained == 0
 
 
+def test_a_larger_remix_grows_from_a_smaller_one(tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path) -> None:
+    """One after the other under Ray Tune, each a job of Ray Train."""
+    base = tiny_run | {
+        "data": tiny_run["data"] | {"held_out": 200},
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 2, "num_bases": 2, "experts_per_step": 2},
+        "training": tiny_run["training"] | {"images": 256},
+        "evaluation": tiny_run["evaluation"] | {"num_samples": 24, "sampling": {"num_steps": 2}},
+    }
+    grown = {"warm_growth": 0.5, "max_concurrent": 1, "ladder": {"held_out": {"num_images": 32, "num_bins": 8}}}
+    write_study(
+        tiny_run,
+        tmp_path,
+        base=base,
+        space={"strategy.num_experts": {"choice": [2, 4]}, "strategy.num_bases": {"choice": [2]}},
+        conditions=["strategy.num_bases <= strategy.num_experts"],
+        **grown,
+    )
+    result = rememe("search", "study.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    small, large = trials_of(tmp_path)
+    assert (small.state, small.grown_from, small.images_trained) == ("finished", None, 256)
+    assert (large.state, large.grown_from, large.images_trained) == ("finished", 0, 128)
+    losses = [rung.value for trial in (small, large) if (rung := trial.rung("loss")) is not None]
+    # It goes on from there: a network that had begun anew would not get as far in half the images.
+    assert losses[1] < 1.05 * losses[0]
+    job = json.loads((tmp_path / "runs" / "store" / large.jobs[0].key / "job.json").read_text())
+    small_weights = json.loads((tmp_path / "runs" / "store" / small.jobs[0].key / "result.json").read_text())
+    assert job["initial"]["sha256"] == small_weights["weights_sha256"]
+    assert "grown from #0" in (tmp_path / "runs" / "studies" / NAME / "report.html").read_text()
+
+
 def test_mistakes_are_found_before_anything_starts(tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path) -> None:
     write_study(tiny_run, tmp_path, space={"training.batchsize": {"choice": [1, 2]}})
     result = rememe("search", "study.yaml", cwd=tmp_path)
