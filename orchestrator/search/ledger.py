@@ -72,6 +72,9 @@ class UsedJob(StrictConfig):
     images: int
     num_parameters: int
     macs: int
+    latency_s: float | None = None
+    """Of one call for one image; None if not measured."""
+
     trained: bool
     """False if it was there already, or was trained for another configuration meanwhile."""
 

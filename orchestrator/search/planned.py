@@ -1,7 +1,8 @@
 """From an earlier study's networks to the configurations of the next: what their losses by timestep say is best."""
 
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
     if not isinstance(strategy, Independent | Meme):
         raise ConfigError(f"--plan-from plans experts that are trained alone, and strategy.kind is {strategy.kind}")
     costs = {name: cost for name, (_, cost) in models.items()}
+    if study.limits.latency_s is not None and any(cost.latency_s is None for cost in costs.values()):
+        raise ConfigError(
+            f"limits.latency_s is {study.limits.latency_s:g}, but study {earlier} has timed no calls; "
+            "search again under a new name with objectives [score, latency_s] (experts are reused), or leave it out"
+        )
     limits = Limits(**study.limits.model_dump())
     found = best_assignments(
         measured,
@@ -76,7 +82,7 @@ def _measured(
     whole = {key for key in curves if not jobs[key].brief}
     if {jobs[key].architecture for key in curves} != {jobs[key].architecture for key in whole}:
         whole = {key for key in curves if jobs[key].brief}
-    models = {jobs[key].architecture: (_model(runs, key), _cost(jobs[key])) for key in whole}
+    models = {jobs[key].architecture: (_model(runs, key), _cost(jobs[key], jobs.values())) for key in whole}
     return [_entry(jobs[key], curves[key]) for key in sorted(whole)], models
 
 
@@ -84,8 +90,10 @@ def _entry(job: UsedJob, curve: LossCurve) -> Measured:
     return Measured(job.architecture, job.interval, curve)
 
 
-def _cost(job: UsedJob) -> Architecture:
-    return Architecture(job.num_parameters, job.macs, None)
+def _cost(job: UsedJob, jobs: Iterable[UsedJob]) -> Architecture:
+    """The job's parameters and multiply-adds, which are its architecture's; its latency is the median of all such."""
+    timed_s = [one.latency_s for one in jobs if one.architecture == job.architecture and one.latency_s is not None]
+    return Architecture(job.num_parameters, job.macs, statistics.median(timed_s) if timed_s else None)
 
 
 def _model(runs: RunsDir, key: str) -> Mapping[str, Any]:

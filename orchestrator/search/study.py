@@ -131,6 +131,11 @@ class Study(StrictConfig):
             return limit
         return sum(1 for _ in islice(self._distinct(), limit))
 
+    @property
+    def measures_latency(self) -> bool:
+        """Whether calls are timed: it takes a while, and only these ask for it."""
+        return "latency_s" in self.objectives or self.limits.latency_s is not None
+
     def seeded(self, values: Values, number: int) -> list[RunConfig]:
         """The run descriptions of a configuration, one per training seed."""
         name = f"{self.name}-{number:04d}"

@@ -163,11 +163,15 @@ class _Running:
 
     def _note_costs(self) -> None:
         planned = self.works[0].planned
-        latency_s = None
-        if "latency_s" in self.runner.study.objectives:
+        latency_s, jobs = None, self.trial.jobs
+        if self.runner.study.measures_latency:
             ensemble = self.works[0].gather(self._dataset)
-            latency_s = planned.mean_over_timesteps(latencies_s(ensemble, planned.jobs[0].resources))
+            each_s = latencies_s(ensemble, planned.jobs[0].resources)
+            latency_s = planned.mean_over_timesteps(each_s)
+            by_key = {job.key: value for job, value in zip(planned.jobs, each_s, strict=False)}
+            jobs = tuple(job.model_copy(update={"latency_s": by_key.get(job.key)}) for job in jobs)
         self._update(
+            jobs=jobs,
             num_parameters=sum(job.num_parameters for job in planned.jobs),
             macs=planned.mean_over_timesteps([job.macs for job in planned.jobs]),
             latency_s=latency_s,
