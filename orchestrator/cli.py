@@ -59,14 +59,16 @@ RUNS = Path("runs")
 
 @app.command()
 def presets() -> None:
-    """List the presets with their first line."""
+    """List the presets with their first line, by the command that takes them."""
     from importlib import resources
 
     from workloads.config.load import list_presets
 
-    for name in list_presets():
-        text = resources.files("workloads.presets").joinpath(f"{name}.yaml").read_text()
-        print(f"{name:20} {text.splitlines()[0].lstrip('# ')}")
+    for command, folder in (("train", ""), ("compare", "comparisons"), ("search", "studies")):
+        print(f"rememe {command}")
+        for name in list_presets(folder):
+            text = resources.files("workloads.presets").joinpath(folder, f"{name}.yaml").read_text()
+            print(f"  {name:24} {text.splitlines()[0].lstrip('# ')}")
 
 
 @app.command()
