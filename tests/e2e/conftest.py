@@ -1,14 +1,18 @@
 """The command line as a user runs it: a process of its own, in a fresh directory."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from orchestrator.cli import main
 
 REMEME = Path(sys.executable).with_name("rememe")
 TIMEOUT_S = 480.0
@@ -31,6 +35,30 @@ def rememe() -> Run:
         return subprocess.run(
             command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def rememe_here(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same in this process, which has paid for its imports: for what ends before anything is started."""
+
+    def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+        command, out, err, code = ["rememe", *map(str, arguments)], io.StringIO(), io.StringIO(), 0
+        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", command)
+            # Done when these tests began, and to be done once.
+            patch.setattr("orchestrator.cli.prepare_ray_environment", lambda _: None)
+            for name in os.environ.keys() - environment().keys():
+                patch.delenv(name)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
 

@@ -40,13 +40,20 @@ def folder(tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize(("overrides", "expected"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence(folder: Path, rememe: Rememe, overrides: list[str], expected: str) -> None:
-    result = rememe("train", "tiny.yaml", *overrides, cwd=folder)
+def test_bad_input_is_one_sentence(folder: Path, rememe_here: Rememe, overrides: list[str], expected: str) -> None:
+    result = rememe_here("train", "tiny.yaml", *overrides, cwd=folder)
     assert result.returncode == 2
     assert result.stdout == ""  # no expert was even queued
     (sentence,) = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("preparing")]
     assert sentence.startswith("error: ")
     assert expected in sentence
+
+
+def test_a_process_of_its_own_ends_the_same(folder: Path, rememe: Rememe) -> None:
+    result = rememe("train", "tiny.yaml", "training.batchsize=3", cwd=folder)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: training.batchsize: unknown key; did you mean 'batch_size'?")
+    assert result.stderr.count("\n") == 1
 
 
 BAD_REMIX = {
@@ -65,8 +72,8 @@ BAD_REMIX = {
 
 
 @pytest.mark.parametrize(("overrides", "expected"), BAD_REMIX.values(), ids=BAD_REMIX.keys())
-def test_a_bad_remix_is_one_sentence(folder: Path, rememe: Rememe, overrides: list[str], expected: str) -> None:
-    result = rememe("train", "demo-remix", *overrides, cwd=folder)
+def test_a_bad_remix_is_one_sentence(folder: Path, rememe_here: Rememe, overrides: list[str], expected: str) -> None:
+    result = rememe_here("train", "demo-remix", *overrides, cwd=folder)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -74,8 +81,8 @@ def test_a_bad_remix_is_one_sentence(folder: Path, rememe: Rememe, overrides: li
     assert "Traceback" not in result.stderr
 
 
-def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, rememe: Rememe) -> None:
-    result = rememe("compare", "demo", "rows.remix-4-8.strategy.num_bases=0", cwd=folder)
+def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, rememe_here: Rememe) -> None:
+    result = rememe_here("compare", "demo", "rows.remix-4-8.strategy.num_bases=0", cwd=folder)
     assert result.returncode == 2
     assert "rows.remix-4-8: strategy.num_bases is 0" in result.stderr
     assert result.stdout == ""
@@ -92,23 +99,23 @@ def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, reme
         (["ui", "--runs-dir", "nowhere"], "no results under nowhere yet"),
     ],
 )
-def test_wrong_names_say_what_to_do(folder: Path, rememe: Rememe, arguments: list[str], expected: str) -> None:
-    result = rememe(*arguments, cwd=folder)
+def test_wrong_names_say_what_to_do(folder: Path, rememe_here: Rememe, arguments: list[str], expected: str) -> None:
+    result = rememe_here(*arguments, cwd=folder)
     assert result.returncode == 2
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_an_empty_folder_is_refused(folder: Path, rememe: Rememe) -> None:
+def test_an_empty_folder_is_refused(folder: Path, rememe_here: Rememe) -> None:
     (folder / "empty").mkdir()
-    result = rememe("data", "prepare", "empty", "out", cwd=folder)
+    result = rememe_here("data", "prepare", "empty", "out", cwd=folder)
     assert result.returncode == 2
     assert "empty" in result.stderr
     assert not (folder / "out" / "manifest.json").exists()
 
 
-def test_a_tracking_address_mlflow_does_not_know_is_refused(folder: Path, rememe: Rememe) -> None:
-    result = rememe("train", "tiny.yaml", cwd=folder, env={"MLFLOW_TRACKING_URI": "ftp://host"})
+def test_a_tracking_address_mlflow_does_not_know_is_refused(folder: Path, rememe_here: Rememe) -> None:
+    result = rememe_here("train", "tiny.yaml", cwd=folder, env={"MLFLOW_TRACKING_URI": "ftp://host"})
     assert result.returncode == 2
     assert "MLFLOW_TRACKING_URI is 'ftp://host'" in result.stderr
 
@@ -122,9 +129,9 @@ def test_help_imports_nothing_slow(folder: Path, rememe: Rememe) -> None:
     assert not imported & {"torch", "ray", "mlflow", "numpy", "pydantic", "diffusers", "rich.console"}
 
 
-def test_plan_prints_the_same_as_json(folder: Path, rememe: Rememe) -> None:
+def test_plan_prints_the_same_as_json(folder: Path, rememe: Rememe, rememe_here: Rememe) -> None:
     table = rememe("plan", "tiny.yaml", cwd=folder)
-    planned = json.loads(rememe("plan", "tiny.yaml", "--json", cwd=folder).stdout)
+    planned = json.loads(rememe_here("plan", "tiny.yaml", "--json", cwd=folder).stdout)
     assert table.returncode == 0
     assert [job["interval"] for job in planned["jobs"]] == [[0, 250], [250, 500], [500, 750], [750, 1000]]
     for job in planned["jobs"]:
@@ -133,8 +140,8 @@ def test_plan_prints_the_same_as_json(folder: Path, rememe: Rememe) -> None:
     assert len({job["key"] for job in planned["jobs"]}) == 4
 
 
-def test_plan_works_before_the_data_is_there(folder: Path, rememe: Rememe) -> None:
-    result = rememe("plan", "ffhq256-meme", "--json", cwd=folder)
+def test_plan_works_before_the_data_is_there(folder: Path, rememe_here: Rememe) -> None:
+    result = rememe_here("plan", "ffhq256-meme", "--json", cwd=folder)
     assert result.returncode == 0
     assert [job["key"] for job in json.loads(result.stdout)["jobs"]] == [None] * 4
     assert "data/ffhq256-latents" in result.stderr
@@ -147,13 +154,13 @@ def test_doctor_finds_this_machine_fit(folder: Path, rememe: Rememe) -> None:
         assert f"ok      {subject}" in result.stdout
 
 
-def test_planning_a_study_says_what_its_configurations_share(rememe: Rememe, tmp_path: Path) -> None:
-    result = rememe("plan", "search-ratios", "--json", cwd=tmp_path)
+def test_planning_a_study_says_what_its_configurations_share(rememe_here: Rememe, tmp_path: Path) -> None:
+    result = rememe_here("plan", "search-ratios", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["num_configurations"] == 81
     assert report["num_jobs"] == 324
     assert report["num_distinct_jobs"] == 12
     assert report["images_without_store"] / report["images_trained"] == 27
-    table = rememe("plan", "search-ratios", cwd=tmp_path)
+    table = rememe_here("plan", "search-ratios", cwd=tmp_path)
     assert "12 distinct jobs instead of 324" in table.stdout

@@ -177,19 +177,21 @@ def test_a_larger_remix_grows_from_a_smaller_one(tiny_run: dict[str, Any], remem
     assert "grown from #0" in (tmp_path / "runs" / "studies" / NAME / "report.html").read_text()
 
 
-def test_mistakes_are_found_before_anything_starts(tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path) -> None:
+def test_mistakes_are_found_before_anything_starts(
+    tiny_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path
+) -> None:
     write_study(tiny_run, tmp_path, space={"training.batchsize": {"choice": [1, 2]}})
-    result = rememe("search", "study.yaml", cwd=tmp_path)
+    result = rememe_here("search", "study.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "did you mean 'batch_size'?" in result.stderr
     assert result.stdout == ""
-    missing = rememe("search", "search-ratio", cwd=tmp_path)
+    missing = rememe_here("search", "search-ratio", cwd=tmp_path)
     assert missing.returncode == 2
     assert "studies: demo-search, search-ratios" in missing.stderr
     write_study(tiny_run, tmp_path, budget={"images_trained": 10})
-    poor = rememe("search", "study.yaml", cwd=tmp_path)
+    poor = rememe_here("search", "study.yaml", cwd=tmp_path)
     assert poor.returncode == 2
     assert "the cheapest configuration trains on 2048 images" in poor.stderr
-    unknown = rememe("report", "nothing", cwd=tmp_path)
+    unknown = rememe_here("report", "nothing", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "no study 'nothing'" in unknown.stderr

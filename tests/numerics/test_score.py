@@ -20,6 +20,7 @@ from workloads.evaluation.features import (
     Statistics,
     TensorImages,
     extract_features,
+    reference_features,
     reference_statistics,
 )
 from workloads.evaluation.samples import write_images
@@ -99,6 +100,22 @@ def test_a_damaged_cache_is_computed_again(reference: PreparedDataset, samples: 
     (file,) = (tmp_path / "statistics").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     assert evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path) == first
+
+
+def test_features_of_the_first_references_are_extracted_once(
+    reference: PreparedDataset, samples: TensorImages, tmp_path: Path
+) -> None:
+    extractor = load_extractor(protocol())
+    first_ND = reference_features(reference, extractor, 100, cache_dir=tmp_path)
+    plain_ND = extract_features(TensorImages(torch.from_numpy(reference.images(np.arange(100)))), extractor)
+    assert torch.equal(first_ND, plain_ND)
+    (file,) = (tmp_path / "features").glob("*.safetensors")
+    written_ns = file.stat().st_mtime_ns
+    assert torch.equal(reference_features(reference, extractor, 100, cache_dir=tmp_path), first_ND)
+    assert file.stat().st_mtime_ns == written_ns
+    assert len(reference_features(reference, extractor, 10**9, cache_dir=tmp_path)) == reference.num_images
+    others = evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, with_others=True).others
+    assert others == evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, with_others=True).others
 
 
 def test_real_images_score_better_than_spoilt_ones(

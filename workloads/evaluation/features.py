@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
@@ -163,30 +163,57 @@ def reference_statistics(
     Raises DataError for latents and StorageError if the cache cannot be written.
     """
     images = ReferenceImages(reference)
-    path = statistics_path(reference, extractor, cache_dir)
+
+    def compute() -> dict[str, np.ndarray]:
+        return feature_statistics(extract_features(images, extractor, device=device, advance=advance))._asdict()
+
+    return Statistics(**_computed_once(statistics_path(reference, extractor, cache_dir), compute))
+
+
+def reference_features(
+    reference: PreparedDataset, extractor: Extractor, num_images: int, *, cache_dir: Path, device: str = "cpu"
+) -> Tensor:
+    """Features of the first num_images reference images (or of all): float32 (n, D), computed once as the statistics.
+
+    Raises DataError for latents and StorageError if the cache cannot be written.
+    """
+    images = ReferenceImages(reference)
+    num_images = min(len(images), num_images)
+    whole = statistics_path(reference, extractor, cache_dir)
+    path = cache_dir / "features" / f"{whole.stem}-{num_images}.safetensors"
+
+    def compute() -> dict[str, np.ndarray]:
+        return {"features": extract_features(Subset(images, range(num_images)), extractor, device=device).numpy()}
+
+    return torch.from_numpy(_computed_once(path, compute)["features"])
+
+
+def _computed_once(path: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What the file holds; if there is no whole file, what is computed, which is then kept there."""
     cached = _read(path)
     if cached is not None:
         return cached
     with clear_storage_errors(path), _locked(path):
         cached = _read(path)  # another process may have written it meanwhile
         if cached is None:
-            cached = feature_statistics(extract_features(images, extractor, device=device, advance=advance))
+            cached = compute()
             _write(path, cached)
     return cached
 
 
-def _read(path: Path) -> Statistics | None:
+def _read(path: Path) -> dict[str, np.ndarray] | None:
     """None if there is no whole file."""
     try:
-        return Statistics(**safetensors.numpy.load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError):
+        found: dict[str, np.ndarray] = safetensors.numpy.load_file(path)
+    except (FileNotFoundError, SafetensorError):
         return None
+    return found
 
 
-def _write(path: Path, statistics: Statistics) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        safetensors.numpy.save_file(statistics._asdict(), scratch)
+        safetensors.numpy.save_file(arrays, scratch)
         sync(scratch)
         scratch.replace(path)
     finally:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch_fidelity
 from torch import Tensor
-from torch.utils.data import Subset
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
@@ -22,8 +21,8 @@ from workloads.evaluation.features import (
     ReferenceImages,
     Statistics,
     extract_all,
-    extract_features,
     feature_statistics,
+    reference_features,
     reference_statistics,
     statistics_path,
 )
@@ -74,8 +73,7 @@ def evaluate_samples(
         )
     others = {}
     if with_others:
-        some = Subset(references, range(min(len(references), NUM_MANIFOLD_IMAGES)))
-        reference_ND = extract_features(some, extractor, device=device)
+        reference_ND = reference_features(reference, extractor, NUM_MANIFOLD_IMAGES, cache_dir=cache_dir, device=device)
         others = other_scores(features_ND[:NUM_MANIFOLD_IMAGES], logits_NK, reference_ND)
     stderr = bootstrap_stderr(features_ND, expected, frechet_distance) if with_stderr else None
     return _score(value, extractor, reference, protocol, others, stderr)
