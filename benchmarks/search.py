@@ -145,6 +145,7 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
             return _scored(trial, trial.values["training.learning_rate"], f"run-{trial.number}")
 
     ends_s: list[float] = []
+    tracked_s: list[float] = []
     tell = search.Driver.tell
 
     def timed_tell(self: Any, trial: Trial) -> None:
@@ -152,20 +153,33 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
         if trial.state == "finished":
             ends_s.append(time.perf_counter())
 
+    conclude = search._Search.conclude
+
+    def timed_conclude(self: Any) -> Path:
+        self._tracker.flush()
+        tracked_s.append(time.perf_counter())
+        return conclude(self)
+
+    search._Search.conclude = timed_conclude  # type: ignore[method-assign]
     search.TrialRunner = Instant  # type: ignore[misc]
     search.Driver.tell = timed_tell  # type: ignore[method-assign]
     study = _study(num_configurations)
+    started_s = time.perf_counter()
     run_study(study, runs, SearchOptions())
+    whole_s = time.perf_counter() - started_s
     quarter = len(ends_s) // 4
     quarters_s = [(ends_s[(i + 1) * quarter - 1] - ends_s[i * quarter]) / (quarter - 1) for i in range(4)]
     each_s = (ends_s[-1] - ends_s[0]) / (len(ends_s) - 1)
+    until_s = (tracked_s[0] - ends_s[0]) / (len(ends_s) - 1)
     report = {
         "num_configurations": len(ends_s),
         "each_s": round(each_s, 4),
+        "each_s_until_mlflow_has_it": round(until_s, 4),
         "each_s_by_quarter": [round(value, 4) for value in quarters_s],
+        "start_and_report_s": round(whole_s - (tracked_s[0] - ends_s[0]), 1),
         "limit_s": MAX_OVERHEAD_S,
     }
-    return report, each_s <= MAX_OVERHEAD_S and quarters_s[-1] <= 1.5 * quarters_s[0]
+    return report, until_s <= MAX_OVERHEAD_S and quarters_s[-1] <= 1.5 * quarters_s[0]
 
 
 def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[str, Any], bool]:
