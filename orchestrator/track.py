@@ -19,6 +19,9 @@ def open_configuration(
     """The configuration's run; the same configuration goes on in its run."""
     config = planned.config
     params = {**flatten(config), **more}
+    if parent is not None:
+        # The run's own name says it, and MLflow's plots begin with the parameters that differ.
+        del params["name"]
     return tracker.configuration(name, planned.fingerprint, params, to_yaml(config), parent=parent)
 
 
