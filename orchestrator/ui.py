@@ -1,7 +1,9 @@
 """`rememe ui`: the MLflow browser on the right store, for this machine only."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +35,8 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
             probe.bind((HOST, port))
         except OSError:
             raise ConfigError(f"--port {port} is taken; try --port {port + 1}") from None
-    server = subprocess.Popen(_command(uri, runs_dir, port), env=_environment())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    server = subprocess.Popen(_command(uri, runs_dir, port), env=_environment(), start_new_session=True)
     try:
         if _wait_until_ready(server, port):
             print(f"results at http://{HOST}:{port} (Ctrl-C ends)", flush=True)
@@ -41,7 +44,9 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        server.terminate()
+        # Its group: mlflow starts a server of its own and does not end it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 

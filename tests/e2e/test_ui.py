@@ -36,13 +36,15 @@ def port() -> int:
 
 
 @pytest.fixture
-def address(trained: Path, port: int, start_rememe: Callable[..., "subprocess.Popen[str]"]) -> str:
+def address(trained: Path, port: int, start_rememe: Callable[..., "subprocess.Popen[str]"]) -> Iterator[str]:
     process = start_rememe("ui", "--port", port, cwd=trained)
     assert process.stdout is not None
-    for line in process.stdout:
-        if "results at" in line:
-            return f"http://127.0.0.1:{port}"
-    raise AssertionError("rememe ui ended")
+    assert any("results at" in line for line in process.stdout), "rememe ui ended"
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    assert process.wait(30) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server outlives rememe ui"
 
 
 @pytest.fixture
