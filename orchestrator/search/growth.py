@@ -1,14 +1,11 @@
 """Larger remixes start from smaller ones of their study: a search over N and K does not begin anew each time."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.layout import RunsDir
 from orchestrator.search.ledger import Trial
 from orchestrator.search.study import Study
 from workloads.config import Remix, RunConfig
-
-SIZES = {"strategy": {"num_experts", "cuts", "num_bases"}}
-"""What may differ between a remix and the one it grows from."""
 
 
 class Growth:
@@ -17,6 +14,8 @@ class Growth:
     def __init__(self, study: Study, runs: RunsDir) -> None:
         assert study.warm_growth is not None
         self._study, self._runs, self._share = study, runs, study.warm_growth
+        self._finished: dict[int, _Shape | None] = {}
+        """By number, so that a long study does not read every configuration again for each new one."""
 
     def grow(self, trial: Trial, others: list[Trial]) -> Trial:
         """The configuration from the largest finished one that can grow into it, with its share of the training.
@@ -24,35 +23,55 @@ class Growth:
         Growing keeps the function (workloads/models/growth.py), which needs at least as many bases and every old cut.
         """
         config = self._config(trial)
-        if not isinstance(config.strategy, Remix):
+        shape = _shape(config)
+        if shape is None:
             return trial
-        parents = [other for other in others if other.state == "finished" and self._fits(self._config(other), config)]
+        parents = [
+            (known.size, -other.number, other)
+            for other in others
+            if other.state == "finished" and (known := self._shape_of(other)) is not None and known.grows_into(shape)
+        ]
         if not parents:
             return trial
-        parent = max(parents, key=lambda other: (_size(self._config(other)), -other.number))
+        _, _, parent = max(parents, key=lambda one: one[:2])
+        training = config.training
         changes = {
             "initial_weights": str(self._runs.path / parent.runs[0]),
-            "training.images": max(config.training.batch_size, round(self._share * config.training.images)),
+            "training.images": max(training.batch_size, round(self._share * training.images)),
         }
         return trial.model_copy(update={"growth": changes, "grown_from": parent.number})
 
     def _config(self, trial: Trial) -> RunConfig:
         return self._study.config(trial.values, self._study.name)
 
-    def _fits(self, small: RunConfig, large: RunConfig) -> bool:
-        if not (isinstance(small.strategy, Remix) and isinstance(large.strategy, Remix)):
-            return False
-        same = _without_sizes(small) == _without_sizes(large)
-        grows = small.strategy.num_bases <= large.strategy.num_bases
-        refines = set(small.intervals.cuts) <= set(large.intervals.cuts)
-        return same and grows and refines and _size(small) != _size(large)
+    def _shape_of(self, finished: Trial) -> "_Shape | None":
+        if finished.number not in self._finished:
+            self._finished[finished.number] = _shape(self._config(finished))
+        return self._finished[finished.number]
 
 
-def _size(config: RunConfig) -> int:
-    assert isinstance(config.strategy, Remix)
-    return len(config.intervals) * config.strategy.num_bases
+class _Shape(NamedTuple):
+    """What of a remix decides which others it can grow into."""
+
+    fixed: dict[str, Any]
+    """What may not differ."""
+
+    cuts: frozenset[int]
+    num_bases: int
+
+    @property
+    def size(self) -> int:
+        return (len(self.cuts) + 1) * self.num_bases
+
+    def grows_into(self, large: "_Shape") -> bool:
+        smaller = self.num_bases <= large.num_bases and self.cuts <= large.cuts and self.size < large.size
+        return smaller and self.fixed == large.fixed
 
 
-def _without_sizes(config: RunConfig) -> dict[str, Any]:
-    exclude: Any = {"name": True, "initial_weights": True, "training": {"images"}, **SIZES}
-    return config.model_dump(mode="json", exclude=exclude)
+def _shape(config: RunConfig) -> _Shape | None:
+    """None for what is no remix."""
+    if not isinstance(config.strategy, Remix):
+        return None
+    sizes = {"strategy": {"num_experts", "cuts", "num_bases"}, "training": {"images"}}
+    fixed = config.model_dump(mode="json", exclude={"name": True, "initial_weights": True, **sizes})
+    return _Shape(fixed, frozenset(config.intervals.cuts), config.strategy.num_bases)

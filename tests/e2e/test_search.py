@@ -169,8 +169,8 @@ def test_a_larger_remix_grows_from_a_smaller_one(tiny_run: dict[str, Any], remem
     assert (small.state, small.grown_from, small.images_trained) == ("finished", None, 256)
     assert (large.state, large.grown_from, large.images_trained) == ("finished", 0, 128)
     losses = [rung.value for trial in (small, large) if (rung := trial.rung("loss")) is not None]
-    # It goes on from there: a network that had begun anew would not get as far in half the images.
-    assert losses[1] < 1.05 * losses[0]
+    # It goes on from there: trained anew, the larger one is above the smaller after 128 images (1.058 and 1.051).
+    assert losses[1] < losses[0]
     job = json.loads((tmp_path / "runs" / "store" / large.jobs[0].key / "job.json").read_text())
     small_weights = json.loads((tmp_path / "runs" / "store" / small.jobs[0].key / "result.json").read_text())
     assert job["initial"]["sha256"] == small_weights["weights_sha256"]

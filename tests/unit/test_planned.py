@@ -17,37 +17,23 @@ from workloads.errors import ConfigError
 
 SPEC = DataSpec(fingerprint="f", channels=1, image_size=8, num_classes=10)
 SHARES = ("1/4", "3/4")
-BASE: dict[str, Any] = {
-    "name": "b",
-    "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
-    "model": {
-        "kind": "iunet",
-        "channels": 8,
-        "channel_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attention_levels": [1],
-        "head_dim": 4,
-        "norm_groups": 4,
-        "mixer_levels": [1],
-        "attention_share": ["1/2"],
-        "pool_sizes": [1],
-    },
-    "strategy": {"kind": "meme", "experts": [{"specialisation": 0.5}, {"specialisation": 0.5}]},
-    "training": {"images": 64, "batch_size": 32},
-    "evaluation": "demo",
-}
 SHARE_PATH = "strategy.experts.*.model.attention_share"
 
 
-def make_study(**changes: Any) -> Study:
+@pytest.fixture(scope="module")
+def base(tiny_run: dict[str, Any]) -> dict[str, Any]:
+    return tiny_run | {"strategy": {"kind": "meme", "experts": [{"specialisation": 0.5}] * 2}}
+
+
+def make_study(base: dict[str, Any], **changes: Any) -> Study:
     space = {
         "strategy.cuts": {"boundaries": {"num_experts": 2, "step": 100}},
         SHARE_PATH: {"each": [["1/4"], ["3/4"]]},
     }
-    return validate(Study, {"name": "next", "base": BASE, "space": space, "sampler": "grid"} | changes)
+    return validate(Study, {"name": "next", "base": base, "space": space, "sampler": "grid"} | changes)
 
 
-def earlier(folder: Path, latencies_s: dict[str, float | None]) -> RunsDir:
+def earlier(base: dict[str, Any], folder: Path, latencies_s: dict[str, float | None]) -> RunsDir:
     """A study whose networks of share 1/4 are better below 300, those of 3/4 above."""
     runs = RunsDir(folder)
     ledger = Ledger(runs, "earlier")
@@ -55,7 +41,7 @@ def earlier(folder: Path, latencies_s: dict[str, float | None]) -> RunsDir:
     used = []
     for share in SHARES:
         experts = [{"specialisation": 0.5, "model": {"attention_share": [share]}}] * 2
-        config = RunConfig.model_validate(BASE | {"strategy": {"kind": "meme", "experts": experts}})
+        config = RunConfig.model_validate(base | {"strategy": {"kind": "meme", "experts": experts}})
         for job, bounds in zip(config.jobs(SPEC), ("low", "high"), strict=True):
             work_dir = runs.store / job.key
             (work_dir / "curves").mkdir(parents=True)
@@ -69,9 +55,9 @@ def earlier(folder: Path, latencies_s: dict[str, float | None]) -> RunsDir:
     return runs
 
 
-def test_the_best_cut_and_shares_are_proposed(tmp_path: Path) -> None:
-    runs = earlier(tmp_path, dict.fromkeys(SHARES))
-    planned = plan_from_study(make_study(), "earlier", runs, num_best=2)
+def test_the_best_cut_and_shares_are_proposed(base: dict[str, Any], tmp_path: Path) -> None:
+    runs = earlier(base, tmp_path, dict.fromkeys(SHARES))
+    planned = plan_from_study(make_study(base), "earlier", runs, num_best=2)
     best, second = planned.proposals
     assert best.values["strategy.cuts"] == [300]
     shares = [best.values[f"strategy.experts.{index}.model.attention_share"] for index in (0, 1)]
@@ -79,27 +65,27 @@ def test_the_best_cut_and_shares_are_proposed(tmp_path: Path) -> None:
     assert best.predicted_loss == pytest.approx(0.3 * 0.1 + 0.7 * 0.2)
     # Next best: the cut moves by a step; [200, 300) costs 0.4 instead of 0.1, or [300, 400) 0.5 instead of 0.2.
     assert second.predicted_loss == pytest.approx(best.predicted_loss + 0.1 * 0.3)
-    assert make_study().admits(best.values)
+    assert make_study(base).admits(best.values)
 
 
-def test_a_limit_on_latency_needs_timed_calls(tmp_path: Path) -> None:
-    runs = earlier(tmp_path, dict.fromkeys(SHARES))
+def test_a_limit_on_latency_needs_timed_calls(base: dict[str, Any], tmp_path: Path) -> None:
+    runs = earlier(base, tmp_path, dict.fromkeys(SHARES))
     with pytest.raises(ConfigError, match="study earlier has timed no calls"):
-        plan_from_study(make_study(limits={"latency_s": 0.5}), "earlier", runs, num_best=1)
+        plan_from_study(make_study(base, limits={"latency_s": 0.5}), "earlier", runs, num_best=1)
 
 
-def test_a_limit_on_latency_is_kept(tmp_path: Path) -> None:
+def test_a_limit_on_latency_is_kept(base: dict[str, Any], tmp_path: Path) -> None:
     """Mean seconds are 0.2 + 0.8 of the steps above the cut; 0.5 allows 375 timesteps, and steps of 100 only 300."""
-    runs = earlier(tmp_path, {"1/4": 0.2, "3/4": 1.0})
-    (best,) = plan_from_study(make_study(limits={"latency_s": 0.5}), "earlier", runs, num_best=1).proposals
+    runs = earlier(base, tmp_path, {"1/4": 0.2, "3/4": 1.0})
+    (best,) = plan_from_study(make_study(base, limits={"latency_s": 0.5}), "earlier", runs, num_best=1).proposals
     assert best.values["strategy.cuts"] == [700]
     assert best.predicted_loss == pytest.approx((300 * 0.1 + 400 * 0.5 + 300 * 0.2) / 1000)
 
 
-def test_a_study_without_losses_cannot_be_planned_from(tmp_path: Path) -> None:
+def test_a_study_without_losses_cannot_be_planned_from(base: dict[str, Any], tmp_path: Path) -> None:
     runs = RunsDir(tmp_path)
     ledger = Ledger(runs, "earlier")
     ledger.begin({})
     ledger.write(Trial(number=0, values={}))
     with pytest.raises(ConfigError, match=r"give it ladder\.held_out"):
-        plan_from_study(make_study(), "earlier", runs, num_best=1)
+        plan_from_study(make_study(base), "earlier", runs, num_best=1)

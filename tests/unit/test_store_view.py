@@ -10,29 +10,20 @@ from orchestrator.layout import RunsDir
 from orchestrator.search.ledger import Ledger, Trial
 from orchestrator.store import ExpertStore
 from orchestrator.store_view import collect_garbage, list_store, verify_store
-from workloads.config import DataSpec, RunConfig
+from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.errors import ConfigError
 from workloads.training.job import train_job
 
-CONFIG = RunConfig.model_validate(
-    {
-        "name": "tiny",
-        "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
-        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
-        "strategy": {"kind": "independent", "num_experts": 2},
-        "training": {"images": 32, "batch_size": 16},
-        "evaluation": "demo",
-    }
-)
-
 
 @pytest.fixture
-def keys(tmp_path: Path) -> list[str]:
+def keys(tiny_run: dict[str, Any], tmp_path: Path) -> list[str]:
     """Two trained experts, the first needed by a run, and a third that was only begun."""
-    dataset = ensure_prepared(CONFIG.data, tmp_path / "data")
-    spec: DataSpec = dataset.spec(CONFIG.data)
-    jobs = CONFIG.jobs(spec)
+    strategy = {"kind": "independent", "num_experts": 2}
+    training = {"images": 32, "batch_size": 16}
+    config = RunConfig.model_validate(tiny_run | {"strategy": strategy, "training": training})
+    dataset = ensure_prepared(config.data, tmp_path / "data")
+    jobs = config.jobs(dataset.spec(config.data))
     store = ExpertStore(RunsDir(tmp_path).store)
     for job in jobs:
         train_job(job, dataset.path, store.path(job.key))

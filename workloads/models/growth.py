@@ -7,7 +7,7 @@ for ever, so w differs between the experts of the cleaner and of the noisier sid
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from workloads.config.intervals import Interval, IntervalTable
+from workloads.config.intervals import IntervalTable
 from workloads.config.strategy import Remix
 from workloads.errors import ConfigError
 from workloads.models.remix import REMIX_WEIGHTS, Bases, Mixer, mixed_names
@@ -87,7 +87,7 @@ def check_growth(file: Path, model: nn.Module, remix: Remix, table: IntervalTabl
         raise ConfigError(f"{where} has coefficients per layer; set strategy.mixer to per_layer (it is {remix.mixer})")
     _check_distribution(seed, remix)
     _owners(seed, table)
-    _check_tensors(seed, model, mixed_names(model, remix.mixed))
+    _check_tensors(seed, model, set(mixed_names(model, remix.mixed)))
 
 
 def _check_distribution(seed: Seed, remix: Remix) -> None:
@@ -123,10 +123,10 @@ def _owners(seed: Seed, table: IntervalTable) -> list[int]:
     return [seed.table.expert_of(interval.lo) for interval in table]
 
 
-def _check_tensors(seed: Seed, model: nn.Module, names: Sequence[str]) -> None:
+def _check_tensors(seed: Seed, model: nn.Module, mixed: Collection[str]) -> None:
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in ours.items():
-        key = f"bases.{name}" if name in set(names) else f"shared.{name}"
+        key = f"bases.{name}" if name in mixed else f"shared.{name}"
         found = seed.tensors.get(key)
         if found is None:
             raise ConfigError(
@@ -141,13 +141,13 @@ def _check_tensors(seed: Seed, model: nn.Module, names: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def grow(file: Path, model: nn.Module, bases: Bases, mixer: Mixer, intervals: Sequence[Interval]) -> None:
+def grow(file: Path, model: nn.Module, bases: Bases, mixer: Mixer, table: IntervalTable) -> None:
     """Put the trained remix into a fresh one that check_growth has accepted; every mixture stays what it was."""
     seed = read_seed(file)
-    table = IntervalTable([interval.hi for interval in intervals[:-1]], intervals[-1].hi)
     table_NLK = seed.coefficients_NLK[_owners(seed, table)]
     sources, table_NLK = split_bases(table_NLK, len(bases.vectors))
-    shared = {name[7:]: tensor for name, tensor in seed.tensors.items() if name.startswith("shared.")}
+    tensors = seed.tensors.items()
+    shared = {name.removeprefix("shared."): tensor for name, tensor in tensors if name.startswith("shared.")}
     model.load_state_dict(shared, strict=False)
     for row_P, source in zip(bases.storage_KP, sources, strict=True):
         for name, view in zip(bases.names, bases.views(row_P), strict=True):

@@ -46,7 +46,7 @@ class RemixState:
         torch.manual_seed(derive_seed("coefficients", job.seed))
         self.mixer = build_mixer(remix, list(job.intervals), len(self.bases.layers)).to(device)
         if job.initial is not None and is_remix(job.initial.path):
-            grow(job.initial.path, self.model, self.bases, self.mixer, list(job.intervals))
+            grow(job.initial.path, self.model, self.bases, self.mixer, job.intervals)
         mixed = set(names)
         parameters = dict(self.model.named_parameters())
         self.shared = [value for name, value in parameters.items() if value.requires_grad and name not in mixed]
