@@ -20,10 +20,14 @@ TIMEOUT_S = 480.0
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+# Addresses a developer may have set, and the token of pytest's own Ray.
+ADDRESSES = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+OURS = (*ADDRESSES, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+
+
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """A user's environment: without what pytest's own Ray needed."""
-    ours = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    return {key: value for key, value in os.environ.items() if key not in ours} | dict(changes or {})
+    return {key: value for key, value in os.environ.items() if key not in OURS} | dict(changes or {})
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +54,9 @@ def rememe_here(monkeypatch: pytest.MonkeyPatch) -> Run:
             patch.setattr(sys, "argv", command)
             # Done when these tests began, and to be done once.
             patch.setattr("orchestrator.cli.prepare_ray_environment", lambda _: None)
-            for name in os.environ.keys() - environment().keys():
-                patch.delenv(name)
+            # Not the token: Ray reads it once per process, and later tests start a cluster in this one.
+            for name in ADDRESSES:
+                patch.delenv(name, raising=False)
             for name, value in (env or {}).items():
                 patch.setenv(name, value)
             try:
