@@ -8,8 +8,8 @@ import ray
 
 from orchestrator.plan import PlannedJob
 from orchestrator.store import check_store
-from workloads.training.job import JobResult, train_job
 from workloads.training.records import TrainingRecord
+from workloads.training.result import JobResult
 
 
 class Status(NamedTuple):
@@ -25,6 +25,10 @@ class ExpertActor:
     """Trains one expert in a process of its own; answers while it trains."""
 
     def __init__(self, planned: PlannedJob, data_path: Path, work_dir: Path, store_id: str) -> None:
+        # Here, so that the driver, and Ray Train's controller, start without torch.
+        from workloads.training.job import train_job
+
+        self._train_job = train_job
         self._planned = planned
         self._data_path = data_path
         self._work_dir = work_dir
@@ -36,7 +40,7 @@ class ExpertActor:
         """Run the job to its end; the result and all records of this attempt."""
         check_store(self._work_dir.parent, self._store_id, ray.util.get_node_ip_address())
         resources = self._planned.resources
-        result = train_job(
+        result = self._train_job(
             self._planned.job,
             self._data_path,
             self._work_dir,

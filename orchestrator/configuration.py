@@ -25,7 +25,7 @@ from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
-from workloads.training.job import JobResult
+from workloads.training.result import JobResult
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,8 @@ from orchestrator.policies import (
 )
 from orchestrator.store import Claim, ExpertStore
 from workloads.config import ExecutionConfig
-from workloads.training.hooks import TrainingStopped
-from workloads.training.job import JobResult
 from workloads.training.records import TrainingRecord
+from workloads.training.result import JobResult, TrainingStopped
 
 POLL_INTERVAL_S = 1.0
 """Every look costs a little of the cores that experts train on."""

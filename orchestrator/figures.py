@@ -16,9 +16,9 @@ from workloads.analysis.loss_by_timestep import ensemble_loss_by_timestep
 from workloads.config import ExpertJob, IntervalTable, RemixJob
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
-from workloads.training.job import JobResult
 from workloads.training.records import read_records
 from workloads.training.remix import read_coefficients
+from workloads.training.result import JobResult
 
 MATRIX_IMAGES = 64
 """Images behind each cell of a remix's loss matrix."""

@@ -185,9 +185,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    from workloads.training.hooks import TrainingStopped
     from workloads.training.job import train_job
     from workloads.training.processes import SharedStop, Workers
+    from workloads.training.result import TrainingStopped
 
     work: _Work = config["work"]
     if (work.work_dir / FAILURE_FILE).exists():

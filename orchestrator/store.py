@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from orchestrator.remote_store import RemoteStore
 from workloads.errors import CheckpointError, StorageError
 from workloads.files import write_text
-from workloads.training.job import JobResult, completed
+from workloads.training.result import JobResult, completed
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from orchestrator.layout import RunsDir
 from orchestrator.store import ExpertStore
 from orchestrator.view import duration, progress, si, wide_console
 from workloads.errors import CheckpointError, ConfigError
-from workloads.training.job import completed
+from workloads.training.result import completed
 
 
 @dataclass(frozen=True)

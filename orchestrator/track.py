@@ -9,8 +9,8 @@ from orchestrator.describe import flatten, to_yaml
 from orchestrator.plan import Plan, PlannedJob
 from orchestrator.tracking import TrackedRun, Tracker
 from orchestrator.work import Scored
-from workloads.training.job import JobResult
 from workloads.training.records import TrainingRecord, read_records
+from workloads.training.result import JobResult
 
 
 def open_configuration(

@@ -25,7 +25,7 @@ from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.files import write_text
-from workloads.training.job import JobResult
+from workloads.training.result import JobResult
 
 GRID_COLUMNS = 10
 GRID_ROWS = 10

@@ -29,7 +29,7 @@ from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file, write_text
 from workloads.models.build import WEIGHTS, load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
-from workloads.training.job import completed
+from workloads.training.result import completed
 
 INDEX = "ensemble.json"
 REMIX = "remix"

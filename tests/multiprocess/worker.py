@@ -11,10 +11,10 @@ from torch import Tensor
 from workloads.config import RemixJob
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
-from workloads.training.hooks import TrainingStopped
 from workloads.training.job import train_job
 from workloads.training.processes import SharedStop, Workers
 from workloads.training.remix import RemixState, RemixStep
+from workloads.training.result import TrainingStopped
 
 
 def step(job: RemixJob, data_path: Path, out: Path) -> None:

@@ -24,8 +24,8 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS, load_model, new_model
-from workloads.training.hooks import TrainingStopped
 from workloads.training.job import train_job
+from workloads.training.result import TrainingStopped
 
 NUM_IMAGES, NUM_HELD_OUT, NUM_TIMESTEPS = 60, 12, 10
 INDEPENDENT: dict[str, Any] = {"kind": "independent", "num_experts": 2}

@@ -17,10 +17,10 @@ from workloads.data.stream import BatchStream
 from workloads.errors import ConfigError
 from workloads.models.growth import split_bases
 from workloads.models.initial import resolve_initial
-from workloads.training.hooks import TrainingStopped
 from workloads.training.job import train_job
 from workloads.training.processes import Workers
 from workloads.training.remix import RemixState, RemixStep
+from workloads.training.result import TrainingStopped
 
 CPU = torch.device("cpu")
 

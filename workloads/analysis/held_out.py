@@ -19,7 +19,8 @@ from workloads.errors import CheckpointError, ConfigError
 from workloads.files import write_text
 from workloads.models.build import load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
-from workloads.training.job import completed, open_data
+from workloads.training.job import open_data
+from workloads.training.result import completed
 
 CURVE_VERSION = 1
 """Raise it when a change alters what is measured; stored curves then stop matching."""

@@ -13,11 +13,8 @@ from workloads.data.stream import BatchStream
 from workloads.errors import RememeError
 from workloads.files import clear_storage_errors
 from workloads.training.records import TrainingRecord, append_record
+from workloads.training.result import TrainingStopped
 from workloads.training.state import State
-
-
-class TrainingStopped(RememeError):  # noqa: N818  (an outcome that was asked for, not an error)
-    """Training stopped on request; a checkpoint was written and the same command continues it."""
 
 
 class TrainingDivergedError(RememeError):

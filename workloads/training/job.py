@@ -5,7 +5,7 @@ import math
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from workloads.training.loop import Hook, StepFn, train
 from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
 from workloads.training.remix import CoefficientHistory, RemixState, RemixStep
+from workloads.training.result import JobResult, completed
 from workloads.training.state import State, TrainState, initial_model
 from workloads.training.step import DenoisingStep
 
@@ -35,43 +36,6 @@ LINGERING_TIMEOUT_S = 120.0
 
 CURVE_IMAGES = 256
 """Images behind each point of an expert's loss by timestep."""
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """What a finished job yields besides its weights."""
-
-    key: str
-    images_seen: int
-    final_loss: float
-    train_s: float
-    """Seconds spent in training steps, restarts included, start-up not."""
-    peak_memory_bytes: int
-    """Of the first worker: what the GPU held at most, or what the whole process did on a CPU."""
-    weights_file: str
-    """Relative to the job's directory."""
-    weights_sha256: str
-    loss_by_timestep: tuple[tuple[int, float], ...]
-    """(timestep, mean squared error of the prediction), over the whole range."""
-
-
-def completed(work_dir: Path) -> JobResult | None:
-    """The result of a finished job, None if it is not finished.
-
-    Raises CheckpointError if its weights are missing or not the ones it was finished with.
-    """
-    file = work_dir / "result.json"
-    if not file.exists():
-        return None
-    try:
-        raw = json.loads(file.read_text())
-        result = JobResult(**raw | {"loss_by_timestep": tuple((t, loss) for t, loss in raw["loss_by_timestep"])})
-        intact = sha256_file(work_dir / result.weights_file) == result.weights_sha256
-    except (OSError, ValueError, TypeError, KeyError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"the weights in {work_dir} are damaged; remove {work_dir} to train them again")
-    return result
 
 
 def train_job(
