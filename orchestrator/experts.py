@@ -1,4 +1,4 @@
-"""One Ray actor per expert, and the loop that starts, watches, restarts and ends them.
+"""Ray actors that train experts, and the loop that starts, watches, restarts and ends them.
 
 What to do is decided in orchestrator/policies.py; this module does it.
 """
@@ -28,7 +28,7 @@ from orchestrator.policies import (
     num_slots,
 )
 from orchestrator.store import Claim, ExpertStore
-from workloads.config import ExecutionConfig
+from workloads.config import ExecutionConfig, Resources
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult, TrainingStopped
 
@@ -58,6 +58,9 @@ class _Running:
     actor: Any
     done: Any
     """Reference of train()."""
+
+    is_ahead: bool = False
+    """Submitted beyond what fits, so probably still without a process."""
 
     asked: Any = None
     """Reference of the poll() under way."""
@@ -135,6 +138,9 @@ class _Supervisor:
         self._not_before_s: dict[str, float] = {}
         self._attempts = dict.fromkeys(missing, 0)
         self._running: dict[str, _Running] = {}
+        self._free: list[_Running] = []
+        """Done; their actors hold their resources until they get another expert or are ended."""
+
         self._claims: dict[str, Claim] = {}
         self._elsewhere: list[str] = []
         """Claimed by other drivers."""
@@ -152,11 +158,13 @@ class _Supervisor:
                     self._stop_all()
                     return
                 self._look_elsewhere()
+                self._hand_over()
                 self._submit()
+                self._end_free()
                 self._collect(POLL_INTERVAL_S)
                 self._poll()
         finally:
-            for running in self._running.values():
+            for running in [*self._running.values(), *self._free]:
                 ray.kill(running.actor)
             for key in list(self._claims):
                 self._release(key)
@@ -201,7 +209,8 @@ class _Supervisor:
                 continue
             requests = [running.planned.resources for running in self._running.values()]
             requests.append(self._jobs[key].resources)
-            if len(self._running) >= num_slots(requests, nodes) + NUM_QUEUED_AHEAD:
+            num_ahead = len(requests) - num_slots(requests, nodes)
+            if num_ahead > NUM_QUEUED_AHEAD:
                 break
             self._waiting.remove(key)
             if not self._claim(key):
@@ -210,20 +219,45 @@ class _Supervisor:
                 continue
             if self._found(key):  # another driver was just done with it
                 continue
-            self._running[key] = self._start(self._jobs[key])
+            actor = self._free_actor(self._jobs[key].resources)
+            is_ahead = actor is None and num_ahead > 0
+            self._running[key] = self._start(self._jobs[key], actor or self._new_actor(self._jobs[key]), is_ahead)
+            self._attempts[key] += 1
             self._tell(key, "starting" if self._attempts[key] == 1 else "restarting")
 
-    def _start(self, planned: PlannedJob) -> _Running:
+    def _new_actor(self, planned: PlannedJob) -> Any:
         wanted = as_ray_resources(planned.resources)
-        actor = ExpertActor.options(  # type: ignore[attr-defined]
+        return ExpertActor.options(  # type: ignore[attr-defined]
             # Not from what a configuration of a search holds, which is nothing.
             scheduling_strategy="DEFAULT",
             num_cpus=wanted.pop("CPU", 0),
             num_gpus=wanted.pop("GPU", 0),
             resources=wanted or None,
-        ).remote(planned, self._data_path, self._store.path(planned.key), self._store.identity)
-        self._attempts[planned.key] += 1
-        return _Running(planned, actor, actor.train.remote())
+        ).remote(self._store.identity)
+
+    def _start(self, planned: PlannedJob, actor: Any, is_ahead: bool) -> _Running:
+        done = actor.train.remote(planned, self._data_path, self._store.path(planned.key))
+        return _Running(planned, actor, done, is_ahead)
+
+    def _hand_over(self) -> None:
+        """Processes that are free, and have imported everything, go to the experts that wait for ones like them."""
+        for key, waiting in self._running.items():
+            if waiting.is_ahead and waiting.status is None and (actor := self._free_actor(waiting.planned.resources)):
+                ray.kill(waiting.actor)
+                self._running[key] = self._start(waiting.planned, actor, is_ahead=False)
+
+    def _free_actor(self, resources: Resources) -> Any:
+        """A free actor that holds just these, None if there is none; it is not free any more."""
+        for running in self._free:
+            if running.planned.resources == resources:
+                self._free.remove(running)
+                return running.actor
+        return None
+
+    def _end_free(self) -> None:
+        # A handle that is kept keeps its CPU, and the next expert would never start.
+        while self._free:
+            ray.kill(self._free.pop().actor)
 
     def _collect(self, timeout_s: float) -> None:
         """Take in experts that ended, well or not."""
@@ -240,17 +274,16 @@ class _Supervisor:
         try:
             result, records = ray.get(running.done)
         except RayError as error:
-            self._fail(key, running, error)
-        else:
-            self._hand_on(running, records[running.num_records :])
-            self._store.publish(key)
-            self._release(key)
-            self._outcome.completed[key] = result
-            self._outcome.trained.add(key)
-            self._tell(key, "done")
-        finally:
-            # A handle that is kept keeps its CPU, and the next expert would never start.
             ray.kill(running.actor)
+            self._fail(key, running, error)
+            return
+        self._free.append(running)
+        self._hand_on(running, records[running.num_records :])
+        self._store.publish(key)
+        self._release(key)
+        self._outcome.completed[key] = result
+        self._outcome.trained.add(key)
+        self._tell(key, "done")
 
     def _fail(self, key: str, running: _Running, error: RayError) -> None:
         kind, cause = self._diagnose(running, error)
@@ -289,7 +322,7 @@ class _Supervisor:
         now_s = time.monotonic()
         for running in self._running.values():
             if running.asked is None:
-                running.asked = running.actor.poll.remote(running.num_records)
+                running.asked = running.actor.poll.remote(running.planned.key, running.num_records)
                 running.asked_s = now_s
                 continue
             answered, _ = ray.wait([running.asked], timeout=0)
@@ -327,7 +360,7 @@ class _Supervisor:
                 del self._running[key]
                 self._outcome.stopped.append(key)
             else:
-                running.actor.stop.remote()
+                running.actor.stop.remote(key)
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while self._running and time.monotonic() < deadline_s:
             self._collect(POLL_INTERVAL_S)

@@ -1,5 +1,7 @@
 """Training one real, tiny expert: a resumed run is the same run, bit for bit."""
 
+import os
+import resource
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +91,15 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(dataset: Prepare
         result = train_job(job, dataset.path, broken)
         assert result.images_seen == 96
         assert_same(weights(tmp_path / "unbroken"), weights(broken))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak can only be reset on Linux")
+def test_what_a_process_needed_earlier_is_not_the_jobs_peak(dataset: PreparedDataset, tmp_path: Path) -> None:
+    earlier = torch.ones(2**27)
+    del earlier
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = train_job(job_for(dataset), dataset.path, tmp_path / "expert")
+    assert 0 < result.peak_memory_bytes < peak_bytes - 2**28
 
 
 def test_one_process_writes_at_a_time(

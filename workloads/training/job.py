@@ -1,10 +1,11 @@
 """Train one job from start to finish; run again, it goes on from its last checkpoint."""
 
+import gc
 import json
 import math
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +67,7 @@ def train_job(
         workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
         if (result := completed(work_dir)) is not None:
             return result
+        _forget_peak_memory(torch.device(device))
         training = _Training(job, dataset, work_dir, torch.device(device), workers)
         training.run(report, should_stop)
         if workers.is_first:
@@ -204,6 +206,17 @@ class _Training:
                 indices=self._indices,
             )
         return curve
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """What an earlier job of this process needed is not this one's."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux only
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
