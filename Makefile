@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests in one process run side by side, with a thread each; those that start processes need the machine.
+IN_PROCESS := tests/unit tests/numerics
 # Ray workers import torch once per process; without bytecode each pays several seconds for it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format check clean
+.PHONY: help setup demo test lint format check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,7 +28,8 @@ demo: setup  ## train four experts in parallel on real images, score them, show 
 	$(BIN)/rememe train demo-meme
 
 test: check  ## lint, types and every test that runs without a GPU
-	$(BIN)/python -m pytest -m 'not gpu' $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile $(IN_PROCESS)
+	$(BIN)/python -m pytest -m 'not gpu' $(addprefix --ignore=,$(IN_PROCESS))
 
 check: setup
 	$(BIN)/ruff check .

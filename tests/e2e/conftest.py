@@ -45,7 +45,7 @@ def rememe() -> Run:
 
 @pytest.fixture
 def rememe_here(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The same in this process, which has paid for its imports: for what ends before anything is started."""
+    """The same in this process, which has paid for its imports: for what starts no cluster."""
 
     def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
         command, out, err, code = ["rememe", *map(str, arguments)], io.StringIO(), io.StringIO(), 0

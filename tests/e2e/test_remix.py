@@ -62,16 +62,16 @@ def test_scores_and_pictures_are_in_mlflow(folder: Path, run_dir: Path) -> None:
     assert (run_dir / "figures" / "coefficients.png").is_file()
 
 
-def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe: Rememe) -> None:
+def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe) -> None:
     result = rememe("bake", run_dir, "baked", cwd=folder)
     assert result.returncode == 0, result.stderr
     for source, grid in ((run_dir, "mixed.png"), ("baked", "baked.png")):
-        drawn = rememe("sample", source, "--num", 20, "--seed", 3, "--grid", grid, "--steps", 4, cwd=folder)
+        drawn = rememe_here("sample", source, "--num", 20, "--seed", 3, "--grid", grid, "--steps", 4, cwd=folder)
         assert drawn.returncode == 0, drawn.stderr
     mixed, baked = (np.asarray(Image.open(folder / name)).astype(int) for name in ("mixed.png", "baked.png"))
     assert np.abs(mixed - baked).max() <= 1
     assert mixed.std() > 10
-    again = rememe("bake", run_dir, "baked", cwd=folder)
+    again = rememe_here("bake", run_dir, "baked", cwd=folder)
     assert again.returncode == 2
     assert "baked exists already" in again.stderr
 

@@ -62,11 +62,12 @@ def wait_for_a_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> Non
 def test_a_study_survives_kill_and_trains_each_expert_once(
     tiny_run: dict[str, Any],
     rememe: Rememe,
+    rememe_here: Rememe,
     start_rememe: Callable[..., "subprocess.Popen[str]"],
     tmp_path: Path,
 ) -> None:
     write_study(tiny_run, tmp_path)
-    planned = json.loads(rememe("plan", "study.yaml", "--json", cwd=tmp_path).stdout)
+    planned = json.loads(rememe_here("plan", "study.yaml", "--json", cwd=tmp_path).stdout)
     assert (planned["num_configurations"], planned["num_distinct_jobs"]) == (3, 4)
 
     process = start_rememe("search", "study.yaml", cwd=tmp_path)
@@ -115,10 +116,10 @@ def test_a_study_survives_kill_and_trains_each_expert_once(
     assert [trial.model_dump() for trial in trials_of(tmp_path)] == [trial.model_dump() for trial in trials]
     assert len(runs_of(tmp_path)) == len(runs)
 
-    _check_what_reads_it(tiny_run, rememe, tmp_path)
+    _check_what_reads_it(tiny_run, rememe, rememe_here, tmp_path)
 
 
-def _check_what_reads_it(tiny_run: dict[str, Any], rememe: Rememe, folder: Path) -> None:
+def _check_what_reads_it(tiny_run: dict[str, Any], rememe: Rememe, rememe_here: Rememe, folder: Path) -> None:
     """Report, store, a planned search, and refusals, on what the test above has left."""
     page = (folder / "runs" / "studies" / NAME / "report.html").read_text()
     assert "6 experts together: 4 were trained for it and 2 reused" in page
@@ -129,7 +130,7 @@ def _check_what_reads_it(tiny_run: dict[str, Any], rememe: Rememe, folder: Path)
     assert "nothing to remove" in rememe("store", "gc", cwd=folder).stdout
 
     write_study(tiny_run, folder, space={"training.learning_rate": {"choice": [1e-3]}})
-    changed = rememe("search", "study.yaml", cwd=folder)
+    changed = rememe_here("search", "study.yaml", cwd=folder)
     assert changed.returncode == 2
     assert "name=tiny-study-2" in changed.stderr
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
-LONG = "training.images=8000"
+LONG = "training.images=6000"
 
 
 def runs_of(folder: Path) -> list[Run]:
@@ -130,9 +130,11 @@ def test_ctrl_c_and_kill_9_leave_the_final_weights_as_they_would_be(
     assert weights_of(folders[1]) == weights_of(folders[0])
 
 
-def test_one_failed_expert_does_not_stop_the_others(tiny_run: dict[str, Any], rememe: Rememe, tmp_path: Path) -> None:
+def test_one_failed_expert_does_not_stop_the_others(
+    tiny_run: dict[str, Any], rememe: Rememe, rememe_here: Rememe, tmp_path: Path
+) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
-    planned = json.loads(rememe("plan", "tiny.yaml", "--json", cwd=tmp_path).stdout)
+    planned = json.loads(rememe_here("plan", "tiny.yaml", "--json", cwd=tmp_path).stdout)
     key = planned["jobs"][2]["key"]
     (tmp_path / "runs" / "store").mkdir(parents=True)
     (tmp_path / "runs" / "store" / key).write_text("in the way")
@@ -146,12 +148,14 @@ def test_one_failed_expert_does_not_stop_the_others(tiny_run: dict[str, Any], re
     assert [run.info.status for run in children(tmp_path, parent)] == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
 
 
-def test_sampling_scoring_and_spectra_of_a_trained_run(trained: Path, run_dir: Path, rememe: Rememe) -> None:
+def test_sampling_scoring_and_spectra_of_a_trained_run(
+    trained: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe
+) -> None:
     first = rememe("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "a.png", "--out", "pngs", cwd=trained)
     assert first.returncode == 0, first.stderr
     assert len(list((trained / "pngs").glob("*.png"))) == 6
-    rememe("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "b.png", cwd=trained)
-    rememe("sample", run_dir, "--num", 6, "--seed", 4, "--grid", "c.png", cwd=trained)
+    rememe_here("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "b.png", cwd=trained)
+    rememe_here("sample", run_dir, "--num", 6, "--seed", 4, "--grid", "c.png", cwd=trained)
     a, b, c = ((trained / f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
 

@@ -86,14 +86,14 @@ def test_two_workers_give_the_weights_of_one_loop_and_the_store_is_used(
 def test_a_worker_that_is_killed_changes_nothing(
     tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
 ) -> None:
-    made, job = planned_remix(tiny_run, dataset, images=6400, checkpoint_every_images=640)
+    made, job = planned_remix(tiny_run, dataset, images=4096, checkpoint_every_images=512)
 
     def kill() -> None:
         pids = worker_pids()
         assert len(pids) == 2
         os.kill(pids[-1], signal.SIGKILL)
 
-    journal = Journal(kill, at_images=2048)
+    journal = Journal(kill, at_images=1024)
     outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
     undisturbed = ExpertStore(tmp_path / "other")
     expected = train_joint(job, dataset.path, undisturbed, made.config.execution)
@@ -103,17 +103,17 @@ def test_a_worker_that_is_killed_changes_nothing(
 def test_a_stop_leaves_a_checkpoint_and_the_same_call_goes_on(
     tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore
 ) -> None:
-    made, job = planned_remix(tiny_run, dataset, images=25600)
+    made, job = planned_remix(tiny_run, dataset, images=12800)
     journal = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=1024)
     assert threading.current_thread() is threading.main_thread()
     outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
     assert outcome.stopped == [job.key]
     assert list((store.path(job.key) / "checkpoints").iterdir())
-    made, short = planned_remix(tiny_run, dataset, images=25600)
+    made, short = planned_remix(tiny_run, dataset, images=12800)
     resumed = Journal()
     outcome = train_joint(short, dataset.path, store, made.config.execution, [resumed])
-    assert outcome.completed[job.key].images_seen == 25600
-    assert resumed.images_seen[-1] == 25600
+    assert outcome.completed[job.key].images_seen == 12800
+    assert resumed.images_seen[-1] == 12800
 
 
 def test_an_error_that_would_come_back_is_reported_once(
