@@ -28,8 +28,8 @@ demo: setup  ## train four experts in parallel on real images, score them, show 
 	$(BIN)/rememe train demo-meme
 
 test: check  ## lint, types and every test that runs without a GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile $(IN_PROCESS)
-	$(BIN)/python -m pytest -m 'not gpu' $(addprefix --ignore=,$(IN_PROCESS))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile $(IN_PROCESS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not gpu' $(addprefix --ignore=,$(IN_PROCESS)) $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -46,14 +46,13 @@ class ExpertActor:
     def train(self, planned: PlannedJob, data_path: Path, work_dir: Path) -> tuple[JobResult, list[TrainingRecord]]:
         """Run the job to its end; the result and all records of this attempt."""
         check_store(work_dir.parent, self._store_id, ray.util.get_node_ip_address())
-        progress, resources = self._of(planned.key), planned.resources
+        progress = self._of(planned.key)
         result = self._train_job(
             planned.job,
             data_path,
             work_dir,
-            device="cuda" if resources.num_gpus > 0 else "cpu",
-            # Ray only sets OMP_NUM_THREADS, and to 1 for fractions.
-            num_threads=max(1, int(resources.num_cpus)),
+            device=planned.resources.device,
+            num_threads=planned.resources.num_threads,
             report=progress.records.append,
             should_stop=progress.stop.is_set,
         )

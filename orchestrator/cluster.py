@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.errors import ClusterError, ResourcesError
 from orchestrator.plan import PlannedJob
-from orchestrator.policies import num_slots, why_infeasible
+from orchestrator.policies import as_ray_resources, num_slots, why_infeasible
+from workloads.config import Resources
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Only descriptions, records and generated batches travel through Ray; its default is a third of the memory."""
@@ -71,6 +72,20 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         yield
     finally:
         ray.shutdown()
+
+
+def with_resources(remote: Any, resources: Resources) -> Any:
+    """A remote function or actor class that asks for these of the cluster.
+
+    Of the cluster, not of what a configuration of a search holds, which is nothing.
+    """
+    wanted = as_ray_resources(resources)
+    return remote.options(
+        num_cpus=wanted.pop("CPU", 0),
+        num_gpus=wanted.pop("GPU", 0),
+        resources=wanted or None,
+        scheduling_strategy="DEFAULT",
+    )
 
 
 def alive_nodes() -> list[dict[str, float]]:

@@ -16,14 +16,13 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from orchestrator.actor import ExpertActor, Status
-from orchestrator.cluster import alive_nodes, is_alive
+from orchestrator.cluster import alive_nodes, is_alive, with_resources
 from orchestrator.errors import ExpertFailedError
 from orchestrator.plan import PlannedJob
 from orchestrator.policies import (
     FailureKind,
     GiveUp,
     after_failure,
-    as_ray_resources,
     longest_first,
     num_slots,
 )
@@ -207,8 +206,8 @@ class _Supervisor:
         for key in list(self._waiting):
             if self._not_before_s.get(key, 0.0) > now_s:
                 continue
-            requests = [running.planned.resources for running in self._running.values()]
-            requests.append(self._jobs[key].resources)
+            resources = self._jobs[key].resources
+            requests = [*(running.planned.resources for running in self._running.values()), resources]
             num_ahead = len(requests) - num_slots(requests, nodes)
             if num_ahead > NUM_QUEUED_AHEAD:
                 break
@@ -219,21 +218,13 @@ class _Supervisor:
                 continue
             if self._found(key):  # another driver was just done with it
                 continue
-            actor = self._free_actor(self._jobs[key].resources)
+            actor = self._free_actor(resources)
             is_ahead = actor is None and num_ahead > 0
-            self._running[key] = self._start(self._jobs[key], actor or self._new_actor(self._jobs[key]), is_ahead)
+            if actor is None:
+                actor = with_resources(ExpertActor, resources).remote(self._store.identity)
+            self._running[key] = self._start(self._jobs[key], actor, is_ahead)
             self._attempts[key] += 1
             self._tell(key, "starting" if self._attempts[key] == 1 else "restarting")
-
-    def _new_actor(self, planned: PlannedJob) -> Any:
-        wanted = as_ray_resources(planned.resources)
-        return ExpertActor.options(  # type: ignore[attr-defined]
-            # Not from what a configuration of a search holds, which is nothing.
-            scheduling_strategy="DEFAULT",
-            num_cpus=wanted.pop("CPU", 0),
-            num_gpus=wanted.pop("GPU", 0),
-            resources=wanted or None,
-        ).remote(self._store.identity)
 
     def _start(self, planned: PlannedJob, actor: Any, is_ahead: bool) -> _Running:
         done = actor.train.remote(planned, self._data_path, self._store.path(planned.key))

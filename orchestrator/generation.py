@@ -12,9 +12,9 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from orchestrator.cluster import with_resources
 from orchestrator.errors import ClusterError
 from orchestrator.plan import PlannedJob
-from orchestrator.policies import as_ray_resources
 from workloads.analysis.curves import LossCurve
 from workloads.analysis.held_out import held_out_curve
 from workloads.analysis.latency import latency_s
@@ -65,14 +65,13 @@ def generate_samples(
     missing = out.missing(protocol)
     num_batches = len(batch_indices(protocol))
     num_done = num_batches - len(missing)
-    task = _with(_generate, resources)
-    device = "cuda" if resources.num_gpus > 0 else "cpu"
+    task = with_resources(_generate, resources)
     in_flight: dict[ray.ObjectRef, int] = {}
     waiting = list(reversed(missing))
     while waiting or in_flight:
         while waiting and len(in_flight) < MAX_IN_FLIGHT:
             index = waiting.pop()
-            in_flight[task.remote(ensemble.path, ensemble.fingerprint, protocol, index, device)] = index
+            in_flight[task.remote(ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = index
         finished, _ = ray.wait(list(in_flight), num_returns=1)
         for reference in finished:
             out.write(in_flight.pop(reference), _take(reference))
@@ -111,8 +110,10 @@ def score_on_cluster(
     **options: Any,
 ) -> Score:
     """evaluate_samples in a task with `resources`, for a driver that holds none."""
-    options["device"] = "cuda" if resources.num_gpus > 0 else "cpu"
-    score: Score = _take(_with(_score, resources).remote(samples, reference.path, protocol, cache_dir, options))
+    options["device"] = resources.device
+    score: Score = _take(
+        with_resources(_score, resources).remote(samples, reference.path, protocol, cache_dir, options)
+    )
     return score
 
 
@@ -127,10 +128,9 @@ def held_out_curves(
     """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
     asked = []
     for planned, folder in zip(jobs, folders, strict=True):
-        device = "cuda" if planned.resources.num_gpus > 0 else "cpu"
-        num_threads = max(1, int(planned.resources.num_cpus))
-        task = _with(_curve, planned.resources)
-        asked.append(task.remote(folder, planned.job, data_path, spec, device, num_threads))
+        resources = planned.resources
+        task = with_resources(_curve, resources)
+        asked.append(task.remote(folder, planned.job, data_path, spec, resources.device, resources.num_threads))
     return [_take(reference) for reference in asked]
 
 
@@ -142,17 +142,5 @@ def _latencies(path: Path, device: str) -> list[float]:
 
 def latencies_s(ensemble: Ensemble, resources: Resources) -> list[float]:
     """Seconds of one call of each expert for one image, measured in one task with `resources`."""
-    device = "cuda" if resources.num_gpus > 0 else "cpu"
-    found: list[float] = _take(_with(_latencies, resources).remote(ensemble.path, device))
+    found: list[float] = _take(with_resources(_latencies, resources).remote(ensemble.path, resources.device))
     return found
-
-
-def _with(task: Any, resources: Resources) -> Any:
-    """A remote function with these resources of the cluster, not of what a configuration of a search holds."""
-    wanted = as_ray_resources(resources)
-    return task.options(
-        num_cpus=wanted.pop("CPU", 0),
-        num_gpus=wanted.pop("GPU", 0),
-        resources=wanted or None,
-        scheduling_strategy="DEFAULT",
-    )

@@ -192,7 +192,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     work: _Work = config["work"]
     if (work.work_dir / FAILURE_FILE).exists():
         return
-    planned, resources = work.planned, work.planned.resources
+    planned = work.planned
     workers = Workers.current()
     try:
         check_store(work.work_dir.parent, work.store_id, ray.util.get_node_ip_address())
@@ -201,7 +201,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             work.data_path,
             work.work_dir,
             device=str(ray.train.torch.get_device()),
-            num_threads=max(1, int(resources.num_cpus)),
+            num_threads=planned.resources.num_threads,
             workers=workers,
             should_stop=SharedStop(workers, (work.work_dir / STOP_FILE).exists, planned.job.training),
         )

@@ -176,7 +176,7 @@ def test_ctrl_c_writes_checkpoints_and_the_next_run_continues(
     assert digests(run(planned, dataset, store)) == expected
 
 
-@pytest.mark.parametrize(("num_cpus", "num_threads"), [(2, 2), (0.5, 1)])
+@pytest.mark.parametrize(("num_cpus", "num_threads"), [(2, 2), (1, 1), (0.5, 1)])
 def test_the_cpus_of_an_actor_are_its_threads(
     planned: Plan, dataset: PreparedDataset, store: ExpertStore, num_cpus: float, num_threads: int
 ) -> None:

@@ -17,6 +17,16 @@ class Resources(StrictConfig):
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources, for instance {"highmem": 1}."""
 
+    @property
+    def device(self) -> str:
+        """What torch calls the kind of device that was asked for."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+    @property
+    def num_threads(self) -> int:
+        """Threads for torch; Ray only sets OMP_NUM_THREADS, and to 1 for fractions."""
+        return max(1, int(self.num_cpus))
+
     @model_validator(mode="after")
     def _check_gpus(self) -> "Resources":
         if self.num_gpus > 1 and self.num_gpus % 1:

@@ -67,7 +67,6 @@ def train_job(
         workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
         if (result := completed(work_dir)) is not None:
             return result
-        _forget_peak_memory(torch.device(device))
         training = _Training(job, dataset, work_dir, torch.device(device), workers)
         training.run(report, should_stop)
         if workers.is_first:
@@ -115,6 +114,7 @@ class _Training:
         self._indices = dataset.split(job.data.held_out).training
         self._work_dir = work_dir
         self._device = device
+        _forget_peak_memory(device)
         self._workers = workers
         self._records_file = work_dir / "records.jsonl"
         self._checkpoints = CheckpointFolder(work_dir / "checkpoints", job.key)

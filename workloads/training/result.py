@@ -22,7 +22,7 @@ class JobResult:
     train_s: float
     """Seconds spent in training steps, restarts included, start-up not."""
     peak_memory_bytes: int
-    """Of the first worker: what the GPU held at most, or what the whole process did on a CPU."""
+    """Of the first worker while it trained: what the GPU held at most, or what the whole process did on a CPU."""
     weights_file: str
     """Relative to the job's directory."""
     weights_sha256: str
