@@ -6,6 +6,7 @@ reported, skipped, and the one before it is used.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class CheckpointFolder:
             manifest = {"images_seen": checkpoint.images_seen, "key": self.key, "sha256": sha256_file(file)}
             write_text(scratch / "manifest.json", json.dumps(manifest))
         for old in self._folders()[NUM_KEPT:]:
-            _remove(old)
+            shutil.rmtree(old)
 
     def load_latest(self) -> Checkpoint | None:
         """The newest checkpoint whose content matches its manifest, or None."""
@@ -58,10 +59,8 @@ class CheckpointFolder:
 
     def clear(self) -> None:
         """Remove all checkpoints."""
-        for folder in self._folders():
-            _remove(folder)
         if self.path.is_dir():
-            self.path.rmdir()
+            shutil.rmtree(self.path)
 
     def _folders(self) -> list[Path]:
         return sorted((path for path in self.path.glob("[0-9]*") if path.is_dir()), reverse=True)
@@ -74,9 +73,3 @@ class CheckpointFolder:
         if sha256_file(file) != manifest["sha256"]:
             raise ValueError("its content does not match its checksum")
         return Checkpoint(manifest["images_seen"], safetensors.torch.load_file(file))
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()

@@ -58,6 +58,15 @@ def new_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed inside new_directory left anywhere under a folder.
+
+    Only for who knows that no one else writes there.
+    """
+    for scratch in [path for path in folder.rglob(".*.partial") if path.is_dir()]:
+        shutil.rmtree(scratch)
+
+
 def write_text(target: Path, text: str) -> None:
     """Replace a text file in one step. Raises StorageError when the disk is full."""
     with clear_storage_errors(target):

@@ -177,8 +177,8 @@ class _Search:
         failed = [trial for trial in trials if trial.state == "failed"]
         if len(failed) > self._options.max_failures:
             raise RememeError(
-                f"{len(failed)} configurations failed and --max-failures is {self._options.max_failures}; the last: "
-                f"{failed[-1].error}; raise it to go on without them"
+                f"{len(failed)} of {len(trials)} configurations failed, more than --max-failures "
+                f"{self._options.max_failures} allows; raise it to go on without them. The last: {failed[-1].error}"
             )
         if stop.is_set():
             done = sum(trial.state in {"finished", "stopped"} for trial in trials)

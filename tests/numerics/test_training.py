@@ -137,6 +137,18 @@ def test_a_damaged_checkpoint_costs_time_but_not_the_result(dataset: PreparedDat
     assert_same(weights(tmp_path / "unbroken"), weights(broken))
 
 
+def test_what_a_killed_process_was_writing_is_removed(dataset: PreparedDataset, tmp_path: Path) -> None:
+    job, folder = job_for(dataset), tmp_path / "expert"
+    with pytest.raises(TrainingStopped):
+        train_job(job, dataset.path, folder, should_stop=stop_after(3))
+    newest = max((folder / "checkpoints").iterdir())
+    shutil.copytree(newest, newest.with_name(".000000000064.1.partial"), ignore=lambda *_: ["manifest.json"])
+    (folder / ".expert.1.partial").mkdir()
+    train_job(job, dataset.path, folder)
+    left = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
+    assert left == {".lock", "expert", "job.json", "records.jsonl", "result.json"}
+
+
 def test_a_finished_job_is_not_trained_again_and_damage_is_noticed(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset)
     first = train_job(job, dataset.path, tmp_path)

@@ -62,6 +62,7 @@ def test_a_half_written_one_is_not_seen(folder: CheckpointFolder) -> None:
 
 
 def test_clear_leaves_nothing(folder: CheckpointFolder) -> None:
+    (folder.path / ".000000000400.1.partial").mkdir()
     folder.clear()
     assert folder.load_latest() is None
     assert not folder.path.exists()

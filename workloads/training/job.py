@@ -21,7 +21,7 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
-from workloads.files import sha256_file, write_text
+from workloads.files import remove_unfinished, sha256_file, write_text
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
 from workloads.training.loop import Hook, StepFn, train
@@ -87,6 +87,7 @@ def _sole_writer(work_dir: Path) -> Iterator[None]:
     except Timeout:
         raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it") from None
     try:
+        remove_unfinished(work_dir)
         yield
     finally:
         lock.release()
