@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestrator").rglob("*.py"))
 
 CLUSTER = {"ray", "mlflow"}
+HEAVY = {"torch", "diffusers", "torch_fidelity", "mlflow"}
 PURE = {
     "plan",
     "policies",
@@ -55,6 +56,25 @@ def test_imports_point_one_way(file: Path) -> None:
 def test_the_command_line_starts_with_nothing_heavy() -> None:
     at_start = {name.split(".")[0] for name in imported(ROOT / "orchestrator" / "cli.py", at_start_only=True)}
     assert at_start <= {"os", "sys", "pathlib", "typing", "typer", "orchestrator"}
+
+
+@pytest.mark.parametrize("module", ["orchestrator.store", "orchestrator.joint", "orchestrator.actor"])
+def test_reading_results_and_driving_load_no_torch(module: str) -> None:
+    """Drivers, `rememe store` and Ray Train's controller start at once; torch takes seconds."""
+    seen, waiting, reached = {module}, [module], set()
+    while waiting:
+        name = waiting.pop()
+        file = ROOT.joinpath(*name.split("."))
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        if not file.is_file():
+            reached.add(name.split(".")[0])
+            continue
+        packages = [".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)]
+        found = {*packages, *imported(file, at_start_only=True)} - seen
+        seen |= found
+        waiting += found
+    assert "ray" in reached or module == "orchestrator.store"
+    assert not reached & HEAVY
 
 
 def test_no_file_is_long() -> None:
