@@ -1,5 +1,6 @@
 """Our score equals torch-fidelity's own and the closed form; statistics are computed once."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 @pytest.fixture(scope="module")
+def cache(reference: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the statistics of the reference."""
+    folder = tmp_path_factory.mktemp("cache")
+    reference_statistics(reference, load_extractor(protocol()), cache_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def samples(reference: PreparedDataset) -> TensorImages:
     """Real images, spoilt by noise."""
     generator = torch.Generator().manual_seed(0)
@@ -50,9 +59,9 @@ def samples(reference: PreparedDataset) -> TensorImages:
 
 
 def test_the_score_is_torch_fidelitys_on_the_same_folders(
-    reference: PreparedDataset, samples: TensorImages, tmp_path: Path
+    reference: PreparedDataset, samples: TensorImages, cache: Path, tmp_path: Path
 ) -> None:
-    ours = evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path / "cache")
+    ours = evaluate_samples(samples, reference, protocol(), cache_dir=cache)
     write_images(samples, tmp_path / "samples")
     write_images(ReferenceImages(reference), tmp_path / "reference")
     theirs = torch_fidelity.calculate_metrics(
@@ -82,21 +91,24 @@ def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
 
 
 def test_statistics_are_numpys_and_computed_once(
-    reference: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: PreparedDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor = load_extractor(protocol())
-    first = reference_statistics(reference, extractor, cache_dir=tmp_path)
+    first = reference_statistics(reference, extractor, cache_dir=cache)
     features_ND = extract_features(ReferenceImages(reference), extractor).double().numpy()
     np.testing.assert_allclose(first.mu, features_ND.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(first.sigma, np.cov(features_ND, rowvar=False), rtol=1e-5, atol=1e-7)
     monkeypatch.setattr(features, "extract_features", lambda *_, **__: pytest.fail("computed a second time"))
-    again = reference_statistics(reference, extractor, cache_dir=tmp_path)
+    again = reference_statistics(reference, extractor, cache_dir=cache)
     assert np.array_equal(first.mu, again.mu)
     assert np.array_equal(first.sigma, again.sigma)
 
 
-def test_a_damaged_cache_is_computed_again(reference: PreparedDataset, samples: TensorImages, tmp_path: Path) -> None:
-    first = evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path)
+def test_a_damaged_cache_is_computed_again(
+    reference: PreparedDataset, samples: TensorImages, cache: Path, tmp_path: Path
+) -> None:
+    first = evaluate_samples(samples, reference, protocol(), cache_dir=cache)
+    shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
     (file,) = (tmp_path / "statistics").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     assert evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path) == first
@@ -119,11 +131,11 @@ def test_features_of_the_first_references_are_extracted_once(
 
 
 def test_real_images_score_better_than_spoilt_ones(
-    reference: PreparedDataset, samples: TensorImages, tmp_path: Path
+    reference: PreparedDataset, samples: TensorImages, cache: Path
 ) -> None:
     real = TensorImages(torch.from_numpy(reference.images(np.arange(5000, 5000 + NUM_SAMPLES))))
     clean, noisy = (
-        evaluate_samples(images, reference, protocol(), cache_dir=tmp_path).value for images in (real, samples)
+        evaluate_samples(images, reference, protocol(), cache_dir=cache).value for images in (real, samples)
     )
     assert clean < noisy / 3
 

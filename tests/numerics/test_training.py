@@ -66,6 +66,14 @@ def job_for(dataset: PreparedDataset, index: int = 0, **training: object) -> Exp
     return config.jobs(dataset.spec(config.data))[index]
 
 
+@pytest.fixture(scope="module")
+def unbroken(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the job was trained without a break."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train_job(job_for(dataset), dataset.path, folder)
+    return folder
+
+
 def weights(work_dir: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(work_dir / "expert" / WEIGHTS)
 
@@ -81,16 +89,17 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(value, b[name]), name
 
 
-def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_a_run_stopped_anywhere_and_resumed_is_the_unbroken_run(
+    dataset: PreparedDataset, unbroken: Path, tmp_path: Path
+) -> None:
     job = job_for(dataset)
-    train_job(job, dataset.path, tmp_path / "unbroken")
     for num_steps in (1, 3):  # not only at regular checkpoints
         broken = tmp_path / f"broken{num_steps}"
         with pytest.raises(TrainingStopped, match=f"image {16 * num_steps}"):
             train_job(job, dataset.path, broken, should_stop=stop_after(num_steps))
         result = train_job(job, dataset.path, broken)
         assert result.images_seen == 96
-        assert_same(weights(tmp_path / "unbroken"), weights(broken))
+        assert_same(weights(unbroken), weights(broken))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak can only be reset on Linux")
@@ -125,16 +134,17 @@ def test_one_process_writes_at_a_time(
             assert waiting.result(timeout=30) == elsewhere
 
 
-def test_a_damaged_checkpoint_costs_time_but_not_the_result(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_costs_time_but_not_the_result(
+    dataset: PreparedDataset, unbroken: Path, tmp_path: Path
+) -> None:
     job = job_for(dataset)
-    train_job(job, dataset.path, tmp_path / "unbroken")
     broken = tmp_path / "broken"
     with pytest.raises(TrainingStopped):
         train_job(job, dataset.path, broken, should_stop=stop_after(5))
     newest = max((broken / "checkpoints").iterdir()) / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-8] + b"\x00" * 8)
     train_job(job, dataset.path, broken)
-    assert_same(weights(tmp_path / "unbroken"), weights(broken))
+    assert_same(weights(unbroken), weights(broken))
 
 
 def test_what_a_killed_process_was_writing_is_removed(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -159,23 +169,19 @@ def test_a_finished_job_is_not_trained_again_and_damage_is_noticed(dataset: Prep
         completed(tmp_path)
 
 
-def test_the_key_holds_what_it_promises(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_the_key_holds_what_it_promises(dataset: PreparedDataset, unbroken: Path, tmp_path: Path) -> None:
     """Log and checkpoint intervals are not in the key, so they must not change the weights."""
     usual, other = job_for(dataset), job_for(dataset, checkpoint_every_images=16, log_every_images=1000)
     assert usual.key == other.key
-    train_job(usual, dataset.path, tmp_path / "usual")
-    train_job(other, dataset.path, tmp_path / "other")
-    assert_same(weights(tmp_path / "usual"), weights(tmp_path / "other"))
+    train_job(other, dataset.path, tmp_path)
+    assert_same(weights(unbroken), weights(tmp_path))
 
 
-def test_seed_and_interval_change_the_weights(dataset: PreparedDataset, tmp_path: Path) -> None:
-    job = job_for(dataset)
-    train_job(job, dataset.path, tmp_path / "a")
-    for index, other in enumerate((job.model_copy(update={"seed": 1}), job_for(dataset, index=1))):
+def test_seed_and_interval_change_the_weights(dataset: PreparedDataset, unbroken: Path, tmp_path: Path) -> None:
+    other_seed = job_for(dataset).model_copy(update={"seed": 1})
+    for index, other in enumerate((other_seed, job_for(dataset, index=1))):
         train_job(other, dataset.path, tmp_path / str(index))
-        assert not torch.equal(
-            weights(tmp_path / "a")["conv_in.weight"], weights(tmp_path / str(index))["conv_in.weight"]
-        )
+        assert not torch.equal(weights(unbroken)["conv_in.weight"], weights(tmp_path / str(index))["conv_in.weight"])
 
 
 def test_one_step_equals_the_same_step_written_out(dataset: PreparedDataset) -> None:
@@ -259,12 +265,14 @@ def test_a_checkpoint_of_another_network_is_refused(dataset: PreparedDataset, tm
         fresh_state(job).restore(loaded)
 
 
-def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(
+    dataset: PreparedDataset, unbroken: Path, tmp_path: Path
+) -> None:
     config = run_config()
     jobs = config.jobs(dataset.spec(config.data))
     folders = [tmp_path / job.key for job in jobs]
-    for job, folder in zip(jobs, folders, strict=True):
-        train_job(job, dataset.path, folder)
+    shutil.copytree(unbroken, folders[0])
+    train_job(jobs[1], dataset.path, folders[1])
     written = write_ensemble(tmp_path / "run" / "ensemble", config, dataset, folders)
     ensemble = Ensemble.load(tmp_path / "run")
     assert ensemble.fingerprint == written.fingerprint

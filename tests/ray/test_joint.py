@@ -83,37 +83,28 @@ def test_two_workers_give_the_weights_of_one_loop_and_the_store_is_used(
     assert again.states == ["reused"]
 
 
-def test_a_worker_that_is_killed_changes_nothing(
+def test_a_stop_and_a_killed_worker_change_nothing(
     tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
 ) -> None:
-    made, job = planned_remix(tiny_run, dataset, images=4096, checkpoint_every_images=512)
+    made, job = planned_remix(tiny_run, dataset, images=12800, checkpoint_every_images=512)
+    assert threading.current_thread() is threading.main_thread()
+    stopping = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=1024)
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [stopping])
+    assert outcome.stopped == [job.key]
+    checkpoint = max((store.path(job.key) / "checkpoints").iterdir())
+    assert int(checkpoint.name) < 12800
 
     def kill() -> None:
         pids = worker_pids()
         assert len(pids) == 2
         os.kill(pids[-1], signal.SIGKILL)
 
-    journal = Journal(kill, at_images=1024)
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
+    killing = Journal(kill, at_images=int(checkpoint.name) + 1024)
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [killing])
     undisturbed = ExpertStore(tmp_path / "other")
     expected = train_joint(job, dataset.path, undisturbed, made.config.execution)
-    assert outcome.completed[job.key].weights_sha256 == expected.completed[job.key].weights_sha256
-
-
-def test_a_stop_leaves_a_checkpoint_and_the_same_call_goes_on(
-    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore
-) -> None:
-    made, job = planned_remix(tiny_run, dataset, images=12800)
-    journal = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=1024)
-    assert threading.current_thread() is threading.main_thread()
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
-    assert outcome.stopped == [job.key]
-    assert list((store.path(job.key) / "checkpoints").iterdir())
-    made, short = planned_remix(tiny_run, dataset, images=12800)
-    resumed = Journal()
-    outcome = train_joint(short, dataset.path, store, made.config.execution, [resumed])
     assert outcome.completed[job.key].images_seen == 12800
-    assert resumed.images_seen[-1] == 12800
+    assert outcome.completed[job.key].weights_sha256 == expected.completed[job.key].weights_sha256
 
 
 def test_an_error_that_would_come_back_is_reported_once(

@@ -1,6 +1,7 @@
 """`rememe store`: what is there, what is damaged, and what nothing needs; gc deletes only that."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,30 @@ from workloads.errors import ConfigError
 from workloads.training.job import train_job
 
 
-@pytest.fixture
-def keys(tiny_run: dict[str, Any], tmp_path: Path) -> list[str]:
-    """Two trained experts, the first needed by a run, and a third that was only begun."""
+@pytest.fixture(scope="module")
+def trained(tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A runs directory with two trained experts, and their keys."""
+    folder = tmp_path_factory.mktemp("trained")
     strategy = {"kind": "independent", "num_experts": 2}
     training = {"images": 32, "batch_size": 16}
     config = RunConfig.model_validate(tiny_run | {"strategy": strategy, "training": training})
-    dataset = ensure_prepared(config.data, tmp_path / "data")
+    dataset = ensure_prepared(config.data, folder / "data")
     jobs = config.jobs(dataset.spec(config.data))
-    store = ExpertStore(RunsDir(tmp_path).store)
+    store = ExpertStore(RunsDir(folder).store)
     for job in jobs:
         train_job(job, dataset.path, store.path(job.key))
-    store.path("begun").mkdir()
+    return folder, [job.key for job in jobs]
+
+
+@pytest.fixture
+def keys(trained: tuple[Path, list[str]], tmp_path: Path) -> list[str]:
+    """Two trained experts, the first needed by a run, and a third that was only begun."""
+    folder, keys = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    ExpertStore(RunsDir(tmp_path).store).path("begun").mkdir()
     (tmp_path / "some-run").mkdir()
-    (tmp_path / "some-run" / "plan.json").write_text(json.dumps({"jobs": [{"key": jobs[0].key}]}))
-    return [job.key for job in jobs]
+    (tmp_path / "some-run" / "plan.json").write_text(json.dumps({"jobs": [{"key": keys[0]}]}))
+    return keys
 
 
 def listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, int]]:
