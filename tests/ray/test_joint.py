@@ -100,10 +100,11 @@ def test_a_stop_and_a_killed_worker_change_nothing(
         os.kill(pids[-1], signal.SIGKILL)
 
     killing = Journal(kill, at_images=int(checkpoint.name) + 1024)
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [killing])
+    made, again = planned_remix(tiny_run, dataset, images=12800, checkpoint_every_images=512)
+    outcome = train_joint(again, dataset.path, store, made.config.execution, [killing])
     undisturbed = ExpertStore(tmp_path / "other")
     expected = train_joint(job, dataset.path, undisturbed, made.config.execution)
-    assert outcome.completed[job.key].images_seen == 12800
+    assert outcome.completed[job.key].images_seen == killing.images_seen[-1] == 12800
     assert outcome.completed[job.key].weights_sha256 == expected.completed[job.key].weights_sha256
 
 
