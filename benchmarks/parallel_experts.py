@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.environment import prepare_ray_environment
+from orchestrator.execution.environment import prepare_ray_environment
 
 SLOTS = 2
 EXPERTS = 4
@@ -28,8 +28,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of one expert")
     options = parser.parse_args()
     prepare_ray_environment(None)
-    from orchestrator.cluster import connect
-    from orchestrator.plan import plan
+    from orchestrator.execution.cluster import connect
+    from orchestrator.plan.jobs import plan
     from workloads.config.load import load_config
     from workloads.data.prepare import ensure_prepared
 
@@ -45,8 +45,8 @@ def main() -> int:
             return [replace(job, job=job.job.model_copy(update=change)) for change in changes]
 
         def timed(jobs: list) -> tuple[float, list[float]]:  # type: ignore[type-arg]
-            from orchestrator.experts import train_experts
-            from orchestrator.store import ExpertStore
+            from orchestrator.execution.supervisor import train_experts
+            from orchestrator.store.experts import ExpertStore
 
             started_s = time.perf_counter()
             outcome = train_experts(jobs, dataset.path, ExpertStore(root / "store"), config.execution)

@@ -10,7 +10,7 @@ import resource
 import time
 from fractions import Fraction
 
-from orchestrator.plan import plan
+from orchestrator.plan.jobs import plan
 from workloads.analysis.cost import model_cost
 from workloads.config import DataSpec, RunConfig
 from workloads.config.load import load_config

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from orchestrator.environment import prepare_ray_environment
+from orchestrator.execution.environment import prepare_ray_environment
 
 MIN_RATIO = 0.99
 ROUNDS = 2
@@ -54,9 +54,9 @@ def under_torchrun(images: int, num_workers: int, out: Path) -> list[float]:
 
 
 def under_ray_train(images: int, num_workers: int, out: Path) -> list[float]:
-    from orchestrator.joint import train_joint
-    from orchestrator.plan import plan
-    from orchestrator.store import ExpertStore
+    from orchestrator.execution.joint import train_joint
+    from orchestrator.plan.jobs import plan
+    from orchestrator.store.experts import ExpertStore
     from workloads.config.load import load_config
     from workloads.data.prepare import ensure_prepared
     from workloads.training.records import read_records
@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     prepare_ray_environment(None)
-    from orchestrator.cluster import connect
+    from orchestrator.execution.cluster import connect
 
     found: dict[str, list[float]] = {"torchrun": [], "ray_train": []}
     with tempfile.TemporaryDirectory() as scratch:

@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from orchestrator.environment import prepare_ray_environment
+from orchestrator.execution.environment import prepare_ray_environment
 
 MAX_SHARE = 12 / 324
 MAX_REPLAY_SHARE = 1 / 3
@@ -71,8 +71,8 @@ def main() -> int:
 
 def reuse(runs: Path, images: int) -> tuple[dict[str, Any], bool]:
     """The example study, and the replay over its scores."""
-    from orchestrator.search.describe import find_study
-    from orchestrator.search.run import SearchOptions, run_study
+    from orchestrator.search.running.search import SearchOptions, run_study
+    from orchestrator.search.study.find import find_study
 
     changes = [f"base.training.images={images}", "base.evaluation.num_samples=400"]
     study = find_study("search-ratios", [*changes, "base.evaluation.sampling.num_steps=8"])
@@ -134,9 +134,9 @@ def _replay(study: Any, trials: list[Any], budget: int) -> list[float]:
 
 def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]:
     """A search whose configurations take no time: what is left is ours, Tune's and MLflow's."""
-    import orchestrator.search.run as search
-    from orchestrator.search.ledger import Trial
-    from orchestrator.search.run import SearchOptions, run_study
+    from orchestrator.search.running import search
+    from orchestrator.search.running.search import SearchOptions, run_study
+    from orchestrator.search.study.ledger import Trial
 
     class Instant(search.TrialRunner):
         """Has the score at once."""
@@ -186,13 +186,13 @@ def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[s
     """Configurations tracked as a search tracks them; their score is that of a made-up valley, for none is trained."""
     from mlflow import MlflowClient
 
-    from orchestrator.describe import prepare_data_of
-    from orchestrator.layout import RunsDir
-    from orchestrator.search.ledger import Trial
-    from orchestrator.search.plans import make_plans
-    from orchestrator.search.tracked import StudyTracking
-    from orchestrator.store import ExpertStore
-    from orchestrator.tracking import Tracker
+    from orchestrator.plan.places import RunsDir
+    from orchestrator.runs.description import prepare_data_of
+    from orchestrator.search.running.log import StudyTracking
+    from orchestrator.search.study.ledger import Trial
+    from orchestrator.search.study.plans import make_plans
+    from orchestrator.store.experts import ExpertStore
+    from orchestrator.tracking.tracker import Tracker
 
     study, places = _study(num_configurations), RunsDir(runs)
     plans = make_plans(study, lambda config: prepare_data_of(config, places).spec(config.data))
@@ -276,7 +276,7 @@ def _open_table(runs: Path, experiment_id: str, screenshot: Path) -> float | Non
 
 
 def _study(num_configurations: int) -> Any:
-    from orchestrator.search.study import Study
+    from orchestrator.search.study.study import Study
     from workloads.config.load import validate
 
     return validate(
@@ -285,7 +285,7 @@ def _study(num_configurations: int) -> Any:
 
 
 def _scored(trial: Any, score: float, run: str) -> Any:
-    from orchestrator.search.ledger import Rung
+    from orchestrator.search.study.ledger import Rung
 
     rung = Rung(name="full", value=score, stderr=0.1, score_name="score", protocol_hash="none", num_samples=1)
     return trial.model_copy(update={"state": "finished", "runs": (run,), "rungs": (rung,)})

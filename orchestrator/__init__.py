@@ -1,1 +1,11 @@
-"""Decide what runs where: the only code that knows Ray, Tune and MLflow."""
+"""Decides what runs where, and carries it out with Ray and MLflow. Rooms on floors; imports only point down.
+
+6 cli/                     commands: parse, call, print
+5 search/                  studies: many configurations
+4 runs/                    one configuration, from description to score
+3 execution/  tracking/    all of Ray; all of MLflow
+2 terminal/                progress and tables
+1 store/  plan/            experts by content key; pure plans, policies, places and events
+
+tests/unit/test_imports.py holds every module to its floor. `workloads`, below all of them, trains and scores.
+"""

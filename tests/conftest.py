@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.environment import prepare_ray_environment
+from orchestrator.execution.environment import prepare_ray_environment
 
 prepare_ray_environment(address=None)
 

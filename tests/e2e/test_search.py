@@ -14,8 +14,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from orchestrator.layout import RunsDir
-from orchestrator.search.ledger import Ledger, Trial
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.study.ledger import Ledger, Trial
 
 pytestmark = pytest.mark.e2e
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator import tracking
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import tracker as tracking
+from orchestrator.tracking.tracker import Tracker
 from workloads.training.records import TrainingRecord
 
 pytestmark = pytest.mark.e2e

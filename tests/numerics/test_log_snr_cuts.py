@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from orchestrator.search.laws import Boundaries
-from orchestrator.search.space import Context, RandomSource
+from orchestrator.search.space.basics import Context, RandomSource
+from orchestrator.search.space.laws import Boundaries
 from workloads.config.diffusion import DiffusionConfig
 from workloads.diffusion.log_snr import log_snr_cuts
 

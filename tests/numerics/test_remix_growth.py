@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.plan import plan
+from orchestrator.plan.jobs import plan
 from workloads.config import DataSpec, RemixJob, RunConfig
 from workloads.config.data import EmbeddedData
 from workloads.data.prepare import ensure_prepared

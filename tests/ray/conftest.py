@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import connect
-from orchestrator.plan import Plan, plan
-from orchestrator.store import ExpertStore
+from orchestrator.execution.cluster import connect
+from orchestrator.plan.jobs import Plan, plan
+from orchestrator.store.experts import ExpertStore
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset

@@ -11,9 +11,9 @@ import pytest
 import ray
 import torch
 
-from orchestrator.experts import ExpertActor, TrainingOutcome, train_experts
-from orchestrator.plan import Plan
-from orchestrator.store import ExpertStore
+from orchestrator.execution.supervisor import ExpertActor, TrainingOutcome, train_experts
+from orchestrator.plan.jobs import Plan
+from orchestrator.store.experts import ExpertStore
 from workloads.config import ExecutionConfig, Resources
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny experts are done within a second; look often enough to catch them in the act."""
-    monkeypatch.setattr("orchestrator.experts.POLL_INTERVAL_S", 0.1)
+    monkeypatch.setattr("orchestrator.execution.supervisor.POLL_INTERVAL_S", 0.1)
 
 
 class Journal:

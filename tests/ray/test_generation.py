@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.errors import ClusterError
-from orchestrator.generation import generate_samples
-from orchestrator.plan import Plan
+from orchestrator.execution.tasks import generate_samples
+from orchestrator.plan.errors import ClusterError
+from orchestrator.plan.jobs import Plan
 from workloads.config import Resources, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble, write_ensemble

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.joint import train_joint
-from orchestrator.plan import Plan, PlannedJob, plan
-from orchestrator.store import ExpertStore
+from orchestrator.execution.joint import train_joint
+from orchestrator.plan.jobs import Plan, PlannedJob, plan
+from orchestrator.store.experts import ExpertStore
 from workloads.config import RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.search.ledger import Rung, Trial
-from orchestrator.search.options import EarlyStop
-from orchestrator.search.tune import Report, run_trials
+from orchestrator.search.running.tune import Report, run_trials
+from orchestrator.search.study.ledger import Rung, Trial
+from orchestrator.search.study.options import EarlyStop
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import a test
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

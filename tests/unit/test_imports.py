@@ -1,4 +1,4 @@
-"""Imports point one way: workloads has never heard of Ray or MLflow, planning needs neither, and so on."""
+"""Imports point one way: workloads has never heard of Ray or MLflow, and every room keeps to its floor."""
 
 import ast
 from collections.abc import Iterator
@@ -11,25 +11,28 @@ MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestra
 
 CLUSTER = {"ray", "mlflow"}
 HEAVY = {"torch", "diffusers", "torch_fidelity", "mlflow"}
-PURE = {
-    "plan",
-    "policies",
-    "describe",
-    "layout",
-    "spool",
-    "errors",
-    "cli",
-    "space",
-    "study",
-    "laws",
-    "split_ratios",
-    "condition",
+
+FLOORS = {
+    "plan": 1,
+    "store": 1,
+    "terminal": 2,
+    "tracking": 3,
+    "execution": 3,
+    "runs": 4,
+    "search": 5,
+    "cli": 6,
 }
-"""Modules of the orchestrator that import neither Ray nor MLflow, however indirectly their user would notice."""
+"""Rooms of the orchestrator. A room imports itself and lower floors, never a neighbour on its own."""
+
+SEARCH_FLOORS = {"space": 1, "inference": 1, "study": 2, "report": 3, "running": 4}
+"""Rooms inside search/, by the same rule."""
+
+WHAT_PLANS_KNOW = {"config", "errors", "places", "files", "training.records", "training.result"}
+"""Of workloads; the rest is imported where it is needed, for it brings torch."""
 
 
 def imported(file: Path, *, at_start_only: bool = False) -> Iterator[str]:
-    """Top-level packages (and orchestrator's own modules) a file imports."""
+    """Modules that a file imports."""
     tree = ast.parse(file.read_text())
     nodes = tree.body if at_start_only else ast.walk(tree)
     for node in nodes:
@@ -40,28 +43,64 @@ def imported(file: Path, *, at_start_only: bool = False) -> Iterator[str]:
             yield node.module or ""
 
 
+def name_of(file: Path) -> str:
+    """Dotted name, a package's without __init__."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def allowed(importer: str, target: str, floors: dict[str, int], depth: int) -> bool:
+    """Whether one module may import another, by the floors of their rooms at this depth of the tree."""
+    rooms = [(name.split(".") + [""] * (depth + 1))[depth] for name in (importer, target)]
+    if rooms[0] == rooms[1] or not all(rooms):
+        return True
+    return floors[rooms[1]] < floors[rooms[0]]
+
+
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_one_way(file: Path) -> None:
-    packages = {name.split(".")[0] for name in imported(file)}
-    if file.is_relative_to(ROOT / "workloads"):
+    name, found = name_of(file), set(imported(file))
+    packages = {one.split(".")[0] for one in found}
+    if name.startswith("workloads"):
         assert not packages & (CLUSTER | {"orchestrator"})
-    elif file.stem in PURE:
-        assert not packages & CLUSTER
-    if file.name != "tracking.py":
-        assert "mlflow" not in packages
-    if file.is_relative_to(ROOT / "workloads" / "config"):
+    if name.startswith("workloads.config"):
         assert not packages & {"torch", "diffusers", "numpy"}  # descriptions load in a moment
+    if not name.startswith("orchestrator.tracking"):
+        assert "mlflow" not in packages
+    if name.startswith("orchestrator") and not name.startswith(("orchestrator.execution", "orchestrator.cli")):
+        assert "ray" not in packages or name == "orchestrator.search.running.tune"
+    for target in found:
+        if target.startswith("orchestrator."):
+            assert allowed(name, target, FLOORS, depth=1), f"{name} imports {target}, which is not below it"
+            if target.startswith("orchestrator.search."):
+                assert allowed(name, target, SEARCH_FLOORS, depth=2), f"{name} imports {target}, not below it"
+    if name.startswith("orchestrator.plan"):
+        assert "workloads" not in packages or all(
+            any(f"{one}.".startswith(f"workloads.{known}.") for known in WHAT_PLANS_KNOW)
+            for one in imported(file, at_start_only=True)
+            if one.startswith("workloads")
+        )
+
+
+def test_every_room_says_what_it_holds() -> None:
+    for package in [file for file in MODULES if file.name == "__init__.py" and "orchestrator" in file.parts]:
+        said = ast.get_docstring(ast.parse(package.read_text())) or ""
+        assert package.parent.name == "orchestrator" or ("In" in said and "Not in: " in said), package
 
 
 def test_the_command_line_starts_with_nothing_heavy() -> None:
-    at_start = {name.split(".")[0] for name in imported(ROOT / "orchestrator" / "cli.py", at_start_only=True)}
-    assert at_start <= {"os", "sys", "pathlib", "typing", "typer", "orchestrator"}
+    for file in (ROOT / "orchestrator" / "cli").glob("*.py"):
+        at_start = {name.split(".")[0] for name in imported(file, at_start_only=True)}
+        assert at_start <= {"os", "sys", "pathlib", "typing", "typer", "orchestrator", "collections"}, file
+        ours = {name for name in imported(file, at_start_only=True) if name.startswith("orchestrator.")}
+        assert all(name.startswith(("orchestrator.cli", "orchestrator.execution.environment")) for name in ours), file
 
 
-@pytest.mark.parametrize("module", ["orchestrator.store", "orchestrator.joint", "orchestrator.actor"])
+@pytest.mark.parametrize("module", ["store.experts", "execution.joint", "execution.actor", "execution.supervisor"])
 def test_reading_results_and_driving_load_no_torch(module: str) -> None:
     """Drivers, `rememe store` and Ray Train's controller start at once; torch takes seconds."""
-    seen, waiting, reached = {module}, [module], set()
+    name = f"orchestrator.{module}"
+    seen, waiting, reached = {name}, [name], set()
     while waiting:
         name = waiting.pop()
         file = ROOT.joinpath(*name.split("."))
@@ -73,7 +112,7 @@ def test_reading_results_and_driving_load_no_torch(module: str) -> None:
         found = {*packages, *imported(file, at_start_only=True)} - seen
         seen |= found
         waiting += found
-    assert "ray" in reached or module == "orchestrator.store"
+    assert ("ray" in reached) == (module in {"execution.actor", "execution.supervisor"}) or module == "execution.joint"
     assert not reached & HEAVY
 
 

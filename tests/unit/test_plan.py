@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster import refuse_infeasible
-from orchestrator.errors import ResourcesError
-from orchestrator.plan import plan
-from orchestrator.policies import (
+from orchestrator.execution.cluster import refuse_infeasible
+from orchestrator.plan.errors import ResourcesError
+from orchestrator.plan.jobs import plan
+from orchestrator.plan.policies import (
     FailureKind,
     GiveUp,
     Retry,

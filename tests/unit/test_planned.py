@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.layout import RunsDir
-from orchestrator.plan import architecture_of
-from orchestrator.search.ledger import Ledger, Trial, UsedJob
-from orchestrator.search.planned import plan_from_study
-from orchestrator.search.study import Study
+from orchestrator.plan.jobs import architecture_of
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.running.forecast import plan_from_study
+from orchestrator.search.study.ledger import Ledger, Trial, UsedJob
+from orchestrator.search.study.study import Study
 from workloads.analysis.curves import LossCurve
 from workloads.config import DataSpec, RunConfig
 from workloads.config.load import validate

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.search.planner import Architecture, Limits, Measured, best_assignments, predicted_loss
+from orchestrator.search.inference.assignment import Architecture, Limits, Measured, best_assignments, predicted_loss
 from workloads.analysis.curves import LossCurve
 from workloads.config import Interval, IntervalTable
 from workloads.errors import ConfigError

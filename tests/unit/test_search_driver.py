@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.layout import RunsDir
-from orchestrator.search.driver import Driver, Proposal
-from orchestrator.search.growth import Growth
-from orchestrator.search.ledger import Ledger, Rung, Trial, UsedJob
-from orchestrator.search.plans import Plans, make_plans
-from orchestrator.search.run import make_sampler
-from orchestrator.search.study import Study
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.running.driver import Driver, Proposal
+from orchestrator.search.running.growth import Growth
+from orchestrator.search.running.search import make_sampler
+from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
+from orchestrator.search.study.plans import Plans, make_plans
+from orchestrator.search.study.study import Study
 from workloads.config import DataSpec
 from workloads.config.load import validate
 from workloads.errors import ConfigError

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.search.laws import Boundaries, Each
-from orchestrator.search.space import Context, LogUniform, RandomSource, Values
-from orchestrator.search.split_ratios import SplitRatios
+from orchestrator.search.space.basics import Context, LogUniform, RandomSource, Values
+from orchestrator.search.space.laws import Boundaries, Each
+from orchestrator.search.space.split_ratios import SplitRatios
 from workloads.config import IUNetConfig
 from workloads.config.load import apply_value
 from workloads.errors import ConfigError

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from scipy.stats import spearmanr
 
-from orchestrator.layout import RunsDir
-from orchestrator.search.importance import columns, importances
-from orchestrator.search.ledger import Ledger, Rung, Trial, UsedJob
-from orchestrator.search.report import Page, write_report
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.inference.importance import columns, importances
+from orchestrator.search.report.page import Page, write_report
+from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
 from workloads.config import Interval
 from workloads.errors import ConfigError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spool import Note, Spool
+from orchestrator.tracking.spool import Note, Spool
 
 NOTES = [
     Note("open", "a", {"name": "a"}),

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import remote_store
-from orchestrator.remote_store import RemoteStore
-from orchestrator.store import ExpertStore
+from orchestrator.store import remote as remote_store
+from orchestrator.store.experts import ExpertStore
+from orchestrator.store.remote import RemoteStore
 from workloads.errors import ConfigError, StorageError
 
 HOLD = """
     import sys, time
     from pathlib import Path
-    from orchestrator.store import ExpertStore
+    from orchestrator.store.experts import ExpertStore
     claim = ExpertStore(Path(sys.argv[1])).claim("k")
     print(claim is not None, flush=True)
     time.sleep(60)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.layout import RunsDir
-from orchestrator.search.ledger import Ledger, Trial
-from orchestrator.store import ExpertStore
-from orchestrator.store_view import collect_garbage, list_store, verify_store
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.study.ledger import Ledger, Trial
+from orchestrator.store.experts import ExpertStore
+from orchestrator.store.inventory import collect_garbage, list_store, verify_store
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.errors import ConfigError

@@ -1,0 +1,102 @@
+"""Connecting to Ray: a private cluster on this machine, or the one the user named."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.plan.errors import ClusterError, ResourcesError
+from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.policies import as_ray_resources, num_slots, why_infeasible
+from workloads.config import Resources
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Only descriptions, records and generated batches travel through Ray; its default is a third of the memory."""
+
+
+def local_node() -> dict[str, float]:
+    """What this machine offers a private cluster."""
+    import torch
+
+    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+
+
+def refuse_infeasible(jobs: Sequence[PlannedJob], nodes: Sequence[Mapping[str, float]], where: str) -> None:
+    """Raise ResourcesError for the first job that no node could hold even when idle; Ray would wait for ever."""
+    for planned in jobs:
+        reason = why_infeasible(planned.resources, nodes)
+        if reason is not None:
+            raise ResourcesError(f"{planned.name}: execution.{reason} ({where}); ask for less or join a larger node")
+        num_fitting = num_slots([planned.resources] * planned.num_workers, nodes)
+        if num_fitting < planned.num_workers:
+            raise ResourcesError(
+                f"{planned.name}: execution.num_workers is {planned.num_workers}, but only {num_fitting} of them fit "
+                f"at once ({where}); ask for fewer, or for less each"
+            )
+
+
+@contextmanager
+def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_options: Any) -> Iterator[None]:
+    """A Ray connection for the block: to `address`, or to a private cluster started here and ended with the block.
+
+    Raises ResourcesError before anything is started if no node can ever hold one of the jobs, and ClusterError if
+    the address does not answer.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a run within a comparison
+        refuse_infeasible(jobs, alive_nodes(), "in the connected cluster")
+        yield
+        return
+    if address is None:
+        node = {name: amount for name, amount in local_node().items() if amount}
+        refuse_infeasible(jobs, [node], "on this machine")
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        # A bare ray.init() would attach to any cluster this machine has ever run, alive or not.
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | local_options
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); check the address, and that "
+            "RAY_AUTH_MODE and the token are those of the cluster"
+        ) from None
+    try:
+        if address is not None:
+            refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def with_resources(remote: Any, resources: Resources) -> Any:
+    """A remote function or actor class that asks for these of the cluster.
+
+    Of the cluster, not of what a configuration of a search holds, which is nothing.
+    """
+    wanted = as_ray_resources(resources)
+    return remote.options(
+        num_cpus=wanted.pop("CPU", 0),
+        num_gpus=wanted.pop("GPU", 0),
+        resources=wanted or None,
+        scheduling_strategy="DEFAULT",
+    )
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """Total resources of every node of the connected cluster."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_alive(node_id: str) -> bool:
+    """Whether the node is still part of the cluster."""
+    import ray
+
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())

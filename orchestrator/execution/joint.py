@@ -1,0 +1,224 @@
+"""A remix as one job of Ray Train: any number of workers, each on its part of every batch.
+
+Ray Train places the workers, makes the process group, and starts all of them again when one dies; what they do is
+workloads' own training, which goes on from its last checkpoint.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.execution.supervisor import (
+    POLL_INTERVAL_S,
+    STOP_TIMEOUT_S,
+    Listener,
+    TrainingOutcome,
+    stop_signals,
+)
+from orchestrator.plan.errors import ExpertFailedError
+from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.policies import as_ray_resources
+from orchestrator.store.experts import Claim, ExpertStore, check_store
+from workloads.config import ExecutionConfig
+from workloads.errors import RememeError
+from workloads.files import write_text
+from workloads.training.records import read_records
+
+STOP_FILE = "stop"
+"""Its presence in the job's directory asks the workers to write a checkpoint and end."""
+
+FAILURE_FILE = "failure.txt"
+"""What a worker says about an error that would only come back."""
+
+
+WORKER_START_TIMEOUT_S = "300"
+"""Ray Train's own minute is short for a busy machine that imports torch in every worker."""
+
+
+class _Work(NamedTuple):
+    """What every worker is told."""
+
+    planned: PlannedJob
+    data_path: Path
+    work_dir: Path
+    store_id: str
+
+
+def train_joint(
+    planned: PlannedJob,
+    data_path: Path,
+    store: ExpertStore,
+    execution: ExecutionConfig,
+    listeners: Sequence[Listener] = (),
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingOutcome:
+    """Train a remix on the connected cluster unless the store has it, or another driver trains it meanwhile.
+
+    Ctrl-C, or should_stop(), writes a checkpoint and stops.
+    """
+    outcome, key, stop = TrainingOutcome(), planned.key, threading.Event()
+    with stop_signals(stop):
+        claim = _claim(key, store, listeners, lambda: stop.is_set() or should_stop())
+        if claim is not None:
+            try:
+                _train(planned, data_path, store, execution, listeners, outcome, lambda: stop.is_set() or should_stop())
+            finally:
+                claim.release()
+        elif (result := store.completed(key)) is not None:
+            outcome.completed[key] = result
+            _tell(listeners, key, "reused")
+        else:
+            outcome.stopped.append(key)
+            _tell(listeners, key, "stopped")
+    return outcome
+
+
+def _claim(
+    key: str, store: ExpertStore, listeners: Sequence[Listener], should_stop: Callable[[], bool]
+) -> Claim | None:
+    """The right to train the key, waited for; None if there is nothing to train any more, or a stop was asked for."""
+    told = False
+    while store.completed(key) is None and not should_stop():
+        if (claim := store.claim(key)) is not None:
+            return claim
+        if not told:
+            _tell(listeners, key, "elsewhere")
+            told = True
+        time.sleep(POLL_INTERVAL_S)
+    return None
+
+
+def _train(
+    planned: PlannedJob,
+    data_path: Path,
+    store: ExpertStore,
+    execution: ExecutionConfig,
+    listeners: Sequence[Listener],
+    outcome: TrainingOutcome,
+    should_stop: Callable[[], bool],
+) -> None:
+    key = planned.key
+    work = _Work(planned, data_path, store.path(key), store.identity)
+    work.work_dir.mkdir(parents=True, exist_ok=True)
+    for name in (STOP_FILE, FAILURE_FILE):
+        (work.work_dir / name).unlink(missing_ok=True)
+    _tell(listeners, key, "starting", f"{execution.num_workers} workers")
+    fit = _Fit(work, execution)
+    _watch(fit, work, listeners, should_stop)
+    failure_file = work.work_dir / FAILURE_FILE
+    failure = failure_file.read_text() if failure_file.exists() else fit.failure
+    if (result := store.completed(key)) is not None:
+        store.publish(key)
+        outcome.completed[key] = result
+        outcome.trained.add(key)
+        _tell(listeners, key, "done")
+    elif failure is None or (should_stop() and not failure_file.exists()):
+        outcome.stopped.append(key)
+        _tell(listeners, key, "stopped")
+    else:
+        attempts = 1 if failure_file.exists() else execution.max_attempts
+        outcome.failed[key] = str(ExpertFailedError(planned.name, attempts, failure))
+        _tell(listeners, key, "failed", failure)
+
+
+def _watch(fit: "_Fit", work: _Work, listeners: Sequence[Listener], should_stop: Callable[[], bool]) -> None:
+    """Hand records on until training has ended or, after a request to stop, the time for that is over."""
+    records_file, last_images, deadline_s = work.work_dir / "records.jsonl", -1, float("inf")
+    while fit.is_alive() and time.monotonic() < deadline_s:
+        fit.join(POLL_INTERVAL_S)
+        if should_stop() and deadline_s == float("inf"):
+            write_text(work.work_dir / STOP_FILE, "")
+            deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        records = [record for record in read_records(records_file) if record.images_seen > last_images]
+        if records:
+            if last_images < 0:
+                _tell(listeners, work.planned.key, "training")
+            last_images = records[-1].images_seen
+            for listener in listeners:
+                listener.on_records(work.planned.key, records)
+
+
+class _Fit(threading.Thread):
+    """Ray Train's fit() in a thread of its own, so that Ctrl-C reaches us and not Ray Train."""
+
+    def __init__(self, work: _Work, execution: ExecutionConfig) -> None:
+        super().__init__(name="rememe-fit", daemon=True)
+        self._work, self._execution = work, execution
+        self.failure: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        resources = self._work.planned.resources
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"work": self._work},
+            scaling_config=ScalingConfig(
+                num_workers=self._execution.num_workers,
+                use_gpu=resources.num_gpus > 0,
+                resources_per_worker=as_ray_resources(resources),
+            ),
+            run_config=RunConfig(
+                name="ray-train",
+                storage_path=str(self._work.work_dir),
+                failure_config=FailureConfig(max_failures=self._execution.max_attempts - 1),
+            ),
+        )
+        try:
+            trainer.fit()
+        # Whatever Ray Train raises ends in the outcome; an error of ours is in FAILURE_FILE.
+        except Exception as error:
+            self.failure = _first_sentence(error)
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    import ray
+    import ray.train
+
+    from workloads.training.job import train_job
+    from workloads.training.processes import SharedStop, Workers
+    from workloads.training.result import TrainingStopped
+
+    work: _Work = config["work"]
+    if (work.work_dir / FAILURE_FILE).exists():
+        return
+    planned = work.planned
+    workers = Workers.current()
+    try:
+        check_store(work.work_dir.parent, work.store_id, ray.util.get_node_ip_address())
+        train_job(
+            planned.job,
+            work.data_path,
+            work.work_dir,
+            device=str(ray.train.torch.get_device()),
+            num_threads=planned.resources.num_threads,
+            workers=workers,
+            should_stop=SharedStop(workers, (work.work_dir / STOP_FILE).exists, planned.job.training),
+        )
+    except TrainingStopped:
+        return
+    except RememeError as error:
+        # Training is deterministic, so the error would come back: the workers that Ray Train starts again find the
+        # file and end. Raising is what ends the other workers, which wait for this one's gradients.
+        write_text(work.work_dir / FAILURE_FILE, str(error))
+        raise
+
+
+def _tell(listeners: Sequence[Listener], key: str, state: str, detail: str = "") -> None:
+    for listener in listeners:
+        listener.on_state(key, state, detail)
+
+
+def _first_sentence(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

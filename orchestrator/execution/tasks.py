@@ -1,0 +1,146 @@
+"""Sampling and measuring on every slot of the cluster.
+
+The unit of sampling is a fixed batch, so the images do not depend on how many slots there are.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from orchestrator.execution.cluster import with_resources
+from orchestrator.plan.errors import ClusterError
+from orchestrator.plan.jobs import PlannedJob
+from workloads.analysis.curves import LossCurve
+from workloads.analysis.held_out import held_out_curve
+from workloads.analysis.latency import latency_s
+from workloads.config import Job, ProtocolConfig, Resources
+from workloads.config.evaluation import HeldOutSpec
+from workloads.data.prepared import PreparedDataset
+from workloads.ensemble import Ensemble
+from workloads.errors import RememeError
+from workloads.evaluation.generate import batch_indices, generate_batch
+from workloads.evaluation.protocol import Score
+from workloads.evaluation.samples import SampleStore
+from workloads.evaluation.score import evaluate_samples
+
+MAX_IN_FLIGHT = 64
+"""Batches submitted ahead: enough to keep a cluster busy, few enough not to fill the driver's memory."""
+
+MAX_RETRIES = 3
+"""A batch whose worker died is drawn again elsewhere; it comes out the same."""
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, fingerprint: str, device: str) -> Ensemble:
+    """One ensemble per worker process; the fingerprint makes a retrained one in the same place another."""
+    import torch
+
+    torch.set_num_threads(1)  # the last bits of a result depend on the number of threads
+    ensemble = Ensemble.load(path, device)
+    assert ensemble.fingerprint == fingerprint
+    return ensemble
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _generate(path: Path, fingerprint: str, protocol: ProtocolConfig, index: int, device: str) -> np.ndarray:
+    ensemble = _load(path, fingerprint, device)
+    images, _ = generate_batch(ensemble, protocol, batch_indices(protocol)[index])
+    return images.numpy()
+
+
+def generate_samples(
+    ensemble: Ensemble,
+    protocol: ProtocolConfig,
+    out: SampleStore,
+    *,
+    resources: Resources,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw the batches `out` lacks, each with `resources` of the connected cluster, and write them as they come."""
+    missing = out.missing(protocol)
+    num_batches = len(batch_indices(protocol))
+    num_done = num_batches - len(missing)
+    task = with_resources(_generate, resources)
+    in_flight: dict[ray.ObjectRef, int] = {}
+    waiting = list(reversed(missing))
+    while waiting or in_flight:
+        while waiting and len(in_flight) < MAX_IN_FLIGHT:
+            index = waiting.pop()
+            in_flight[task.remote(ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = index
+        finished, _ = ray.wait(list(in_flight), num_returns=1)
+        for reference in finished:
+            out.write(in_flight.pop(reference), _take(reference))
+            num_done += 1
+        if on_progress is not None:
+            on_progress(min(num_done * protocol.batch_size, protocol.num_samples), protocol.num_samples)
+
+
+def _take(reference: ray.ObjectRef) -> Any:
+    """What a task returns; what went wrong in the worker is raised as it was raised there."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, RememeError) else error from None
+    except RayError as error:
+        raise ClusterError(
+            f"a task was given up: {str(error).splitlines()[0]}; what was done so far is kept, "
+            "run the same command again to continue"
+        ) from None
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _score(
+    samples: SampleStore, reference: Path, protocol: ProtocolConfig, cache_dir: Path, options: dict[str, Any]
+) -> Score:
+    return evaluate_samples(samples, PreparedDataset(reference), protocol, cache_dir=cache_dir, **options)
+
+
+def score_on_cluster(
+    samples: SampleStore,
+    reference: PreparedDataset,
+    protocol: ProtocolConfig,
+    cache_dir: Path,
+    *,
+    resources: Resources,
+    **options: Any,
+) -> Score:
+    """evaluate_samples in a task with `resources`, for a driver that holds none."""
+    options["device"] = resources.device
+    score: Score = _take(
+        with_resources(_score, resources).remote(samples, reference.path, protocol, cache_dir, options)
+    )
+    return score
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _curve(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
+    return held_out_curve(work_dir, job, data_path, spec, device=device, num_threads=num_threads)
+
+
+def held_out_curves(
+    jobs: Sequence[PlannedJob], folders: Sequence[Path], data_path: Path, spec: HeldOutSpec
+) -> list[LossCurve]:
+    """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
+    asked = []
+    for planned, folder in zip(jobs, folders, strict=True):
+        resources = planned.resources
+        task = with_resources(_curve, resources)
+        asked.append(task.remote(folder, planned.job, data_path, spec, resources.device, resources.num_threads))
+    return [_take(reference) for reference in asked]
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _latencies(path: Path, device: str) -> list[float]:
+    ensemble = Ensemble.load(path, device)
+    return [latency_s(ensemble, interval.lo) for interval in ensemble.intervals]
+
+
+def latencies_s(ensemble: Ensemble, resources: Resources) -> list[float]:
+    """Seconds of one call of each expert for one image, measured in one task with `resources`."""
+    found: list[float] = _take(with_resources(_latencies, resources).remote(ensemble.path, resources.device))
+    return found

@@ -1,0 +1,169 @@
+"""`rememe compare`: several strategies from one base network, under one budget and one protocol, in one table."""
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from orchestrator.execution.cluster import connect
+from orchestrator.runs.configuration import Outcome, train_configuration
+from orchestrator.plan.places import RunsDir
+from orchestrator.terminal.view import print_note, si, wide_console
+from orchestrator.runs.work import driver_device
+from workloads.analysis.grid import sample_grid
+from workloads.analysis.latency import latency_s
+from workloads.config.comparison import Comparison
+from workloads.ensemble import Ensemble
+from workloads.evaluation.protocol import require_comparable, samples_key
+from workloads.evaluation.samples import SampleStore
+
+NUM_SHOWN = 20
+"""Samples of each row, side by side."""
+
+COLUMNS = {
+    "inception_score": "IS",
+    "score": "",
+    "precision": "prec.",
+    "recall": "rec.",
+    "num_active_parameters": "active",
+    "num_parameters": "stored",
+    "macs": "MACs",
+    "steps_per_s": "steps/s",
+    "peak_memory_bytes": "peak mem.",
+    "latency_s": "latency",
+}
+"""Figures of a row, in the order of the table; the score's heading is its name."""
+
+SCORES = {"inception_score", "score", "precision", "recall"}
+"""What differs between seeds by more than noise of the machine, and so gets an error bar."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    outcomes: Sequence[Outcome]
+    figures: Mapping[str, Sequence[float]]
+    """One value per seed."""
+
+
+def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | None) -> None:
+    """Train what is missing of every row and seed, score it, print and keep the table.
+
+    The same command again goes on where it stopped. Raises ConfigError if a row could not run, before any does.
+    """
+    for seed in comparison.seeds:  # a mistake in the last row is to be found before the first is trained
+        comparison.base_run(seed)
+        for row in comparison.rows:
+            comparison.row_run(row, seed, None)
+    outcomes: dict[str, list[Outcome]] = {"base": [], **{row: [] for row in comparison.rows}}
+    with connect(address):
+        for seed in comparison.seeds:
+            base = _train(comparison, "base", seed, None, runs_dir, address)
+            outcomes["base"].append(base)
+            start = str(base.run_dir / "ensemble" / "expert_00")
+            for row in comparison.rows:
+                outcomes[row].append(_train(comparison, row, seed, start, runs_dir, address))
+    rows = [_Row(name, found, _figures(found)) for name, found in outcomes.items()]
+    _print(comparison, rows)
+    file = RunsDir(runs_dir).path / f"{comparison.name}.csv"
+    _write(file, comparison, rows)
+    picture = file.with_suffix(".png")
+    _draw(picture, rows)
+    print(f"kept in      {file}")
+    print(f"samples      {picture} (a row each: {', '.join(row.name for row in rows)}; equal seeds)")
+
+
+def _train(
+    comparison: Comparison, row: str, seed: int, start: str | None, runs_dir: Path, address: str | None
+) -> Outcome:
+    print_note(f"{comparison.name}: {row}, seed {seed}")
+    config = comparison.base_run(seed) if row == "base" else comparison.row_run(row, seed, start)
+    return train_configuration(config, runs_dir, address=address, evaluate=True, comparison=comparison.name)
+
+
+def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+    figures: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    for outcome in outcomes:
+        score, jobs = outcome.score, outcome.planned.jobs
+        assert score is not None
+        require_comparable(score, outcomes[0].score or score)
+        batch_size = jobs[0].job.training.batch_size
+        images = sum(result.images_seen for result in outcome.results)
+        values = {
+            "score": score.value,
+            **score.others,
+            "num_active_parameters": max(job.num_active_parameters for job in jobs),
+            "num_parameters": sum(job.num_parameters for job in jobs),
+            "macs": max(job.macs for job in jobs),
+            "steps_per_s": images / batch_size / sum(result.train_s for result in outcome.results),
+            "peak_memory_bytes": max(result.peak_memory_bytes for result in outcome.results),
+            "latency_s": latency_s(Ensemble.load(outcome.run_dir, driver_device())),
+        }
+        for name in COLUMNS:
+            figures[name].append(values[name])
+    return figures
+
+
+def _print(comparison: Comparison, rows: Sequence[_Row]) -> None:
+    score = rows[0].outcomes[0].score
+    assert score is not None
+    num_seeds = len(comparison.seeds)
+    spread = "mean +- standard deviation" if num_seeds > 1 else "value"
+    table = Table(title=f"{comparison.name}: {spread} over {num_seeds} seed{'s' if num_seeds > 1 else ''}")
+    table.add_column("", no_wrap=True)
+    for heading in COLUMNS.values():
+        table.add_column(heading or score.name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, *(_cell(name, row.figures[name]) for name in COLUMNS))
+    console = wide_console()
+    console.print(table)
+    console.print(
+        f"protocol {score.protocol['name']}, {score.num_samples:,} samples, hash {score.protocol_hash[:8]}; "
+        f"{comparison.budget_images:,} images in total after the base, shared by experts that are trained alone; "
+        "steps/s of one worker (all workers for a remix); a difference within the spread is a tie"
+    )
+
+
+def _cell(name: str, values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    if name == "latency_s":
+        return f"{1000 * mean:.2f} ms"
+    if name == "peak_memory_bytes":
+        return f"{si(mean)}B"
+    if name == "steps_per_s":
+        return f"{mean:.2f}"
+    if name not in SCORES:
+        return si(mean)
+    digits = 3 if mean < 10 else 2
+    spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def _draw(file: Path, rows: Sequence[_Row]) -> None:
+    """The first samples of every row for the first seed: equal noise and classes, one below the other."""
+    images = []
+    for row in rows:
+        ensemble = Ensemble.load(row.outcomes[0].run_dir)
+        protocol = ensemble.config.evaluation
+        folder = row.outcomes[0].run_dir / "samples" / samples_key(protocol, ensemble.fingerprint)
+        images += SampleStore(folder).images(protocol).__getitems__(list(range(min(NUM_SHOWN, protocol.num_samples))))
+    sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(file)
+
+
+def _write(file: Path, comparison: Comparison, rows: Sequence[_Row]) -> None:
+    """One line per row and seed."""
+    with file.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS])
+        for row in rows:
+            for index, (seed, outcome) in enumerate(zip(comparison.seeds, row.outcomes, strict=True)):
+                assert outcome.score is not None
+                num_experts = len(outcome.planned.config.intervals)
+                figures = [row.figures[name][index] for name in COLUMNS]
+                writer.writerow(
+                    [row.name, seed, outcome.run_dir.name, outcome.score.protocol_hash, num_experts, *figures]
+                )

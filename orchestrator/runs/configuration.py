@@ -1,0 +1,170 @@
+"""One configuration from description to score: plan, train what is missing, gather, sample, score, track."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.execution.cluster import connect
+from orchestrator.runs.description import prepare_data_of, prepare_reference_of
+from orchestrator.plan.errors import RunStoppedError
+from orchestrator.plan.places import RunsDir
+from orchestrator.plan.jobs import Plan, plan
+from orchestrator.store.experts import ExpertStore
+from orchestrator.tracking.logged import TrackExperts, log_score, log_sizes, open_configuration
+from orchestrator.tracking.tracker import COMPARISON_TAG, TrackedRun, Tracker, run_url
+from orchestrator.terminal.view import LiveView, print_note, print_result
+from orchestrator.runs.work import Scored, Work
+from workloads.config import ProtocolConfig, RunConfig
+from workloads.config.load import apply_override, validate
+from workloads.data.prepared import PreparedDataset
+from workloads.ensemble import Ensemble
+from workloads.errors import ConfigError
+from workloads.evaluation.extractors import check_extractor
+from workloads.evaluation.protocol import Score
+from workloads.training.result import JobResult
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A configuration that is trained and, unless that was not asked for, scored."""
+
+    planned: Plan
+    run_dir: Path
+    results: Sequence[JobResult]
+    score: Score | None
+
+
+def train_configuration(
+    config: RunConfig,
+    runs_dir: Path,
+    *,
+    address: str | None,
+    evaluate: bool,
+    comparison: str | None = None,
+    store: str | None = None,
+) -> Outcome:
+    """Train what is missing, gather the ensemble and, unless told not to, score it.
+
+    Within a comparison (its name), its MLflow run is found under that name, and further scores are measured. store is
+    the URI that finished experts are shared through.
+
+    Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
+    when it was interrupted and checkpoints were written.
+    """
+    runs = RunsDir(runs_dir)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute():
+        print_note(
+            f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
+            "give --runs-dir an absolute path to keep them"
+        )
+    if evaluate:
+        check_extractor(config.evaluation)
+    dataset = prepare_data_of(config, runs)
+    reference = prepare_reference_of(config, runs) if evaluate else None
+    planned = plan(config, dataset.spec(config.data))
+    work = Work(planned, runs, ExpertStore(runs.store, store), runs.run(config.name, planned.fingerprint))
+    with _open(work, address) as session:
+        work.describe()
+        results = session.train(dataset)
+        ensemble = work.gather(dataset)
+        session.log_training(results, ensemble, dataset)
+        scored = None
+        if reference is not None:
+            scored = work.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
+            log_score(session.tracked, scored)
+        if comparison is not None:
+            session.tracked.set_tags({COMPARISON_TAG: comparison})
+        session.report(results, scored, runs_dir)
+        return Outcome(planned, work.run_dir, results, scored.score if scored else None)
+
+
+def evaluate_run(
+    run: Path, runs_dir: Path, *, protocol: str | None, overrides: Sequence[str], address: str | None
+) -> None:
+    """Score a trained ensemble under its own or another protocol, and log the score to its MLflow run."""
+    runs = RunsDir(runs_dir)
+    ensemble = Ensemble.load(run)
+    config = _with_protocol(ensemble.config, protocol, overrides)
+    check_extractor(config.evaluation)
+    reference = prepare_reference_of(config, runs)
+    if config.reference is None and reference.fingerprint != ensemble.data.fingerprint:
+        raise ConfigError(
+            f"{run} was trained on other data than {config.data.kind} gives now; set reference in its config"
+        )
+    planned = plan(ensemble.config, ensemble.data)
+    work = Work(planned, runs, ExpertStore(runs.store), ensemble.path.parent)
+    with _open(work, address) as session:
+        scored = work.score(ensemble, config.evaluation, reference)
+        log_score(session.tracked, scored)
+        session.report([work.store.completed(job.key) for job in planned.jobs], scored, runs_dir)
+
+
+def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]) -> RunConfig:
+    raw: dict[str, Any] = config.evaluation.model_dump(mode="json") if name is None else {"name": name}
+    for override in overrides:
+        raw = apply_override(raw, override)
+    protocol = validate(ProtocolConfig, raw)
+    return validate(RunConfig, config.model_dump(mode="json") | {"evaluation": protocol.model_dump(mode="json")})
+
+
+@contextmanager
+def _open(work: Work, address: str | None) -> Iterator["_Session"]:
+    """A connected cluster and a running MLflow run; the run ends as the block does."""
+    started_s = time.perf_counter()
+    with connect(address, work.planned.jobs), Tracker(work.runs.path) as tracker:
+        tracked = open_configuration(tracker, work.planned, work.run_dir.name)
+        try:
+            yield _Session(work, tracker, tracked, started_s)
+        except BaseException as error:
+            tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED")
+            raise
+        tracked.finish("FINISHED")
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A configuration that is worked on and tracked."""
+
+    work: Work
+    tracker: Tracker
+    tracked: TrackedRun
+    started_s: float
+
+    def train(self, dataset: PreparedDataset) -> list[JobResult]:
+        """Results in the order of the plan."""
+        planned = self.work.planned
+        track = TrackExperts(planned, self.tracker, self.tracked, self.work.runs.store)
+        with LiveView(planned.jobs) as view:
+            outcome = self.work.train(dataset, [view, track])
+        for key, result in outcome.completed.items():
+            track.finish(key, result)
+        return self.work.require_complete(outcome)
+
+    def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
+        """Figures and sizes of the whole configuration."""
+        for file in self.work.figures(results, ensemble, dataset):
+            self.tracked.log_artifact(file, "figures")
+        log_sizes(self.tracked, self.work.planned, results)
+
+    def report(self, results: Sequence[JobResult | None], scored: Scored | None, runs_dir: Path) -> None:
+        """Tell the user what came out and where it is."""
+        self.tracker.flush()
+        print_result(
+            self.work.planned,
+            scored.score if scored else None,
+            grid=_shown(scored.grid) if scored else None,
+            run_dir=_shown(self.work.run_dir),
+            runs_dir=runs_dir,
+            url=run_url(self.tracker, self.tracked),
+            losses=[result.final_loss if result else float("nan") for result in results],
+            elapsed_s=time.perf_counter() - self.started_s,
+        )
+
+
+def _shown(path: Path) -> Path:
+    """Relative where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

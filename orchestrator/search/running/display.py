@@ -1,0 +1,130 @@
+"""A study in the terminal: one bar for all configurations, a line when one gets further, a table in the end."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from orchestrator.search.inference.statistics import Estimate, tied
+from orchestrator.search.space.basics import short_path, shown
+from orchestrator.search.study.ledger import Rung, Trial, metric_name, ranked
+from orchestrator.search.study.study import Study
+from orchestrator.terminal.view import si, wide_console
+
+LOOK_INTERVAL_S = 2.0
+NUM_SHOWN = 20
+"""Configurations the table lists, best first."""
+
+ENDED = {"finished", "stopped", "failed"}
+SHORT = {"finished": "done", "stopped": "stopped early", "failed": "failed", "interrupted": "interrupted"}
+
+
+class StudyView:
+    """Listens to the driver. Use as a context manager."""
+
+    def __init__(self, study: Study, study_dir: Path, known: Sequence[Trial], total: int | None) -> None:
+        self._study, self._progress_dir = study, study_dir / "progress"
+        self._trials = {trial.number: trial for trial in known}
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("configurations {task.fields[now]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task(study.name, total=total, now="", completed=self._num_ended)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="rememe-study-view", daemon=True)
+
+    def __enter__(self) -> "StudyView":
+        self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._bar.update(self._task, now="")
+        self._bar.stop()
+
+    def __call__(self, trial: Trial) -> None:
+        """Print how far a configuration has come, if that is news."""
+        before = self._trials.get(trial.number)
+        self._trials[trial.number] = trial
+        if before is None or before.state != trial.state or len(before.rungs) != len(trial.rungs):
+            self._bar.print(self._line(trial), highlight=False, markup=False)
+        self._bar.update(self._task, completed=self._num_ended)
+
+    @property
+    def _num_ended(self) -> int:
+        return sum(trial.state in ENDED for trial in self._trials.values())
+
+    def _line(self, trial: Trial) -> str:
+        where = ", ".join(f"{short_path(path)} {shown(trial.values, path)}" for path in self._study.space)
+        scores = ", ".join(f"{metric_name(rung)} {rung.value:.4g}" for rung in trial.rungs)
+        words = [SHORT.get(trial.state, ""), scores, trial.error]
+        said = ": ".join(word for word in words if word) or "begun"
+        return f"configuration {trial.number} ({where}) {said}"
+
+    def _look(self) -> None:
+        """What running configurations say of their training."""
+        while not self._ended.wait(LOOK_INTERVAL_S):
+            running = [trial.number for trial in list(self._trials.values()) if trial.state == "running"]
+            words = []
+            for number in running:
+                file = self._progress_dir / f"{number:04d}"
+                words.append(f"#{number} {file.read_text() if file.exists() else 'starting'}")
+            self._bar.update(self._task, now=f"({', '.join(words)})" if words else "")
+
+
+def print_study(study: Study, trials: Sequence[Trial]) -> None:
+    """The best configurations with their scores and what they share, and in a sentence what was saved."""
+    best = ranked(trials, study.ladder.rungs)
+    rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
+    table = Table(title=f"{study.name}: best of {len(trials)} configurations")
+    for column in ("", *(_heading(trials, name) for name in reversed(rungs)), *map(short_path, study.space)):
+        table.add_column(column, no_wrap=True)
+    for heading in ("params", "MACs", "run"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, trial in enumerate(best[:NUM_SHOWN]):
+        mark = "=" if place and _is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
+        scores = [_cell(trial.rung(name)) for name in reversed(rungs)]
+        varied = [shown(trial.values, path) for path in study.space]
+        table.add_row(mark, *scores, *varied, si(trial.num_parameters), si(trial.macs), ", ".join(trial.runs))
+    console = wide_console()
+    console.print(table)
+    for state, words in (("stopped", "were stopped early"), ("failed", "failed")):
+        count = sum(trial.state == state for trial in trials)
+        if count:
+            console.print(f"{count} configurations {words}")
+    trained, reused = sum(trial.images_trained for trial in trials), sum(trial.images_reused for trial in trials)
+    if trained:
+        console.print(
+            f"= is tied with the best (within the 95 % interval of the difference). {si(trained)} training images "
+            f"served for {si(trained + reused)}: a factor of {(trained + reused) / trained:.2f} saved"
+        )
+
+
+def _is_tied(best: Trial, other: Trial, rungs: Sequence[str]) -> bool:
+    for name in reversed(rungs):
+        a, b = best.rung(name), other.rung(name)
+        if a is not None and b is not None:
+            return tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
+    return False
+
+
+def _heading(trials: Sequence[Trial], name: str) -> str:
+    return metric_name(next(rung for trial in trials if (rung := trial.rung(name))))
+
+
+def _cell(rung: Rung | None) -> str:
+    if rung is None:
+        return ""
+    half = "" if rung.stderr is None else f" +- {1.96 * rung.stderr:.2g}"
+    return f"{rung.value:.4g}{half}"

@@ -1,0 +1,128 @@
+"""From an earlier study's networks to the configurations of the next: what their losses by timestep say is best."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.plan.jobs import Plan, architecture_of
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.inference.assignment import (
+    Architecture,
+    Assignment,
+    Limits,
+    Measured,
+    best_assignments,
+    predicted_loss,
+)
+from orchestrator.search.running.driver import Proposal
+from orchestrator.search.space.basics import Values
+from orchestrator.search.study.ledger import Trial, UsedJob, open_ledger
+from orchestrator.search.study.study import Study
+from workloads.analysis.curves import LossCurve, newest_curve
+from workloads.config import ExpertJob, Independent, Meme, RunConfig
+from workloads.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was measured, and what it leads to."""
+
+    measured: Sequence[Measured]
+    proposals: Sequence[Proposal]
+
+    def predict(self, plans: Sequence[Plan]) -> float | None:
+        """Held-out loss to expect of a configuration; None if it has an architecture that was never measured."""
+        planned = plans[0]
+        names = [architecture_of(job.job.model) for job in planned.jobs]
+        if not set(names) <= {one.architecture for one in self.measured} or len(names) != len(planned.config.intervals):
+            return None
+        return predicted_loss(self.measured, planned.config.intervals, names)
+
+
+def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int) -> Planned:
+    """The best configurations of `study` that the networks of the `earlier` one predict.
+
+    ConfigError if they cannot be planned: no losses were measured, the strategy has no experts of its own, or no
+    configuration satisfies the study's limits.
+    """
+    ledger = open_ledger(runs, earlier)
+    measured, models = _measured(ledger.trials(), runs)
+    if not measured:
+        raise ConfigError(
+            f"study {earlier} has no network whose held-out loss is known; give it ladder.held_out and search again"
+        )
+    base = study.config(next(study.configurations())[0], study.name)
+    strategy = base.strategy
+    if not isinstance(strategy, Independent | Meme):
+        raise ConfigError(f"--plan-from plans experts that are trained alone, and strategy.kind is {strategy.kind}")
+    costs = {name: cost for name, (_, cost) in models.items()}
+    if study.limits.latency_s is not None and any(cost.latency_s is None for cost in costs.values()):
+        raise ConfigError(
+            f"limits.latency_s is {study.limits.latency_s:g}, but study {earlier} has timed no calls; "
+            "search again under a new name with objectives [score, latency_s] (experts are reused), or leave it out"
+        )
+    limits = Limits(**study.limits.model_dump())
+    found = best_assignments(
+        measured,
+        costs,
+        num_timesteps=base.diffusion.num_timesteps,
+        positions=study.cut_positions(base),
+        num_experts=study.expert_counts(base),
+        limits=limits,
+        num_best=num_best,
+    )
+    proposals = [Proposal(_values(study, base, one, models), one.predicted_loss) for one in found]
+    return Planned(measured, [proposal for proposal in proposals if study.admits(proposal.values)])
+
+
+def _measured(
+    trials: Sequence[Trial], runs: RunsDir
+) -> tuple[list[Measured], dict[str, tuple[Mapping[str, Any], Architecture]]]:
+    """One entry per network with a curve; networks of brief training only if some architecture has no other.
+
+    Losses after a part of the training and after all of it are not compared with each other.
+    """
+    jobs = {job.key: job for trial in trials for job in trial.jobs}
+    curves = {key: curve for key in jobs if (curve := newest_curve(runs.store / key)) is not None}
+    whole = {key for key in curves if not jobs[key].brief}
+    if {jobs[key].architecture for key in curves} != {jobs[key].architecture for key in whole}:
+        whole = {key for key in curves if jobs[key].brief}
+    models = {jobs[key].architecture: (_model(runs, key), _cost(jobs[key], jobs.values())) for key in whole}
+    return [_entry(jobs[key], curves[key]) for key in sorted(whole)], models
+
+
+def _entry(job: UsedJob, curve: LossCurve) -> Measured:
+    return Measured(job.architecture, job.interval, curve)
+
+
+def _cost(job: UsedJob, jobs: Iterable[UsedJob]) -> Architecture:
+    """The job's parameters and multiply-adds, which are its architecture's; its latency is the median of all such."""
+    timed_s = [one.latency_s for one in jobs if one.architecture == job.architecture and one.latency_s is not None]
+    return Architecture(job.num_parameters, job.macs, statistics.median(timed_s) if timed_s else None)
+
+
+def _model(runs: RunsDir, key: str) -> Mapping[str, Any]:
+    """The architecture's description as its training left it."""
+    raw = json.loads((runs.store / key / "job.json").read_text())
+    model: Mapping[str, Any] = ExpertJob.model_validate(raw).model.model_dump(mode="json")
+    return model
+
+
+def _values(
+    study: Study, base: RunConfig, assignment: Assignment, models: Mapping[str, tuple[Mapping[str, Any], Architecture]]
+) -> Values:
+    """The assignment as a point of the study: its cuts, and of each expert's model what differs from the base's."""
+    values: Values = {}
+    if any(path.startswith(("strategy.cuts", "strategy.num_experts")) for path in study.space):
+        values["strategy.cuts"] = list(assignment.cuts)
+    if isinstance(base.strategy, Meme):
+        for index, name in enumerate(assignment.architectures):
+            model = models[name][0]
+            known = base.strategy.experts[index].model.model_dump(mode="json")
+            for field, value in model.items():
+                path = f"strategy.experts.{index}.model.{field}"
+                if f"strategy.experts.*.model.{field}" in study.space or known.get(field) != value:
+                    values[path] = value
+    return values

@@ -1,0 +1,96 @@
+"""A study in MLflow: its run, its configurations' runs below, their experts' below those. One writer, this process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.plan.jobs import Plan
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.space.basics import flat_numbers
+from orchestrator.search.study.ledger import Trial, metric_name
+from orchestrator.search.study.plans import Plans
+from orchestrator.search.study.study import Study
+from orchestrator.store.experts import ExpertStore
+from orchestrator.tracking.logged import log_expert, open_configuration, open_expert
+from orchestrator.tracking.tracker import STUDY_TAG, Status, TrackedRun, Tracker
+from workloads.training.records import read_records
+
+STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
+
+
+class StudyTracking:
+    """Hands on what ended. A listener of the driver."""
+
+    def __init__(
+        self,
+        study: Study,
+        tracker: Tracker,
+        runs: RunsDir,
+        store: ExpertStore,
+        plans: Plans,
+        known: Sequence[Trial] = (),
+    ) -> None:
+        """known: configurations of earlier calls, which are in MLflow already."""
+        self._study, self._tracker, self._runs, self._store, self._plans = study, tracker, runs, store, plans
+        # MLflow takes no asterisk in a name.
+        space = {f"space.{path.replace('*', 'each')}": law.model_dump(mode="json") for path, law in study.space.items()}
+        self.run = tracker.study(study.name, {**space, "sampler": study.sampler, "objectives": study.objectives})
+        self._images = {trial.number: (trial.images_trained, trial.images_reused) for trial in known if trial.jobs}
+        self._best = min((rung.value for trial in known if (rung := trial.rung(study.ladder.target))), default=None)
+
+    def __call__(self, trial: Trial) -> None:
+        """Write down a configuration that has ended (again, when a finalist got its full score)."""
+        if trial.state == "running":
+            return
+        plans = self._plans(trial.described, trial.number)[-len(self._study.seeds) :]
+        for planned, run in zip(plans, trial.runs, strict=False):
+            self._log(trial, planned, run)
+        self._log_study(trial)
+
+    def end(self, status: Status, report: Path | None) -> None:
+        """The study's last word for now."""
+        if report is not None:
+            self.run.log_artifact(report)
+        self.run.finish(status)
+
+    def _log(self, trial: Trial, planned: Plan, run: str) -> None:
+        varied = {f"space.{path}": value for path, value in flat_numbers(trial.values).items()}
+        tracked = open_configuration(self._tracker, planned, run, parent=self.run, more=varied)
+        for job in planned.jobs:
+            result = self._store.completed(job.key)
+            if result is not None:
+                expert = open_expert(self._tracker, tracked, job)
+                log_expert(expert, result, read_records(self._store.path(job.key) / "records.jsonl"))
+        metrics: dict[str, float] = {"images_trained": trial.images_trained, "images_reused": trial.images_reused}
+        metrics |= {"num_parameters": trial.num_parameters, "macs": trial.macs}
+        if trial.latency_s is not None:
+            metrics["latency_s"] = trial.latency_s
+        if trial.predicted_loss is not None:
+            metrics["predicted_loss"] = trial.predicted_loss
+        for rung in trial.rungs:
+            metrics |= {metric_name(rung): rung.value}
+            if rung.stderr is not None:
+                metrics |= {f"{metric_name(rung)}_stderr": rung.stderr}
+        tracked.log_metrics(metrics)
+        self._log_artifacts(tracked, self._runs.path / run)
+        tags = {STUDY_TAG: self._study.name, "rememe.number": str(trial.number), "rememe.state": trial.state}
+        hashes = {f"rememe.protocol_hash.{rung.name}": rung.protocol_hash for rung in trial.rungs if rung.protocol_hash}
+        tracked.set_tags(tags | hashes | ({"rememe.error": trial.error} if trial.error else {}))
+        tracked.finish(STATUS[trial.state])
+
+    def _log_artifacts(self, tracked: TrackedRun, run_dir: Path) -> None:
+        for file in sorted(run_dir.glob("grid*.png")):
+            tracked.log_artifact(file)
+        for file in sorted((run_dir / "figures").glob("*.png")):
+            tracked.log_artifact(file, "figures")
+
+    def _log_study(self, trial: Trial) -> None:
+        self._images[trial.number] = (trial.images_trained, trial.images_reused)
+        trained = sum(count for count, _ in self._images.values())
+        reused = sum(count for _, count in self._images.values())
+        metrics = {"images_trained": float(trained), "images_reused": float(reused)}
+        if trained:
+            metrics["factor_saved"] = (trained + reused) / trained
+        rung = trial.rung(self._study.ladder.target)
+        if rung is not None and (self._best is None or rung.value < self._best):
+            self._best = metrics[f"best_{metric_name(rung)}"] = rung.value
+        self.run.log_metrics(metrics, step=len(self._images))

@@ -1,0 +1,126 @@
+"""The expert store: one directory per content key. A finished expert serves every configuration that contains it.
+
+Whoever wants to train a key claims it first, so that no two drivers train the same at once; a claim ends with its
+process, and whoever needs the key next goes on from its last checkpoint.
+"""
+
+import contextlib
+import logging
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from orchestrator.store.remote import RemoteStore
+from workloads.errors import CheckpointError, StorageError
+from workloads.files import write_text
+from workloads.training.result import JobResult, completed
+
+logger = logging.getLogger(__name__)
+
+
+ID_FILE = "store-id"
+CLAIMS = ".claims"
+
+
+def check_store(root: Path, identity: str, node: str) -> None:
+    """Raise StorageError unless the store a worker sees on its node is the driver's."""
+    file = root / ID_FILE
+    if not file.is_file() or file.read_text() != identity:
+        raise StorageError(
+            f"the expert store {root} is not the same directory on node {node}; "
+            "set --runs-dir to a path all nodes share"
+        )
+
+
+class Claim(Protocol):
+    """The right to train a key; lasts until it is released or its process ends."""
+
+    def release(self) -> None: ...
+
+
+class ExpertStore:
+    """Trained (and half-trained) experts under one directory that every node must see.
+
+    remote: a URI (s3://bucket/experts, file:///mnt/experts, anything fsspec knows) that finished experts are published
+    to and taken from, shared by stores on other machines.
+    """
+
+    def __init__(self, root: Path, remote: str | None = None) -> None:
+        self.root = root
+        self._id_file = root / ID_FILE
+        self._remote = None if remote is None else RemoteStore(remote)
+        if not self._id_file.exists():
+            write_text(self._id_file, uuid.uuid4().hex)
+
+    @property
+    def identity(self) -> str:
+        """A random word in the directory, by which another node can tell that it sees the same one."""
+        return self._id_file.read_text()
+
+    def path(self, key: str) -> Path:
+        """Where the job with this key is, or will be, trained."""
+        return self.root / key
+
+    def completed(self, key: str) -> JobResult | None:
+        """The result of a finished job, fetched if only the remote has it.
+
+        A damaged one is named, set aside and reported as missing.
+        """
+        try:
+            result = completed(self.path(key))
+            if result is None and self._remote is not None and self._remote.fetch(key, self.path(key)):
+                result = completed(self.path(key))
+        except CheckpointError as error:
+            aside = self.root / f"damaged-{key}-{uuid.uuid4().hex[:6]}"
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                self.path(key).rename(aside)
+            logger.warning("%s; it was moved to %s and will be trained again", error, aside.name)
+            return None
+        return result
+
+    def claim(self, key: str) -> Claim | None:
+        """The right to train the key; None while another driver, here or at the remote, has it."""
+        folder = self.root / CLAIMS
+        folder.mkdir(exist_ok=True)
+        # The kernel drops the lock of a process that dies, so there is nothing to expire.
+        lock = FileLock(folder / f"{key}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        if self._remote is None:
+            return lock
+        lease = self._remote.claim(key)
+        if lease is None:
+            lock.release()
+            return None
+        return _Both(lock, lease)
+
+    def is_claimed(self, key: str) -> bool:
+        """Whether a driver on this disk trains the key now."""
+        file = self.root / CLAIMS / f"{key}.lock"
+        if not file.exists():
+            return False
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def publish(self, key: str) -> None:
+        """Let other machines have a finished job, if there is a remote."""
+        if self._remote is not None:
+            self._remote.publish(key, self.path(key))
+
+
+class _Both:
+    def __init__(self, *claims: Claim) -> None:
+        self._claims = claims
+
+    def release(self) -> None:
+        for claim in reversed(self._claims):
+            claim.release()

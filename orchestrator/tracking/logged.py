@@ -1,0 +1,94 @@
+"""What of a configuration goes into its MLflow run and those of its experts; used by single runs and by searches."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.plan.jobs import Plan, PlannedJob
+from orchestrator.runs.description import flatten, to_yaml
+from orchestrator.runs.work import Scored
+from orchestrator.tracking.tracker import TrackedRun, Tracker
+from workloads.training.records import TrainingRecord, read_records
+from workloads.training.result import JobResult
+
+
+def open_configuration(
+    tracker: Tracker, planned: Plan, name: str, *, parent: TrackedRun | None = None, more: Mapping[str, object] = {}
+) -> TrackedRun:
+    """The configuration's run; the same configuration goes on in its run."""
+    config = planned.config
+    params = {**flatten(config), **more}
+    if parent is not None:
+        # The run's own name says it, and MLflow's plots begin with the parameters that differ.
+        del params["name"]
+    return tracker.configuration(name, planned.fingerprint, params, to_yaml(config), parent=parent)
+
+
+def open_expert(tracker: Tracker, parent: TrackedRun, job: PlannedJob) -> TrackedRun:
+    """The run of an expert, below the configuration that has it first; others get a link."""
+    return tracker.expert(parent, job.name, f"{job.name} {job.interval}", job.key, flatten(job.job))
+
+
+def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRecord]) -> None:
+    """Everything about a finished expert; what is there already is not written again."""
+    run.records(records)
+    for timestep, loss in result.loss_by_timestep:
+        run.log_metrics({"loss_by_timestep": loss}, step=timestep)
+    run.log_metrics({"final_loss": result.final_loss, "train_s": result.train_s})
+    run.finish("FINISHED")
+
+
+def log_sizes(tracked: TrackedRun, planned: Plan, results: Sequence[JobResult]) -> None:
+    """What the whole configuration takes."""
+    jobs = planned.jobs
+    tracked.log_metrics(
+        {
+            "num_parameters": sum(job.num_parameters for job in jobs),
+            "num_active_parameters": max(job.num_active_parameters for job in jobs),
+            "macs": max(job.macs for job in jobs),
+            "train_s": sum(result.train_s for result in results),
+        }
+    )
+
+
+def log_score(tracked: TrackedRun, scored: Scored) -> None:
+    """A score, its protocol and its samples. Scores under different protocols never share a column."""
+    score, protocol = scored.score, scored.protocol
+    short_hash = score.protocol_hash[:8]
+    suffix = "" if scored.is_own else f"/{protocol.name}-{short_hash}"
+    values = {score.name: score.value, **score.others}
+    if score.stderr is not None:
+        values[f"{score.name}_stderr"] = score.stderr
+    tracked.log_metrics({f"{name}{suffix}": value for name, value in values.items()})
+    tracked.log_artifact(scored.grid)
+    tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
+    if scored.is_own:
+        note = f"**{score.name} {score.value:.4g}** under protocol `{protocol.name}`, {score.num_samples} samples"
+        tracked.set_tags(
+            {
+                "rememe.protocol": protocol.name,
+                "rememe.protocol_hash": score.protocol_hash,
+                "mlflow.note.content": f"{note}. Samples: artifact `grid.png`.",
+            }
+        )
+
+
+class TrackExperts:
+    """Hands what happens to experts on to their MLflow runs."""
+
+    def __init__(self, planned: Plan, tracker: Tracker, parent: TrackedRun, store: Path) -> None:
+        self._store = store
+        self._runs = {job.key: open_expert(tracker, parent, job) for job in planned.jobs}
+
+    def on_state(self, key: str, state: str, detail: str = "") -> None:
+        if state in {"failed", "stopped"}:
+            self._runs[key].finish("FAILED" if state == "failed" else "KILLED")
+            self._runs[key].set_tags({"rememe.state": f"{state} {detail}".strip()})
+
+    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
+        self._runs[key].records(records)
+
+    def finish(self, key: str, result: JobResult) -> None:
+        """What is known only in the end; all records again, for an expert that was trained for another run."""
+        log_expert(self._runs[key], result, read_records(self._store / key / "records.jsonl"))

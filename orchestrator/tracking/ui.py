@@ -1,0 +1,74 @@
+"""`rememe ui`: the MLflow browser on the right store, for this machine only."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from orchestrator.tracking.tracker import tracking_uri
+from workloads.errors import ConfigError
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 90.0
+
+
+def open_ui(runs_dir: Path, *, port: int) -> int:
+    """Serve until Ctrl-C; the server's exit code. ConfigError if there is no store yet or the port is taken."""
+    uri = tracking_uri(runs_dir)
+    if uri.startswith("http"):
+        print(f"MLFLOW_TRACKING_URI is a server of its own: open {uri}")
+        return 0
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite") and not database.exists():
+        raise ConfigError(f"no results under {runs_dir} yet; train something first: rememe train demo-meme")
+    with socket.socket() as probe:
+        # As the server does, so that a port in TIME_WAIT does not count as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ConfigError(f"--port {port} is taken; try --port {port + 1}") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    server = subprocess.Popen(_command(uri, runs_dir, port), env=_environment(), start_new_session=True)
+    try:
+        if _wait_until_ready(server, port):
+            print(f"results at http://{HOST}:{port} (Ctrl-C ends)", flush=True)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        # Its group: mlflow starts a server of its own and does not end it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _command(uri: str, runs_dir: Path, port: int) -> list[str]:
+    mlflow = Path(sys.executable).with_name("mlflow")
+    program = str(mlflow) if mlflow.exists() else shutil.which("mlflow") or "mlflow"
+    artifacts = (runs_dir.absolute() / "mlartifacts").as_uri()
+    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--default-artifact-root", artifacts]
+    return [program, "server", "--backend-store-uri", uri, *options]
+
+
+def _environment() -> dict[str, str]:
+    # Job runners are ten more processes that nothing here uses.
+    return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    return False
