@@ -29,7 +29,7 @@ def main() -> int:
     options = parser.parse_args()
     prepare_ray_environment(None)
     from orchestrator.execution.cluster import connect
-    from orchestrator.plan.jobs import plan
+    from orchestrator.plan.jobs import make_plan
     from workloads.config.load import load_config
     from workloads.data.prepare import ensure_prepared
 
@@ -37,7 +37,7 @@ def main() -> int:
         root = Path(scratch)
         config = load_config("demo-meme", ["training.images=1920"])
         dataset = ensure_prepared(config.data, root / "data")
-        job = plan(config, dataset.spec(config.data)).jobs[0]
+        job = make_plan(config, dataset.spec(config.data)).jobs[0]
 
         def experts(count: int, num_images: int, first_seed: int) -> list:  # type: ignore[type-arg]
             training = job.job.training.model_copy(update={"images": num_images})

@@ -10,7 +10,7 @@ import resource
 import time
 from fractions import Fraction
 
-from orchestrator.plan.jobs import plan
+from orchestrator.plan.jobs import make_plan
 from workloads.analysis.cost import model_cost
 from workloads.config import DataSpec, RunConfig
 from workloads.config.load import load_config
@@ -36,7 +36,7 @@ def main() -> int:
     model_cost(load_config("demo-meme").model, channels=3, image_size=20, num_classes=10)
     before_bytes, started_s = peak_bytes(), time.perf_counter()
     config = RunConfig.model_validate(base | {"strategy": {"kind": "meme", "experts": experts}})
-    planned = plan(config, data)
+    planned = make_plan(config, data)
     keys = {job.key for job in planned.jobs}
     elapsed_s, grown_bytes = time.perf_counter() - started_s, peak_bytes() - before_bytes
     assert len(keys) == options.experts

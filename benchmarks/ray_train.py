@@ -55,7 +55,7 @@ def under_torchrun(images: int, num_workers: int, out: Path) -> list[float]:
 
 def under_ray_train(images: int, num_workers: int, out: Path) -> list[float]:
     from orchestrator.execution.joint import train_joint
-    from orchestrator.plan.jobs import plan
+    from orchestrator.plan.jobs import make_plan
     from orchestrator.store.experts import ExpertStore
     from workloads.config.load import load_config
     from workloads.data.prepare import ensure_prepared
@@ -63,7 +63,7 @@ def under_ray_train(images: int, num_workers: int, out: Path) -> list[float]:
 
     config = load_config("demo-remix", overrides(images, num_workers))
     dataset = ensure_prepared(config.data, out / "data")
-    job = plan(config, dataset.spec(config.data)).jobs[0]
+    job = make_plan(config, dataset.spec(config.data)).jobs[0]
     store = ExpertStore(out / "store")
     outcome = train_joint(job, dataset.path, store, config.execution)
     assert outcome.completed, outcome

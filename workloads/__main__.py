@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from workloads.config import RemixJob, RunConfig, load_config
+from workloads.config import Job, ProtocolConfig, RunConfig, load_config
 from workloads.errors import RememeError
 from workloads.training.records import TrainingRecord
 
@@ -39,12 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> None:
     import torch
 
-    from workloads.data.prepare import ensure_prepared
-    from workloads.ensemble import write_ensemble
     from workloads.evaluation.extractors import check_extractor
-    from workloads.models.initial import resolve_initial
-    from workloads.training.job import train_job
-    from workloads.training.processes import Workers
+    from workloads.pipeline import gather, jobs_of, reference_data, training_data
 
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,32 +51,41 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     if score:
         check_extractor(config.evaluation)
     if rank == 0:
-        ensure_prepared(config.data, out / "data")
+        training_data(config, out / "data")
+        if score:  # data that cannot be had is to be known before training
+            reference_data(config, out / "data")
     _barrier(world_size)
-    dataset = ensure_prepared(config.data, out / "data")
-    initial = None if config.initial_weights is None else resolve_initial(config.initial_weights)
-    jobs = config.jobs(dataset.spec(config.data), initial)
-    for index, job in enumerate(jobs):
-        together = isinstance(job, RemixJob)
-        if not together and index % world_size != rank:
-            continue
-        result = train_job(
-            job,
-            dataset.path,
-            out / "store" / job.key,
-            device=device,
-            workers=Workers.current() if together else None,
-            report=partial(_print_record, job.name),
-        )
-        if not together or rank == 0:
-            print(json.dumps({"expert": job.name, "done": True, "train_s": result.train_s}), flush=True)
+    dataset = training_data(config, out / "data")
+    jobs = jobs_of(config, dataset.spec(config.data))
+    folders = [out / "store" / job.key for job in jobs]
+    for index, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
+        if job.is_joint or index % world_size == rank:
+            _train(job, dataset.path, folder, device, config.expert_resources(index).num_threads, is_first=rank == 0)
     _barrier(world_size)
     if rank == 0:
-        write_ensemble(out / "ensemble", config, dataset, [out / "store" / job.key for job in jobs])
+        gather(out / "ensemble", config, dataset, folders)
         if score:
             _score(config, out, device)
     if world_size > 1:
         torch.distributed.destroy_process_group()
+
+
+def _train(job: Job, data_path: Path, folder: Path, device: str, num_threads: int, *, is_first: bool) -> None:
+    from workloads.training.job import train_job
+    from workloads.training.processes import Workers
+
+    result = train_job(
+        job,
+        data_path,
+        folder,
+        device=device,
+        # As under Ray: the last bits of the weights depend on it, and a key stands for the same weights everywhere.
+        num_threads=num_threads,
+        workers=Workers.current() if job.is_joint else None,
+        report=partial(_print_record, job.name),
+    )
+    if not job.is_joint or is_first:
+        print(json.dumps({"expert": job.name, "done": True, "train_s": result.train_s}), flush=True)
 
 
 def _print_record(expert: str, record: TrainingRecord) -> None:
@@ -88,23 +93,29 @@ def _print_record(expert: str, record: TrainingRecord) -> None:
 
 
 def _score(config: RunConfig, out: Path, device: str) -> None:
-    from workloads.data.prepare import ensure_prepared
     from workloads.ensemble import Ensemble
-    from workloads.evaluation.generate import batch_indices, generate_batch
     from workloads.evaluation.samples import SampleStore
     from workloads.evaluation.score import evaluate_samples
+    from workloads.pipeline import draw_here, reference_data, score_ensemble
 
-    ensemble, protocol = Ensemble.load(out, device), config.evaluation
-    samples = SampleStore(out / "samples")
-    batches = batch_indices(protocol)
-    started_s = time.perf_counter()
-    for index in samples.missing(protocol):
-        images, _ = generate_batch(ensemble, protocol, batches[index])
-        samples.write(index, images)
-    sampling_s = time.perf_counter() - started_s
-    reference = ensure_prepared(config.data, out / "data")
-    score = evaluate_samples(samples, reference, protocol, cache_dir=out / "cache", device=device)
-    print(json.dumps({**asdict(score), "sampling_s": sampling_s}), flush=True)
+    sampling_s = 0.0
+
+    def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
+        nonlocal sampling_s
+        started_s = time.perf_counter()
+        draw_here(ensemble, protocol, samples)
+        sampling_s = time.perf_counter() - started_s
+
+    scored = score_ensemble(
+        Ensemble.load(out, device),
+        config.evaluation,
+        reference_data(config, out / "data"),
+        out,
+        cache_dir=out / "cache",
+        draw=draw,
+        measure=partial(evaluate_samples, device=device),
+    )
+    print(json.dumps({**asdict(scored.score), "sampling_s": sampling_s}), flush=True)
 
 
 def _barrier(world_size: int) -> None:

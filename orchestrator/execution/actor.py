@@ -1,4 +1,4 @@
-"""The Ray actor that trains experts; orchestrator/experts.py starts, watches and ends it."""
+"""The Ray actor that trains experts; orchestrator/execution/supervisor.py starts, watches and ends it."""
 
 import threading
 from dataclasses import dataclass, field
@@ -8,23 +8,31 @@ from typing import NamedTuple
 import ray
 
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.store.experts import check_store
+from orchestrator.store.experts import require_same_store
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
 
 
-class Status(NamedTuple):
+class ActorReport(NamedTuple):
     """What an actor answers when asked how an expert is."""
 
     pid: int
     node_id: str
     records: list[TrainingRecord]
+    checkpoint_images: int
+    """Of the newest checkpoint written in this attempt, 0 if there is none."""
 
 
-@dataclass(frozen=True)
-class _Progress:
+@dataclass
+class _Course:
+    """Of one expert's training in this process."""
+
     records: list[TrainingRecord] = field(default_factory=list)
+    checkpoint_images: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def note_checkpoint(self, images_seen: int) -> None:
+        self.checkpoint_images = images_seen
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})
@@ -37,33 +45,37 @@ class ExpertActor:
 
         self._train_job = train_job
         self._store_id = store_id
-        self._progress: dict[str, _Progress] = {}
+        self._courses: dict[str, _Course] = {}
 
-    def _of(self, key: str) -> _Progress:
+    def _of(self, key: str) -> _Course:
         """By key, for a question about the next expert may arrive before its training has begun."""
-        return self._progress.setdefault(key, _Progress())
+        return self._courses.setdefault(key, _Course())
 
-    def train(self, planned: PlannedJob, data_path: Path, work_dir: Path) -> tuple[JobResult, list[TrainingRecord]]:
+    def train(self, job: PlannedJob, data_path: Path, work_dir: Path) -> tuple[JobResult, list[TrainingRecord]]:
         """Run the job to its end; the result and all records of this attempt."""
-        check_store(work_dir.parent, self._store_id, ray.util.get_node_ip_address())
-        progress = self._of(planned.key)
+        require_same_store(work_dir.parent, self._store_id, ray.util.get_node_ip_address())
+        course = self._of(job.key)
         result = self._train_job(
-            planned.job,
+            job.job,
             data_path,
             work_dir,
-            device=planned.resources.device,
-            num_threads=planned.resources.num_threads,
-            report=progress.records.append,
-            should_stop=progress.stop.is_set,
+            device=job.resources.device,
+            num_threads=job.resources.num_threads,
+            report=course.records.append,
+            on_checkpoint=course.note_checkpoint,
+            should_stop=course.stop.is_set,
         )
-        return result, progress.records
+        return result, course.records
 
+    # In a group of its own: the other methods wait until train() returns.
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def poll(self, key: str, num_known: int) -> Status:
+    def poll(self, key: str, num_known: int) -> ActorReport:
         """Where this runs, and the expert's records beyond those the caller knows."""
         import os
 
-        return Status(os.getpid(), ray.get_runtime_context().get_node_id(), self._of(key).records[num_known:])
+        course = self._of(key)
+        node_id = ray.get_runtime_context().get_node_id()
+        return ActorReport(os.getpid(), node_id, course.records[num_known:], course.checkpoint_images)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, key: str) -> None:

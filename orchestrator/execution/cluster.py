@@ -24,14 +24,14 @@ def local_node() -> dict[str, float]:
 
 def refuse_infeasible(jobs: Sequence[PlannedJob], nodes: Sequence[Mapping[str, float]], where: str) -> None:
     """Raise ResourcesError for the first job that no node could hold even when idle; Ray would wait for ever."""
-    for planned in jobs:
-        reason = why_infeasible(planned.resources, nodes)
+    for job in jobs:
+        reason = why_infeasible(job.resources, nodes)
         if reason is not None:
-            raise ResourcesError(f"{planned.name}: execution.{reason} ({where}); ask for less or join a larger node")
-        num_fitting = num_slots([planned.resources] * planned.num_workers, nodes)
-        if num_fitting < planned.num_workers:
+            raise ResourcesError(f"{job.name}: execution.{reason} ({where}); ask for less or join a larger node")
+        num_fitting = num_slots([job.resources] * job.num_workers, nodes)
+        if num_fitting < job.num_workers:
             raise ResourcesError(
-                f"{planned.name}: execution.num_workers is {planned.num_workers}, but only {num_fitting} of them fit "
+                f"{job.name}: execution.num_workers is {job.num_workers}, but only {num_fitting} of them fit "
                 f"at once ({where}); ask for fewer, or for less each"
             )
 

@@ -12,21 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.execution.supervisor import (
-    POLL_INTERVAL_S,
-    STOP_TIMEOUT_S,
-    Listener,
-    TrainingOutcome,
-    stop_signals,
-)
+from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
+from orchestrator.plan import events
 from orchestrator.plan.errors import ExpertFailedError
+from orchestrator.plan.events import EventListener, ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import as_ray_resources
-from orchestrator.store.experts import Claim, ExpertStore, check_store
+from orchestrator.store.experts import Claim, ExpertStore, require_same_store
 from workloads.config import ExecutionConfig
 from workloads.errors import RememeError
 from workloads.files import write_text
 from workloads.training.records import read_records
+
+POLL_INTERVAL_S = 1.0
+"""Between looks at what the workers have written."""
 
 STOP_FILE = "stop"
 """Its presence in the job's directory asks the workers to write a checkpoint and end."""
@@ -42,18 +42,18 @@ WORKER_START_TIMEOUT_S = "300"
 class _Work(NamedTuple):
     """What every worker is told."""
 
-    planned: PlannedJob
+    job: PlannedJob
     data_path: Path
     work_dir: Path
     store_id: str
 
 
 def train_joint(
-    planned: PlannedJob,
+    job: PlannedJob,
     data_path: Path,
     store: ExpertStore,
     execution: ExecutionConfig,
-    listeners: Sequence[Listener] = (),
+    listeners: Sequence[EventListener] = (),
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
@@ -61,25 +61,25 @@ def train_joint(
 
     Ctrl-C, or should_stop(), writes a checkpoint and stops.
     """
-    outcome, key, stop = TrainingOutcome(), planned.key, threading.Event()
+    outcome, key, stop = TrainingOutcome(), job.key, threading.Event()
     with stop_signals(stop):
         claim = _claim(key, store, listeners, lambda: stop.is_set() or should_stop())
         if claim is not None:
             try:
-                _train(planned, data_path, store, execution, listeners, outcome, lambda: stop.is_set() or should_stop())
+                _train(job, data_path, store, execution, listeners, outcome, lambda: stop.is_set() or should_stop())
             finally:
                 claim.release()
         elif (result := store.completed(key)) is not None:
             outcome.completed[key] = result
-            _tell(listeners, key, "reused")
+            _tell(listeners, events.Reused(key))
         else:
             outcome.stopped.append(key)
-            _tell(listeners, key, "stopped")
+            _tell(listeners, events.Stopped(key))
     return outcome
 
 
 def _claim(
-    key: str, store: ExpertStore, listeners: Sequence[Listener], should_stop: Callable[[], bool]
+    key: str, store: ExpertStore, listeners: Sequence[EventListener], should_stop: Callable[[], bool]
 ) -> Claim | None:
     """The right to train the key, waited for; None if there is nothing to train any more, or a stop was asked for."""
     told = False
@@ -87,27 +87,27 @@ def _claim(
         if (claim := store.claim(key)) is not None:
             return claim
         if not told:
-            _tell(listeners, key, "elsewhere")
+            _tell(listeners, events.TrainedElsewhere(key))
             told = True
         time.sleep(POLL_INTERVAL_S)
     return None
 
 
 def _train(
-    planned: PlannedJob,
+    job: PlannedJob,
     data_path: Path,
     store: ExpertStore,
     execution: ExecutionConfig,
-    listeners: Sequence[Listener],
+    listeners: Sequence[EventListener],
     outcome: TrainingOutcome,
     should_stop: Callable[[], bool],
 ) -> None:
-    key = planned.key
-    work = _Work(planned, data_path, store.path(key), store.identity)
+    key = job.key
+    work = _Work(job, data_path, store.path(key), store.identity)
     work.work_dir.mkdir(parents=True, exist_ok=True)
     for name in (STOP_FILE, FAILURE_FILE):
         (work.work_dir / name).unlink(missing_ok=True)
-    _tell(listeners, key, "starting", f"{execution.num_workers} workers")
+    _tell(listeners, events.Starting(key, num_workers=execution.num_workers))
     fit = _Fit(work, execution)
     _watch(fit, work, listeners, should_stop)
     failure_file = work.work_dir / FAILURE_FILE
@@ -116,17 +116,17 @@ def _train(
         store.publish(key)
         outcome.completed[key] = result
         outcome.trained.add(key)
-        _tell(listeners, key, "done")
+        _tell(listeners, events.Done(key))
     elif failure is None or (should_stop() and not failure_file.exists()):
         outcome.stopped.append(key)
-        _tell(listeners, key, "stopped")
+        _tell(listeners, events.Stopped(key))
     else:
         attempts = 1 if failure_file.exists() else execution.max_attempts
-        outcome.failed[key] = str(ExpertFailedError(planned.name, attempts, failure))
-        _tell(listeners, key, "failed", failure)
+        outcome.failed[key] = str(ExpertFailedError(job.name, attempts, failure))
+        _tell(listeners, events.Failed(key, failure))
 
 
-def _watch(fit: "_Fit", work: _Work, listeners: Sequence[Listener], should_stop: Callable[[], bool]) -> None:
+def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_stop: Callable[[], bool]) -> None:
     """Hand records on until training has ended or, after a request to stop, the time for that is over."""
     records_file, last_images, deadline_s = work.work_dir / "records.jsonl", -1, float("inf")
     while fit.is_alive() and time.monotonic() < deadline_s:
@@ -137,10 +137,9 @@ def _watch(fit: "_Fit", work: _Work, listeners: Sequence[Listener], should_stop:
         records = [record for record in read_records(records_file) if record.images_seen > last_images]
         if records:
             if last_images < 0:
-                _tell(listeners, work.planned.key, "training")
+                _tell(listeners, events.Training(work.job.key))
             last_images = records[-1].images_seen
-            for listener in listeners:
-                listener.on_records(work.planned.key, records)
+            _tell(listeners, events.Progressed(work.job.key, tuple(records)))
 
 
 class _Fit(threading.Thread):
@@ -159,7 +158,7 @@ class _Fit(threading.Thread):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        resources = self._work.planned.resources
+        resources = self._work.job.resources
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"work": self._work},
@@ -192,18 +191,18 @@ def _train_worker(config: dict[str, Any]) -> None:
     work: _Work = config["work"]
     if (work.work_dir / FAILURE_FILE).exists():
         return
-    planned = work.planned
+    job = work.job
     workers = Workers.current()
     try:
-        check_store(work.work_dir.parent, work.store_id, ray.util.get_node_ip_address())
+        require_same_store(work.work_dir.parent, work.store_id, ray.util.get_node_ip_address())
         train_job(
-            planned.job,
+            job.job,
             work.data_path,
             work.work_dir,
             device=str(ray.train.torch.get_device()),
-            num_threads=planned.resources.num_threads,
+            num_threads=job.resources.num_threads,
             workers=workers,
-            should_stop=SharedStop(workers, (work.work_dir / STOP_FILE).exists, planned.job.training),
+            should_stop=SharedStop(workers, (work.work_dir / STOP_FILE).exists, job.job.training),
         )
     except TrainingStopped:
         return
@@ -214,9 +213,9 @@ def _train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _tell(listeners: Sequence[Listener], key: str, state: str, detail: str = "") -> None:
+def _tell(listeners: Sequence[EventListener], event: ExpertEvent) -> None:
     for listener in listeners:
-        listener.on_state(key, state, detail)
+        listener(event)
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -1,87 +1,53 @@
-"""Ray actors that train experts, and the loop that starts, watches, restarts and ends them.
+"""Starts, watches, restarts and ends the Ray actors that train experts.
 
-What to do is decided in orchestrator/policies.py; this module does it.
+What to do is decided in orchestrator/plan/supervision.py, without Ray; this module looks, and does it.
 """
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from orchestrator.execution.actor import ExpertActor, Status
+from orchestrator.execution.actor import ActorReport, ExpertActor
 from orchestrator.execution.cluster import alive_nodes, is_alive, with_resources
-from orchestrator.plan.errors import ExpertFailedError
+from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
+from orchestrator.plan import events, supervision
+from orchestrator.plan.events import EventListener, ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.plan.policies import (
-    FailureKind,
-    GiveUp,
-    after_failure,
-    longest_first,
-    num_slots,
-)
+from orchestrator.plan.outcome import TrainingOutcome
+from orchestrator.plan.policies import FailureKind
+from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Submitted, Tell
 from orchestrator.store.experts import Claim, ExpertStore
 from workloads.config import ExecutionConfig, Resources
 from workloads.training.records import TrainingRecord
-from workloads.training.result import JobResult, TrainingStopped
+from workloads.training.result import TrainingStopped
 
 POLL_INTERVAL_S = 1.0
 """Every look costs a little of the cores that experts train on."""
 
-STOP_TIMEOUT_S = 60.0
-NUM_QUEUED_AHEAD = 1
-"""Actors submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
-
-
-class Listener(Protocol):
-    """Hears what happens to experts; implemented by the terminal view and the tracker."""
-
-    def on_state(self, key: str, state: str, detail: str = "") -> None:
-        """States: reused, queued, elsewhere, starting, training, restarting, done, failed, stopped."""
-
-    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
-        """New records of one expert, oldest first."""
-
 
 @dataclass
-class _Running:
-    """An expert that has an actor."""
+class _Process:
+    """The actor of a submitted expert, and how far it has been heard."""
 
-    planned: PlannedJob
+    job: PlannedJob
     actor: Any
     done: Any
     """Reference of train()."""
-
-    is_ahead: bool = False
-    """Submitted beyond what fits, so probably still without a process."""
 
     asked: Any = None
     """Reference of the poll() under way."""
 
     asked_s: float = 0.0
     num_records: int = 0
-    status: Status | None = None
-    not_answering: bool = False
-
-
-@dataclass
-class TrainingOutcome:
-    """What came of the experts, by key."""
-
-    completed: dict[str, JobResult] = field(default_factory=dict)
-    trained: set[str] = field(default_factory=set)
-    """Those of the completed that were trained here and now, not found or waited for."""
-
-    failed: dict[str, str] = field(default_factory=dict)
-    """One sentence each."""
-
-    stopped: list[str] = field(default_factory=list)
+    checkpoint_images: int = 0
+    node_id: str = ""
+    """Empty until it has answered."""
 
 
 def train_experts(
@@ -89,7 +55,7 @@ def train_experts(
     data_path: Path,
     store: ExpertStore,
     execution: ExecutionConfig,
-    listeners: Sequence[Listener] = (),
+    listeners: Sequence[EventListener] = (),
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
@@ -101,14 +67,14 @@ def train_experts(
     """
     outcome = TrainingOutcome()
     missing = {}
-    for planned in jobs:
-        result = store.completed(planned.key)
+    for job in jobs:
+        result = store.completed(job.key)
         if result is None:
-            missing[planned.key] = planned
+            missing[job.key] = job
         else:
-            outcome.completed[planned.key] = result
+            outcome.completed[job.key] = result
             for listener in listeners:
-                listener.on_state(planned.key, "reused")
+                listener(events.Reused(job.key))
     if missing:
         supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
         with stop_signals(supervisor.stop_requested):
@@ -123,68 +89,79 @@ class _Supervisor:
         data_path: Path,
         store: ExpertStore,
         execution: ExecutionConfig,
-        listeners: Sequence[Listener],
+        listeners: Sequence[EventListener],
         outcome: TrainingOutcome,
         should_stop: Callable[[], bool],
     ) -> None:
-        self._jobs = missing
+        self._fleet = Fleet.of(missing, execution.max_attempts)
         self._data_path = data_path
         self._store = store
-        self._execution = execution
+        self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
         self._outcome = outcome
-        self._waiting = longest_first({key: planned.expected_macs for key, planned in missing.items()})
-        self._not_before_s: dict[str, float] = {}
-        self._attempts = dict.fromkeys(missing, 0)
-        self._running: dict[str, _Running] = {}
-        self._free: list[_Running] = []
+        self._processes: dict[str, _Process] = {}
+        self._free: list[_Process] = []
         """Done; their actors hold their resources until they get another expert or are ended."""
 
         self._claims: dict[str, Claim] = {}
-        self._elsewhere: list[str] = []
-        """Claimed by other drivers."""
-
         self._should_stop = should_stop
         self.stop_requested = threading.Event()
 
     def run(self) -> None:
         """Until nothing waits or runs, or a stop was asked for."""
-        for key in self._waiting:
-            self._tell(key, "queued")
+        for key in self._fleet.queue:
+            self._tell(events.Queued(key))
         try:
-            while self._waiting or self._running or self._elsewhere:
+            while not self._fleet.is_over:
                 if self.stop_requested.is_set() or self._should_stop():
                     self._stop_all()
-                    return
+                    break
                 self._look_elsewhere()
                 self._hand_over()
-                self._submit()
+                self._start_what_fits()
                 self._end_free()
                 self._collect(POLL_INTERVAL_S)
                 self._poll()
         finally:
-            for running in [*self._running.values(), *self._free]:
-                ray.kill(running.actor)
+            for process in [*self._processes.values(), *self._free]:
+                ray.kill(process.actor)
             for key in list(self._claims):
                 self._release(key)
+            self._outcome.failed |= self._fleet.failed
+            self._outcome.stopped += self._fleet.stopped
+
+    def _saw(self, seen: supervision.Observation) -> None:
+        self._take(supervision.after(self._fleet, seen))
+
+    def _take(self, step: Step) -> None:
+        """Carry a decision out."""
+        self._fleet = step.fleet
+        for action in step.actions:
+            match action:
+                case Tell(event=event):
+                    self._tell(event)
+                case Release(key=key):
+                    self._release(key)
+                case AskToStop(key=key):
+                    self._processes[key].actor.stop.remote(key)
+                case Kill(key=key):
+                    ray.kill(self._processes[key].actor)
+                    if key not in self._fleet.those(Running):  # else its end is still to be collected
+                        del self._processes[key]
 
     def _look_elsewhere(self) -> None:
         """Take what other drivers have finished, and what they have let go of."""
-        for key in list(self._elsewhere):
-            if self._found(key):
-                self._elsewhere.remove(key)
-            elif self._claim(key):
-                self._elsewhere.remove(key)
-                self._waiting.insert(0, key)
+        for key in self._fleet.those(supervision.Elsewhere):
+            if not self._found(key) and self._claim(key):
+                self._saw(supervision.LetGo(key))
 
     def _found(self, key: str) -> bool:
         """Whether another driver has finished the key; its result is then ours."""
         result = self._store.completed(key)
         if result is None:
             return False
-        self._release(key)
         self._outcome.completed[key] = result
-        self._tell(key, "reused")
+        self._saw(supervision.Found(key))
         return True
 
     def _claim(self, key: str) -> bool:
@@ -197,52 +174,47 @@ class _Supervisor:
         if key in self._claims:
             self._claims.pop(key).release()
 
-    def _submit(self) -> None:
-        """Start waiting experts while there is room, and a little beyond."""
-        if not self._waiting:
+    def _start_what_fits(self) -> None:
+        if not self._fleet.queue:
             return
-        now_s = time.monotonic()
-        nodes = alive_nodes()
-        for key in list(self._waiting):
-            if self._not_before_s.get(key, 0.0) > now_s:
-                continue
-            resources = self._jobs[key].resources
-            requests = [*(running.planned.resources for running in self._running.values()), resources]
-            num_ahead = len(requests) - num_slots(requests, nodes)
-            if num_ahead > NUM_QUEUED_AHEAD:
-                break
-            self._waiting.remove(key)
-            if not self._claim(key):
-                self._elsewhere.append(key)
-                self._tell(key, "elsewhere")
-                continue
-            if self._found(key):  # another driver was just done with it
-                continue
-            actor = self._free_actor(resources)
-            is_ahead = actor is None and num_ahead > 0
-            if actor is None:
-                actor = with_resources(ExpertActor, resources).remote(self._store.identity)
-            self._running[key] = self._start(self._jobs[key], actor, is_ahead)
-            self._attempts[key] += 1
-            self._tell(key, "starting" if self._attempts[key] == 1 else "restarting")
+        now_s, nodes = time.monotonic(), alive_nodes()
+        while (start := supervision.next_start(self._fleet, nodes, now_s)) is not None:
+            if not self._claim(start.key):
+                self._saw(supervision.Refused(start.key))
+            elif not self._found(start.key):  # another driver may just have been done with it
+                self._start(start)
 
-    def _start(self, planned: PlannedJob, actor: Any, is_ahead: bool) -> _Running:
-        done = actor.train.remote(planned, self._data_path, self._store.path(planned.key))
-        return _Running(planned, actor, done, is_ahead)
+    def _start(self, start: supervision.Start) -> None:
+        job = self._fleet.jobs[start.key]
+        actor = self._free_actor(job.resources)
+        is_ahead = actor is None and start.is_ahead
+        if actor is None:
+            actor = with_resources(ExpertActor, job.resources).remote(self._store.identity)
+        self._submit(job, actor)
+        self._saw(supervision.HandedIn(start.key, is_ahead))
+
+    def _submit(self, job: PlannedJob, actor: Any) -> None:
+        done = actor.train.remote(job, self._data_path, self._store.path(job.key))
+        self._processes[job.key] = _Process(job, actor, done)
 
     def _hand_over(self) -> None:
         """Processes that are free, and have imported everything, go to the experts that wait for ones like them."""
-        for key, waiting in self._running.items():
-            if waiting.is_ahead and waiting.status is None and (actor := self._free_actor(waiting.planned.resources)):
+        for key in self._fleet.those(Submitted):
+            standing = self._fleet.standings[key]
+            if not (isinstance(standing, Submitted) and standing.is_ahead):
+                continue
+            waiting = self._processes[key]
+            if (actor := self._free_actor(waiting.job.resources)) is not None:
                 ray.kill(waiting.actor)
-                self._running[key] = self._start(waiting.planned, actor, is_ahead=False)
+                self._submit(waiting.job, actor)
+                self._saw(supervision.HandedIn(key, is_takeover=True))
 
     def _free_actor(self, resources: Resources) -> Any:
         """A free actor that holds just these, None if there is none; it is not free any more."""
-        for running in self._free:
-            if running.planned.resources == resources:
-                self._free.remove(running)
-                return running.actor
+        for process in self._free:
+            if process.job.resources == resources:
+                self._free.remove(process)
+                return process.actor
         return None
 
     def _end_free(self) -> None:
@@ -252,58 +224,42 @@ class _Supervisor:
 
     def _collect(self, timeout_s: float) -> None:
         """Take in experts that ended, well or not."""
-        if not self._running:
+        if not self._processes:
             time.sleep(timeout_s)
             return
-        by_reference = {running.done: key for key, running in self._running.items()}
+        by_reference = {process.done: key for key, process in self._processes.items()}
         ended, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=timeout_s)
         for reference in ended:
             self._end(by_reference[reference])
 
     def _end(self, key: str) -> None:
-        running = self._running.pop(key)
+        process = self._processes.pop(key)
         try:
-            result, records = ray.get(running.done)
+            result, records = ray.get(process.done)
         except RayError as error:
-            ray.kill(running.actor)
-            self._fail(key, running, error)
+            ray.kill(process.actor)
+            self._saw(self._why_ended(key, process, error))
             return
-        self._free.append(running)
-        self._hand_on(running, records[running.num_records :])
+        self._free.append(process)
+        self._hand_on(process, records[process.num_records :])
         self._store.publish(key)
-        self._release(key)
         self._outcome.completed[key] = result
         self._outcome.trained.add(key)
-        self._tell(key, "done")
+        self._saw(supervision.Finished(key))
 
-    def _fail(self, key: str, running: _Running, error: RayError) -> None:
-        kind, cause = self._diagnose(running, error)
+    def _why_ended(self, key: str, process: _Process, error: RayError) -> supervision.Observation:
         if isinstance(getattr(error, "cause", None), TrainingStopped):
-            self._outcome.stopped.append(key)
-            self._release(key)
-            self._tell(key, "stopped")
-            return
-        if kind is FailureKind.NODE_LOST:
-            self._attempts[key] -= 1
-        decision = after_failure(
-            kind, attempts=self._attempts[key], max_attempts=self._execution.max_attempts, cause=cause
-        )
-        if isinstance(decision, GiveUp):
-            failure = ExpertFailedError(running.planned.name, self._attempts[key], decision.reason)
-            self._outcome.failed[key] = str(failure)
-            self._release(key)
-            self._tell(key, "failed", decision.reason)
-            return
-        self._not_before_s[key] = time.monotonic() + decision.delay_s
-        self._waiting.insert(0, key)  # it was started early because it is long
-        self._tell(key, "restarting", kind.value)
+            return supervision.StoppedOnRequest(key)
+        kind, cause = self._diagnose(key, process, error)
+        return supervision.Broke(key, kind, cause, time.monotonic())
 
-    def _diagnose(self, running: _Running, error: RayError) -> tuple[FailureKind, str]:
+    def _diagnose(self, key: str, process: _Process, error: RayError) -> tuple[FailureKind, str]:
         if isinstance(error, RayTaskError):
             return FailureKind.RAISED, str(error.cause) or repr(error.cause)
-        if running.not_answering:
-            return FailureKind.NOT_ANSWERING, f"no answer for {self._execution.heartbeat_timeout_s:g} s"
-        if running.status is not None and not is_alive(running.status.node_id):
+        standing = self._fleet.standings[key]
+        if isinstance(standing, Running) and standing.is_silent:
+            return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
+        if process.node_id and not is_alive(process.node_id):
             return FailureKind.NODE_LOST, ""
         cause = "" if isinstance(error, RayActorError) else str(error).splitlines()[0]
         return FailureKind.PROCESS_DIED, cause
@@ -311,72 +267,43 @@ class _Supervisor:
     def _poll(self) -> None:
         """Fetch new records; an actor that has answered once and then falls silent is killed."""
         now_s = time.monotonic()
-        for running in self._running.values():
-            if running.asked is None:
-                running.asked = running.actor.poll.remote(running.planned.key, running.num_records)
-                running.asked_s = now_s
+        for key, process in self._processes.items():
+            if process.asked is None:
+                process.asked = process.actor.poll.remote(key, process.num_records)
+                process.asked_s = now_s
                 continue
-            answered, _ = ray.wait([running.asked], timeout=0)
+            answered, _ = ray.wait([process.asked], timeout=0)
             if answered:
-                self._take_answer(running)
-            elif running.status is not None and now_s - running.asked_s > self._execution.heartbeat_timeout_s:
-                running.not_answering = True
-                ray.kill(running.actor)
+                self._take_answer(key, process)
+            elif process.node_id and now_s - process.asked_s > self._heartbeat_timeout_s:
+                self._saw(supervision.FellSilent(key))
 
-    def _take_answer(self, running: _Running) -> None:
-        reference, running.asked = running.asked, None
+    def _take_answer(self, key: str, process: _Process) -> None:
+        reference, process.asked = process.asked, None
         try:
-            status: Status = ray.get(reference)
+            report: ActorReport = ray.get(reference)
         except RayError:
             return  # train() of the same actor fails too, and is what counts
-        if running.status is None:
-            self._tell(running.planned.key, "training", f"pid {status.pid}")
-        running.status = status
-        self._hand_on(running, status.records)
+        if not process.node_id:
+            process.node_id = report.node_id
+            self._saw(supervision.Answered(key, report.pid))
+        self._hand_on(process, report.records)
+        if report.checkpoint_images > process.checkpoint_images:
+            process.checkpoint_images = report.checkpoint_images
+            self._tell(events.Checkpointed(key, report.checkpoint_images))
 
-    def _hand_on(self, running: _Running, records: Sequence[TrainingRecord]) -> None:
-        running.num_records += len(records)
+    def _hand_on(self, process: _Process, records: Sequence[TrainingRecord]) -> None:
+        process.num_records += len(records)
         if records:
-            for listener in self._listeners:
-                listener.on_records(running.planned.key, records)
+            self._tell(events.Progressed(process.job.key, tuple(records)))
 
     def _stop_all(self) -> None:
-        """Let every expert that trains write a checkpoint; the others have nothing to lose."""
-        self._outcome.stopped += self._waiting + self._elsewhere
-        self._waiting.clear()
-        self._elsewhere.clear()
-        for key, running in list(self._running.items()):
-            if running.status is None:
-                ray.kill(running.actor)
-                del self._running[key]
-                self._outcome.stopped.append(key)
-            else:
-                running.actor.stop.remote(key)
+        self._take(supervision.when_asked_to_stop(self._fleet))
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
-        while self._running and time.monotonic() < deadline_s:
+        while self._processes and time.monotonic() < deadline_s:
             self._collect(POLL_INTERVAL_S)
-        self._outcome.stopped += [*self._running, *self._waiting]
+        self._fleet = supervision.when_stop_is_over(self._fleet)
 
-    def _tell(self, key: str, state: str, detail: str = "") -> None:
+    def _tell(self, event: ExpertEvent) -> None:
         for listener in self._listeners:
-            listener.on_state(key, state, detail)
-
-
-@contextmanager
-def stop_signals(stop_requested: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets the event, the second interrupts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:  # noqa: ARG001
-        if stop_requested.is_set():
-            raise KeyboardInterrupt
-        stop_requested.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            listener(event)

@@ -27,6 +27,7 @@ from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
+from workloads.pipeline import one_thread
 
 MAX_IN_FLIGHT = 64
 """Batches submitted ahead: enough to keep a cluster busy, few enough not to fill the driver's memory."""
@@ -38,9 +39,6 @@ MAX_RETRIES = 3
 @lru_cache(maxsize=1)
 def _load(path: Path, fingerprint: str, device: str) -> Ensemble:
     """One ensemble per worker process; the fingerprint makes a retrained one in the same place another."""
-    import torch
-
-    torch.set_num_threads(1)  # the last bits of a result depend on the number of threads
     ensemble = Ensemble.load(path, device)
     assert ensemble.fingerprint == fingerprint
     return ensemble
@@ -49,7 +47,8 @@ def _load(path: Path, fingerprint: str, device: str) -> Ensemble:
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
 def _generate(path: Path, fingerprint: str, protocol: ProtocolConfig, index: int, device: str) -> np.ndarray:
     ensemble = _load(path, fingerprint, device)
-    images, _ = generate_batch(ensemble, protocol, batch_indices(protocol)[index])
+    with one_thread():
+        images, _ = generate_batch(ensemble, protocol, batch_indices(protocol)[index])
     return images.numpy()
 
 
@@ -104,8 +103,8 @@ def score_on_cluster(
     samples: SampleStore,
     reference: PreparedDataset,
     protocol: ProtocolConfig,
-    cache_dir: Path,
     *,
+    cache_dir: Path,
     resources: Resources,
     **options: Any,
 ) -> Score:
@@ -127,10 +126,10 @@ def held_out_curves(
 ) -> list[LossCurve]:
     """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
     asked = []
-    for planned, folder in zip(jobs, folders, strict=True):
-        resources = planned.resources
+    for job, folder in zip(jobs, folders, strict=True):
+        resources = job.resources
         task = with_resources(_curve, resources)
-        asked.append(task.remote(folder, planned.job, data_path, spec, resources.device, resources.num_threads))
+        asked.append(task.remote(folder, job.job, data_path, spec, resources.device, resources.num_threads))
     return [_take(reference) for reference in asked]
 
 

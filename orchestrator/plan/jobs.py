@@ -135,7 +135,7 @@ def architecture_of(model: AnyModel) -> str:
     return content_hash(model.model_dump(mode="json"))[:8]
 
 
-def plan(config: RunConfig, data: DataSpec) -> Plan:
+def make_plan(config: RunConfig, data: DataSpec) -> Plan:
     """One job per interval, or one for a remix, costed on the meta device; equal architectures are costed once.
 
     Raises ConfigError if an architecture does not fit the image size or the initial weights.

@@ -4,9 +4,15 @@ from pathlib import Path
 
 
 class RunsDir:
-    """runs/{mlflow.db, data, store, cache, studies, NAME-FINGERPRINT}: everything a machine or a shared disk keeps."""
+    """runs/: everything a machine or a shared disk keeps.
+
+    data  store  cache  studies  mlflow.db  mlartifacts  spool  NAME-FINGERPRINT (a run)
+    """
 
     def __init__(self, path: Path) -> None:
+        self.given = path
+        """As the user wrote it, for messages."""
+
         self.path = path.absolute()
 
     @property
@@ -28,6 +34,26 @@ class RunsDir:
     def studies(self) -> Path:
         """Searches, one directory per name."""
         return self.path / "studies"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's store, unless $MLFLOW_TRACKING_URI names another."""
+        return self.path / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Files that MLflow shows."""
+        return self.path / "mlartifacts"
+
+    @property
+    def mlflow_lock(self) -> Path:
+        """Held while the database is made."""
+        return self.path / ".mlflow.lock"
+
+    @property
+    def spool(self) -> Path:
+        """What MLflow has not taken yet."""
+        return self.path / "spool"
 
     def run(self, name: str, fingerprint: str) -> Path:
         """One configuration's directory; the same configuration always gets the same."""

@@ -12,8 +12,10 @@ from rich.table import Table
 from orchestrator.execution.cluster import connect
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.plan.places import RunsDir
-from orchestrator.terminal.view import print_note, si, wide_console
-from orchestrator.runs.work import driver_device
+from orchestrator.terminal.notes import print_note
+from orchestrator.terminal.tables import wide_console
+from orchestrator.terminal.words import si
+from orchestrator.runs.sampling import default_device
 from workloads.analysis.grid import sample_grid
 from workloads.analysis.latency import latency_s
 from workloads.config.comparison import Comparison
@@ -43,7 +45,7 @@ SCORES = {"inception_score", "score", "precision", "recall"}
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ComparisonRow:
     name: str
     outcomes: Sequence[Outcome]
     figures: Mapping[str, Sequence[float]]
@@ -67,7 +69,7 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
             start = str(base.run_dir / "ensemble" / "expert_00")
             for row in comparison.rows:
                 outcomes[row].append(_train(comparison, row, seed, start, runs_dir, address))
-    rows = [_Row(name, found, _figures(found)) for name, found in outcomes.items()]
+    rows = [_ComparisonRow(name, found, _figures(found)) for name, found in outcomes.items()]
     _print(comparison, rows)
     file = RunsDir(runs_dir).path / f"{comparison.name}.csv"
     _write(file, comparison, rows)
@@ -88,7 +90,7 @@ def _train(
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     figures: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for outcome in outcomes:
-        score, jobs = outcome.score, outcome.planned.jobs
+        score, jobs = outcome.score, outcome.plan.jobs
         assert score is not None
         require_comparable(score, outcomes[0].score or score)
         batch_size = jobs[0].job.training.batch_size
@@ -101,14 +103,14 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
             "macs": max(job.macs for job in jobs),
             "steps_per_s": images / batch_size / sum(result.train_s for result in outcome.results),
             "peak_memory_bytes": max(result.peak_memory_bytes for result in outcome.results),
-            "latency_s": latency_s(Ensemble.load(outcome.run_dir, driver_device())),
+            "latency_s": latency_s(Ensemble.load(outcome.run_dir, default_device())),
         }
         for name in COLUMNS:
             figures[name].append(values[name])
     return figures
 
 
-def _print(comparison: Comparison, rows: Sequence[_Row]) -> None:
+def _print(comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
     score = rows[0].outcomes[0].score
     assert score is not None
     num_seeds = len(comparison.seeds)
@@ -143,7 +145,7 @@ def _cell(name: str, values: Sequence[float]) -> str:
     return f"{mean:.{digits}f}{spread}"
 
 
-def _draw(file: Path, rows: Sequence[_Row]) -> None:
+def _draw(file: Path, rows: Sequence[_ComparisonRow]) -> None:
     """The first samples of every row for the first seed: equal noise and classes, one below the other."""
     images = []
     for row in rows:
@@ -154,7 +156,7 @@ def _draw(file: Path, rows: Sequence[_Row]) -> None:
     sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(file)
 
 
-def _write(file: Path, comparison: Comparison, rows: Sequence[_Row]) -> None:
+def _write(file: Path, comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
     """One line per row and seed."""
     with file.open("w", newline="") as target:
         writer = csv.writer(target)
@@ -162,7 +164,7 @@ def _write(file: Path, comparison: Comparison, rows: Sequence[_Row]) -> None:
         for row in rows:
             for index, (seed, outcome) in enumerate(zip(comparison.seeds, row.outcomes, strict=True)):
                 assert outcome.score is not None
-                num_experts = len(outcome.planned.config.intervals)
+                num_experts = len(outcome.plan.config.intervals)
                 figures = [row.figures[name][index] for name in COLUMNS]
                 writer.writerow(
                     [row.name, seed, outcome.run_dir.name, outcome.score.protocol_hash, num_experts, *figures]

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
-from orchestrator.runs.description import prepare_data_of, prepare_reference_of
+from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
-from orchestrator.plan.jobs import Plan, plan
+from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.store.experts import ExpertStore
-from orchestrator.tracking.logged import TrackExperts, log_score, log_sizes, open_configuration
-from orchestrator.tracking.tracker import COMPARISON_TAG, TrackedRun, Tracker, run_url
-from orchestrator.terminal.view import LiveView, print_note, print_result
-from orchestrator.runs.work import Scored, Work
+from orchestrator.tracking.configuration import ExpertsLog, log_score, log_sizes, open_configuration
+from orchestrator.tracking.names import COMPARISON_TAG
+from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
+from orchestrator.terminal.experts import ExpertsDisplay
+from orchestrator.terminal.notes import print_note
+from orchestrator.terminal.tables import print_result
+from orchestrator.runs.work import Work
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.load import apply_override, validate
 from workloads.data.prepared import PreparedDataset
@@ -25,6 +28,7 @@ from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
+from workloads.pipeline import Scored
 from workloads.training.result import JobResult
 
 
@@ -32,7 +36,7 @@ from workloads.training.result import JobResult
 class Outcome:
     """A configuration that is trained and, unless that was not asked for, scored."""
 
-    planned: Plan
+    plan: Plan
     run_dir: Path
     results: Sequence[JobResult]
     score: Score | None
@@ -65,21 +69,21 @@ def train_configuration(
         check_extractor(config.evaluation)
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
-    planned = plan(config, dataset.spec(config.data))
-    work = Work(planned, runs, ExpertStore(runs.store, store), runs.run(config.name, planned.fingerprint))
+    plan = make_plan(config, dataset.spec(config.data))
+    work = Work(plan, runs, ExpertStore(runs.store, store), runs.run(config.name, plan.fingerprint))
     with _open(work, address) as session:
-        work.describe()
+        work.write_description()
         results = session.train(dataset)
         ensemble = work.gather(dataset)
         session.log_training(results, ensemble, dataset)
         scored = None
         if reference is not None:
             scored = work.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
-            log_score(session.tracked, scored)
+            session.log_score(scored)
         if comparison is not None:
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
-        return Outcome(planned, work.run_dir, results, scored.score if scored else None)
+        return Outcome(plan, work.run_dir, results, scored.score if scored else None)
 
 
 def evaluate_run(
@@ -95,12 +99,12 @@ def evaluate_run(
         raise ConfigError(
             f"{run} was trained on other data than {config.data.kind} gives now; set reference in its config"
         )
-    planned = plan(ensemble.config, ensemble.data)
-    work = Work(planned, runs, ExpertStore(runs.store), ensemble.path.parent)
+    plan = make_plan(ensemble.config, ensemble.data)
+    work = Work(plan, runs, ExpertStore(runs.store), ensemble.path.parent)
     with _open(work, address) as session:
         scored = work.score(ensemble, config.evaluation, reference)
-        log_score(session.tracked, scored)
-        session.report([work.store.completed(job.key) for job in planned.jobs], scored, runs_dir)
+        session.log_score(scored)
+        session.report([work.store.completed(job.key) for job in plan.jobs], scored, runs_dir)
 
 
 def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]) -> RunConfig:
@@ -115,8 +119,8 @@ def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]
 def _open(work: Work, address: str | None) -> Iterator["_Session"]:
     """A connected cluster and a running MLflow run; the run ends as the block does."""
     started_s = time.perf_counter()
-    with connect(address, work.planned.jobs), Tracker(work.runs.path) as tracker:
-        tracked = open_configuration(tracker, work.planned, work.run_dir.name)
+    with connect(address, work.plan.jobs), Tracker(work.runs.path) as tracker:
+        tracked = open_configuration(tracker, work.plan, work.run_dir.name)
         try:
             yield _Session(work, tracker, tracked, started_s)
         except BaseException as error:
@@ -136,25 +140,29 @@ class _Session:
 
     def train(self, dataset: PreparedDataset) -> list[JobResult]:
         """Results in the order of the plan."""
-        planned = self.work.planned
-        track = TrackExperts(planned, self.tracker, self.tracked, self.work.runs.store)
-        with LiveView(planned.jobs) as view:
-            outcome = self.work.train(dataset, [view, track])
+        plan = self.work.plan
+        log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs.store)
+        with ExpertsDisplay(plan.jobs) as display:
+            outcome = self.work.train(dataset, [display, log])
         for key, result in outcome.completed.items():
-            track.finish(key, result)
+            log.finish(key, result)
         return self.work.require_complete(outcome)
 
     def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
         """Figures and sizes of the whole configuration."""
         for file in self.work.figures(results, ensemble, dataset):
             self.tracked.log_artifact(file, "figures")
-        log_sizes(self.tracked, self.work.planned, results)
+        log_sizes(self.tracked, self.work.plan, results)
+
+    def log_score(self, scored: Scored) -> None:
+        """A score with its samples."""
+        log_score(self.tracked, scored.score, scored.protocol, scored.grid, is_own=scored.is_own)
 
     def report(self, results: Sequence[JobResult | None], scored: Scored | None, runs_dir: Path) -> None:
         """Tell the user what came out and where it is."""
         self.tracker.flush()
         print_result(
-            self.work.planned,
+            self.work.plan,
             scored.score if scored else None,
             grid=_shown(scored.grid) if scored else None,
             run_dir=_shown(self.work.run_dir),

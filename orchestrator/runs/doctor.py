@@ -1,4 +1,4 @@
-"""`rememe doctor`: what is wrong with this machine or cluster, and how to fix it."""
+"""Whether this machine or cluster is fit for a run: what is wrong, and how to fix it."""
 
 import os
 import shutil
@@ -11,10 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from orchestrator.execution.cluster import alive_nodes, connect, local_node
-from orchestrator.tracking.tracker import check_store, tracking_uri
+from orchestrator.tracking.address import count_experiments, tracking_uri
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError, RememeError
 from workloads.evaluation.extractors import check_extractor
@@ -28,21 +26,9 @@ MIN_SHM_BYTES = 256 * 2**20
 class Finding(NamedTuple):
     """One line of the report."""
 
-    ok: bool
+    is_ok: bool
     subject: str
     text: str
-
-
-def run_doctor(runs_dir: Path, address: str | None) -> int:
-    """Print one line per check; 0 if nothing stands in the way of training, 1 otherwise."""
-    console = Console(soft_wrap=True, highlight=False)
-    all_ok = True
-    for finding in examine(runs_dir, address):
-        mark = "[green]ok     [/green]" if finding.ok else "[bold red]problem[/bold red]"
-        console.print(f"{mark} {finding.subject:12} ", end="")
-        console.print(finding.text, markup=False)
-        all_ok = all_ok and finding.ok
-    return 0 if all_ok else 1
 
 
 def examine(runs_dir: Path, address: str | None) -> Iterator[Finding]:
@@ -124,9 +110,9 @@ def _mlflow(runs_dir: Path) -> str:
     uri = tracking_uri(runs_dir)
     if uri.startswith("sqlite") and not runs_dir.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            check_store(tracking_uri(Path(scratch)))
+            count_experiments(tracking_uri(Path(scratch)))
         return f"{uri} will be made by the first run"
-    return f"{uri} answers; {check_store(uri)} experiments"
+    return f"{uri} answers; {count_experiments(uri)} experiments"
 
 
 def _ray(address: str | None) -> str:

@@ -1,32 +1,33 @@
-"""`rememe bake` and `rememe export`: trained experts in forms that need less, or nothing, of rememe."""
+"""Trained experts in forms that need less, or nothing, of rememe."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.terminal.view import progress
-from workloads.ensemble import REMIX, Ensemble, bake
+from workloads.ensemble import Ensemble, bake
 from workloads.errors import ConfigError
 from workloads.files import new_directory
 
+Progress = Callable[[int, int], None]
 
-def bake_run(run: Path, out: Path) -> None:
-    """A remix's experts as plain networks, in an ensemble that samples without mixing."""
+
+def bake_run(run: Path, out: Path, on_progress: Progress) -> int:
+    """A remix's experts as plain networks, in an ensemble that samples without mixing; how many."""
     ensemble = Ensemble.load(run)
-    if not (ensemble.path / REMIX).is_dir():
+    if not ensemble.is_mixed:
         raise ConfigError(f"{run} is no remix: its {len(ensemble.intervals)} experts are plain networks already")
     _refuse_existing(out)
-    with progress("baking", "experts") as advance:
-        bake(ensemble, out, advance)
-    print(f"{out}: {len(ensemble.intervals)} plain networks; use it as a run: rememe sample {out}")
+    bake(ensemble, out, on_progress)
+    return len(ensemble.intervals)
 
 
-def export_run(run: Path, out: Path) -> None:
+def export_run(run: Path, out: Path, on_progress: Progress) -> None:
     """Every expert as a diffusers model; a DiT as diffusers' own DiTTransformer2DModel."""
     from workloads.models.dit import DiT, to_diffusers
 
     ensemble = Ensemble.load(run)
     _refuse_existing(out)
-    with new_directory(out) as scratch, progress("exporting", "experts") as advance:
+    with new_directory(out) as scratch:
         for index in range(len(ensemble.intervals)):
             model: Any = ensemble.expert(index)
             if isinstance(model, DiT):
@@ -35,11 +36,10 @@ def export_run(run: Path, out: Path) -> None:
                 except ValueError as error:
                     raise ConfigError(f"{run} cannot be exported: {error}") from None
             model.save_pretrained(scratch / f"expert_{index:02d}")
-            advance(index + 1, len(ensemble.intervals))
+            on_progress(index + 1, len(ensemble.intervals))
         (scratch / "intervals.txt").write_text(
             "".join(f"expert_{index:02d} {interval}\n" for index, interval in enumerate(ensemble.intervals))
         )
-    print(f"{out}: one diffusers model per expert, and intervals.txt with the timesteps each is for")
 
 
 def _refuse_existing(out: Path) -> None:

@@ -28,7 +28,7 @@ MAX_MATRIX_EXPERTS = 64
 
 
 def training_figures(
-    planned: Plan,
+    plan: Plan,
     store: Path,
     results: Sequence[JobResult],
     ensemble: Ensemble,
@@ -36,7 +36,7 @@ def training_figures(
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Figure]:
     """Figures by name: loss over training, loss by timestep; for a remix, its coefficients and its loss matrix too."""
-    jobs, intervals = [job.job for job in planned.jobs], planned.config.intervals
+    jobs, intervals = [job.job for job in plan.jobs], plan.config.intervals
     records = [read_records(store / job.key / "records.jsonl") for job in jobs]
     job = jobs[0]
     if not isinstance(job, RemixJob):

@@ -24,7 +24,7 @@ ID_FILE = "store-id"
 CLAIMS = ".claims"
 
 
-def check_store(root: Path, identity: str, node: str) -> None:
+def require_same_store(root: Path, identity: str, node: str) -> None:
     """Raise StorageError unless the store a worker sees on its node is the driver's."""
     file = root / ID_FILE
     if not file.is_file() or file.read_text() != identity:

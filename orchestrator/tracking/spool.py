@@ -17,6 +17,31 @@ class Note(NamedTuple):
     content: dict[str, Any]
 
 
+class Point(NamedTuple):
+    """One value of a curve."""
+
+    name: str
+    value: float
+    time_ms: int
+    step: int
+
+
+def new_points(notes: Sequence[Note], last_step: int) -> tuple[list[Point], int]:
+    """What notes of metrics add to a run whose records reach last_step, and how far they reach then.
+
+    A note marked `once` is a training record: after a restart it comes again, and is left out.
+    """
+    points: list[Point] = []
+    for note in notes:
+        content = note.content
+        if content.get("once"):
+            if content["step"] <= last_step:
+                continue
+            last_step = content["step"]
+        points += [Point(name, value, content["time_ms"], content["step"]) for name, value in content["values"].items()]
+    return points, last_step
+
+
 class Spool:
     """An append-only file per process and a folder of files to upload; those of ended processes count too."""
 
@@ -65,10 +90,10 @@ class Spool:
 
     def _left_over(self) -> list[Path]:
         files = [file for file in self.path.glob("notes-*.jsonl") if file != self._own]
-        return sorted((file for file in files if not _running(file)), key=lambda file: file.stat().st_mtime)
+        return sorted((file for file in files if not _is_being_written(file)), key=lambda file: file.stat().st_mtime)
 
 
-def _running(file: Path) -> bool:
+def _is_being_written(file: Path) -> bool:
     """Whether the process that writes the file is still there (on this machine)."""
     pid = int(file.name.split("-")[1])
     if pid == os.getpid():

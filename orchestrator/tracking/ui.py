@@ -12,7 +12,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from orchestrator.tracking.tracker import tracking_uri
+from orchestrator.plan.places import RunsDir
+from orchestrator.tracking.address import tracking_uri
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -53,7 +54,7 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
 def _command(uri: str, runs_dir: Path, port: int) -> list[str]:
     mlflow = Path(sys.executable).with_name("mlflow")
     program = str(mlflow) if mlflow.exists() else shutil.which("mlflow") or "mlflow"
-    artifacts = (runs_dir.absolute() / "mlartifacts").as_uri()
+    artifacts = RunsDir(runs_dir).mlflow_artifacts.as_uri()
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--default-artifact-root", artifacts]
     return [program, "server", "--backend-store-uri", uri, *options]
 

@@ -53,7 +53,7 @@ def rememe_here(monkeypatch: pytest.MonkeyPatch) -> Run:
             patch.chdir(cwd)
             patch.setattr(sys, "argv", command)
             # Done when these tests began, and to be done once.
-            patch.setattr("orchestrator.cli.app.prepare_ray_environment", lambda _: None)
+            patch.setattr("orchestrator.execution.environment.prepare_ray_environment", lambda _: None)
             # Not the token: Ray reads it once per process, and later tests start a cluster in this one.
             for name in ADDRESSES:
                 patch.delenv(name, raising=False)

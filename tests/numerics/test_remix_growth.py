@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.plan.jobs import plan
+from orchestrator.plan.jobs import make_plan
 from workloads.config import DataSpec, RemixJob, RunConfig
 from workloads.config.data import EmbeddedData
 from workloads.data.prepare import ensure_prepared
@@ -164,9 +164,9 @@ def test_a_file_without_intervals_starts_as_many_experts_only(spec: DataSpec, tm
     file = saved(spec, tmp_path)
     tensors = load_file(file)
     save_file(tensors, file)  # as earlier versions wrote it
-    plan(run_config(file, num_bases=3), spec)
+    make_plan(run_config(file, num_bases=3), spec)
     with pytest.raises(ConfigError, match="does not say its intervals"):
-        plan(run_config(file, num_experts=6), spec)
+        make_plan(run_config(file, num_experts=6), spec)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -186,7 +186,7 @@ def test_what_would_change_the_function_is_refused(
 ) -> None:
     file = saved(spec, tmp_path, **small)
     with pytest.raises(ConfigError) as raised:
-        plan(run_config(file, **large), spec)
+        make_plan(run_config(file, **large), spec)
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -197,11 +197,11 @@ def test_raw_coefficients_that_are_no_shares_cannot_become_a_softmax(spec: DataS
     tensors["coefficients"] *= 2
     save_file(tensors, file, {"intervals": "[[333, 666], 1000]"})
     with pytest.raises(ConfigError, match=r"set strategy\.mixer to raw"):
-        plan(run_config(file), spec)
+        make_plan(run_config(file), spec)
 
 
 def test_a_plain_network_cannot_start_from_a_remix(spec: DataSpec, tmp_path: Path) -> None:
     file = saved(spec, tmp_path)
     raw = run_config(file).model_dump(mode="json") | {"strategy": {"kind": "single"}}
     with pytest.raises(ConfigError, match=r"only strategy\.kind remix can start from"):
-        plan(RunConfig.model_validate(raw), spec)
+        make_plan(RunConfig.model_validate(raw), spec)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.execution.cluster import connect
-from orchestrator.plan.jobs import Plan, plan
+from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.store.experts import ExpertStore
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
@@ -32,7 +32,7 @@ def dataset(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Prep
 
 @pytest.fixture(scope="module")
 def planned(config: RunConfig, dataset: PreparedDataset) -> Plan:
-    return plan(config, dataset.spec(config.data))
+    return make_plan(config, dataset.spec(config.data))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,13 @@ import pytest
 import ray
 import torch
 
-from orchestrator.execution.supervisor import ExpertActor, TrainingOutcome, train_experts
+from orchestrator.execution.actor import ExpertActor
+from orchestrator.execution.supervisor import train_experts
+from orchestrator.plan import events
+from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import Plan
+from orchestrator.plan.outcome import TrainingOutcome
+from orchestrator.plan.policies import FailureKind
 from orchestrator.store.experts import ExpertStore
 from workloads.config import ExecutionConfig, Resources
 from workloads.data.prepared import PreparedDataset
@@ -35,17 +39,25 @@ class Journal:
         self.states: list[tuple[str, str]] = []
         self.pids: dict[str, int] = {}
         self.images_seen: dict[str, list[int]] = {}
+        self.checkpoints: dict[str, list[int]] = {}
+        self.restarts: list[events.Restarting] = []
         self._on_progress = on_progress
 
-    def on_state(self, key: str, state: str, detail: str = "") -> None:
-        self.states.append((key, state))
-        if state == "training":
-            self.pids[key] = int(detail.removeprefix("pid "))
-
-    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
-        self.images_seen.setdefault(key, []).extend(record.images_seen for record in records)
-        if key in self.pids:
-            self._on_progress(key, self.pids[key], records[-1].images_seen)
+    def __call__(self, event: ExpertEvent) -> None:
+        match event:
+            case events.Progressed(key=key, records=records):
+                self.images_seen.setdefault(key, []).extend(record.images_seen for record in records)
+                if key in self.pids:
+                    self._on_progress(key, self.pids[key], records[-1].images_seen)
+                return
+            case events.Checkpointed(key=key, images_seen=images_seen):
+                self.checkpoints.setdefault(key, []).append(images_seen)
+                return
+            case events.Training(key=key, pid=int(pid)):
+                self.pids[key] = pid
+            case events.Restarting():
+                self.restarts.append(event)
+        self.states.append((event.key, event.state.value))
 
     def count(self, state: str) -> int:
         return sum(seen == state for _, seen in self.states)
@@ -114,6 +126,11 @@ def test_a_killed_expert_goes_on_from_its_checkpoint_and_ends_the_same(
     outcome = run(planned, dataset, store, journal)
     assert len(victims) == 1
     assert (victims[0], "restarting") in journal.states
+    assert [(event.key, event.cause, event.attempt) for event in journal.restarts] == [
+        (victims[0], FailureKind.PROCESS_DIED, 2)
+    ]
+    assert all(images % 128 == 0 for images in journal.checkpoints[victims[0]])
+    assert journal.checkpoints[victims[0]] == sorted(set(journal.checkpoints[victims[0]]))
     assert digests(outcome) == expected
 
 
@@ -148,10 +165,10 @@ def test_an_expert_that_keeps_dying_is_given_up(
             os.kill(pid, signal.SIGKILL)
 
     class Eager(Journal):
-        def on_state(self, key: str, state: str, detail: str = "") -> None:
-            super().on_state(key, state, detail)
-            if state == "training" and key == victim:
-                os.kill(self.pids[key], signal.SIGKILL)
+        def __call__(self, event: ExpertEvent) -> None:
+            super().__call__(event)
+            if isinstance(event, events.Training) and event.key == victim:
+                os.kill(self.pids[event.key], signal.SIGKILL)
 
     outcome = train_experts(planned.jobs, dataset.path, store, ExecutionConfig(max_attempts=2), [Eager(kill_always)])
     assert "failed after 2 attempts: its process died" in outcome.failed[victim]

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import pytest
 import torch
 
 from orchestrator.execution.joint import train_joint
-from orchestrator.plan.jobs import Plan, PlannedJob, plan
+from orchestrator.plan import events
+from orchestrator.plan.events import ExpertEvent
+from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.store.experts import ExpertStore
 from workloads.config import RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
-from workloads.training.records import TrainingRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -27,16 +27,19 @@ class Journal:
     def __init__(self, act: Any = lambda: None, at_images: int = 10**9) -> None:
         self.states: list[str] = []
         self.images_seen: list[int] = []
+        self.checkpoints: list[int] = []
         self._act, self._at_images = act, at_images
 
-    def on_state(self, key: str, state: str, detail: str = "") -> None:
-        self.states.append(state)
-
-    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
-        self.images_seen += [record.images_seen for record in records]
-        if self.images_seen[-1] >= self._at_images:
-            self._at_images = 10**9
-            self._act()
+    def __call__(self, event: ExpertEvent) -> None:
+        if isinstance(event, events.Checkpointed):
+            self.checkpoints.append(event.images_seen)
+        elif isinstance(event, events.Progressed):
+            self.images_seen += [record.images_seen for record in event.records]
+            if self.images_seen[-1] >= self._at_images:
+                self._at_images = 10**9
+                self._act()
+        else:
+            self.states.append(event.state.value)
 
 
 def planned_remix(tiny_run: dict[str, Any], dataset: PreparedDataset, **training: Any) -> tuple[Plan, PlannedJob]:
@@ -47,7 +50,7 @@ def planned_remix(tiny_run: dict[str, Any], dataset: PreparedDataset, **training
         "training": tiny_run["training"] | training,
     }
     config = RunConfig.model_validate(raw)
-    made = plan(config, dataset.spec(config.data))
+    made = make_plan(config, dataset.spec(config.data))
     return made, made.jobs[0]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.execution.cluster import refuse_infeasible
 from orchestrator.plan.errors import ResourcesError
-from orchestrator.plan.jobs import plan
+from orchestrator.plan.jobs import make_plan
 from orchestrator.plan.policies import (
     FailureKind,
     GiveUp,
@@ -28,7 +28,7 @@ DATA = DataSpec(fingerprint="f" * 64, channels=3, image_size=8, num_classes=10)
 def planned(raw: dict[str, Any], *overrides: str) -> Any:
     for override in overrides:
         raw = apply_override(raw, override)
-    return plan(RunConfig.model_validate(raw), DATA)
+    return make_plan(RunConfig.model_validate(raw), DATA)
 
 
 def keys(raw: dict[str, Any], *overrides: str) -> list[str]:
@@ -73,7 +73,7 @@ def test_what_changes_no_weights_changes_no_key(tiny_run: dict[str, Any], overri
 )
 def test_what_changes_weights_changes_every_key(tiny_run: dict[str, Any], override: str) -> None:
     if override == "data.flip=true":
-        flipped = plan(RunConfig.model_validate(tiny_run), DATA.model_copy(update={"flip": True}))
+        flipped = make_plan(RunConfig.model_validate(tiny_run), DATA.model_copy(update={"flip": True}))
         changed = [job.key for job in flipped.jobs]
     else:
         changed = keys(tiny_run, override)
@@ -163,6 +163,6 @@ def test_a_remix_stores_the_mixed_parameters_k_times(size: str, active: float, s
     spec = DataSpec(fingerprint="f" * 64, channels=4, image_size=32, num_classes=1000)
     for experts in (8, 20):
         config = load_config(f"imagenet256-remix-{size.lower()}-4-{experts}")
-        (job,) = plan(config.model_copy(update={"initial_weights": None}), spec).jobs
+        (job,) = make_plan(config.model_copy(update={"initial_weights": None}), spec).jobs
         assert round(job.num_active_parameters / 1e6, 2) == active
         assert round(job.num_parameters / 1e6, 1) == stored

@@ -81,18 +81,26 @@ class CheckpointHook:
     """
 
     def __init__(
-        self, folder: CheckpointFolder | None, *, start_images: int, every_images: int, should_stop: Callable[[], bool]
+        self,
+        folder: CheckpointFolder | None,
+        *,
+        start_images: int,
+        every_images: int,
+        should_stop: Callable[[], bool],
+        on_checkpoint: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._folder = folder
         self._every_images = every_images
         self._saved_images = start_images
         self._should_stop = should_stop
+        self._on_checkpoint = on_checkpoint
 
     def __call__(self, state: State, loss: Tensor) -> None:  # noqa: ARG002
         stop = self._should_stop()
         if stop or state.images_seen - self._saved_images >= self._every_images:
             if self._folder is not None and state.images_seen > self._saved_images:
                 self._folder.save(state.checkpoint())
+                self._on_checkpoint(state.images_seen)
             self._saved_images = state.images_seen
         if stop:
             raise TrainingStopped(f"stopped at image {state.images_seen}; run the same command again to continue")

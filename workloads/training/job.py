@@ -48,12 +48,14 @@ def train_job(
     num_threads: int | None = None,
     workers: Workers | None = None,
     report: Callable[[TrainingRecord], None] = lambda _: None,
+    on_checkpoint: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> JobResult:
     """Train until the job's budget is used up; idempotent.
 
     In the end work_dir holds the averaged weights (expert/ as save_pretrained writes them, or remix/), records.jsonl
-    and, written last, result.json. Raises TrainingStopped after writing a checkpoint when should_stop() says so.
+    and, written last, result.json. on_checkpoint hears the images_seen of every checkpoint once it is whole. Raises
+    TrainingStopped after writing a checkpoint when should_stop() says so.
     A remix may be trained by several workers that see the same work_dir; all call this, the first one writes.
     """
     if (result := completed(work_dir)) is not None:
@@ -68,7 +70,7 @@ def train_job(
         if (result := completed(work_dir)) is not None:
             return result
         training = _Training(job, dataset, work_dir, torch.device(device), workers)
-        training.run(report, should_stop)
+        training.run(report, on_checkpoint, should_stop)
         if workers.is_first:
             training.finish()
         workers.any(False)  # the others wait until it is there
@@ -123,7 +125,12 @@ class _Training:
         if (checkpoint := self._checkpoints.load_latest()) is not None:
             self._state.restore(checkpoint)
 
-    def run(self, report: Callable[[TrainingRecord], None], should_stop: Callable[[], bool]) -> None:
+    def run(
+        self,
+        report: Callable[[TrainingRecord], None],
+        on_checkpoint: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
         """Train from wherever the state stands to the end of the budget."""
         job, config, start, workers = self._job, self._job.training, self._state.images_seen, self._workers
         stream = BatchStream(
@@ -140,6 +147,7 @@ class _Training:
             start_images=start,
             every_images=config.checkpoint_every_images,
             should_stop=should_stop,
+            on_checkpoint=on_checkpoint,
         )
         recorder = None
         hooks: list[Hook] = [saver]

@@ -1,28 +1,31 @@
-"""What of a configuration goes into its MLflow run and those of its experts; used by single runs and by searches."""
+"""What a configuration and its experts log; for single runs and for studies."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.plan import events
+from orchestrator.plan.description import flatten, to_yaml
+from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import Plan, PlannedJob
-from orchestrator.runs.description import flatten, to_yaml
-from orchestrator.runs.work import Scored
 from orchestrator.tracking.tracker import TrackedRun, Tracker
+from workloads.config import ProtocolConfig
+from workloads.evaluation.protocol import Score
 from workloads.training.records import TrainingRecord, read_records
 from workloads.training.result import JobResult
 
 
 def open_configuration(
-    tracker: Tracker, planned: Plan, name: str, *, parent: TrackedRun | None = None, more: Mapping[str, object] = {}
+    tracker: Tracker, plan: Plan, name: str, *, parent: TrackedRun | None = None, more: Mapping[str, object] = {}
 ) -> TrackedRun:
     """The configuration's run; the same configuration goes on in its run."""
-    config = planned.config
+    config = plan.config
     params = {**flatten(config), **more}
     if parent is not None:
         # The run's own name says it, and MLflow's plots begin with the parameters that differ.
         del params["name"]
-    return tracker.configuration(name, planned.fingerprint, params, to_yaml(config), parent=parent)
+    return tracker.configuration(name, plan.fingerprint, params, to_yaml(config), parent=parent)
 
 
 def open_expert(tracker: Tracker, parent: TrackedRun, job: PlannedJob) -> TrackedRun:
@@ -39,9 +42,9 @@ def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRec
     run.finish("FINISHED")
 
 
-def log_sizes(tracked: TrackedRun, planned: Plan, results: Sequence[JobResult]) -> None:
+def log_sizes(tracked: TrackedRun, plan: Plan, results: Sequence[JobResult]) -> None:
     """What the whole configuration takes."""
-    jobs = planned.jobs
+    jobs = plan.jobs
     tracked.log_metrics(
         {
             "num_parameters": sum(job.num_parameters for job in jobs),
@@ -52,18 +55,20 @@ def log_sizes(tracked: TrackedRun, planned: Plan, results: Sequence[JobResult]) 
     )
 
 
-def log_score(tracked: TrackedRun, scored: Scored) -> None:
-    """A score, its protocol and its samples. Scores under different protocols never share a column."""
-    score, protocol = scored.score, scored.protocol
+def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid: Path, *, is_own: bool) -> None:
+    """A score, its protocol and its samples. Scores under different protocols never share a column.
+
+    is_own: the protocol is the run description's.
+    """
     short_hash = score.protocol_hash[:8]
-    suffix = "" if scored.is_own else f"/{protocol.name}-{short_hash}"
+    suffix = "" if is_own else f"/{protocol.name}-{short_hash}"
     values = {score.name: score.value, **score.others}
     if score.stderr is not None:
         values[f"{score.name}_stderr"] = score.stderr
     tracked.log_metrics({f"{name}{suffix}": value for name, value in values.items()})
-    tracked.log_artifact(scored.grid)
+    tracked.log_artifact(grid)
     tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
-    if scored.is_own:
+    if is_own:
         note = f"**{score.name} {score.value:.4g}** under protocol `{protocol.name}`, {score.num_samples} samples"
         tracked.set_tags(
             {
@@ -74,20 +79,24 @@ def log_score(tracked: TrackedRun, scored: Scored) -> None:
         )
 
 
-class TrackExperts:
-    """Hands what happens to experts on to their MLflow runs."""
+class ExpertsLog:
+    """Hands what happens to experts on to their MLflow runs. A listener of train_experts."""
 
-    def __init__(self, planned: Plan, tracker: Tracker, parent: TrackedRun, store: Path) -> None:
+    def __init__(self, plan: Plan, tracker: Tracker, parent: TrackedRun, store: Path) -> None:
         self._store = store
-        self._runs = {job.key: open_expert(tracker, parent, job) for job in planned.jobs}
+        self._runs = {job.key: open_expert(tracker, parent, job) for job in plan.jobs}
 
-    def on_state(self, key: str, state: str, detail: str = "") -> None:
-        if state in {"failed", "stopped"}:
-            self._runs[key].finish("FAILED" if state == "failed" else "KILLED")
-            self._runs[key].set_tags({"rememe.state": f"{state} {detail}".strip()})
-
-    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
-        self._runs[key].records(records)
+    def __call__(self, event: ExpertEvent) -> None:
+        run = self._runs[event.key]
+        match event:
+            case events.Progressed(records=records):
+                run.records(records)
+            case events.Failed(reason=reason):
+                run.finish("FAILED")
+                run.set_tags({"rememe.state": f"{event.state.value} {reason}"})
+            case events.Stopped():
+                run.finish("KILLED")
+                run.set_tags({"rememe.state": event.state.value})
 
     def finish(self, key: str, result: JobResult) -> None:
         """What is known only in the end; all records again, for an expert that was trained for another run."""

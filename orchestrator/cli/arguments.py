@@ -1,0 +1,29 @@
+"""Arguments and options that several commands have, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[str, typer.Argument(help="Preset (see: rememe presets) or YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, for instance training.batch_size=64.", show_default=False)
+]
+RunsDir = Annotated[
+    Path, typer.Option(envvar="REMEME_RUNS_DIR", help="Where data, experts, results and the MLflow store are kept.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use; without it, a private one on this machine."),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REMEME_STORE",
+        help="URI through which machines share finished experts, for instance s3://bucket/experts.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory (runs/NAME-HASH), or its ensemble.", show_default=False)]
+RUNS = Path("runs")

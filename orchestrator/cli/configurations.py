@@ -1,0 +1,104 @@
+"""Commands about run descriptions: presets, plan, train, compare, evaluate."""
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.arguments import RUNS, Address, AsJson, Config, Overrides, RunPath, RunsDir, Store
+from orchestrator.execution import environment
+
+
+def presets() -> None:
+    """List the presets with their first line, by the command that takes them."""
+    from importlib import resources
+
+    from workloads.config.load import list_presets
+
+    for command, folder in (("train", ""), ("compare", "comparisons"), ("search", "studies")):
+        print(f"rememe {command}")
+        for name in list_presets(folder):
+            text = resources.files("workloads.presets").joinpath(folder, f"{name}.yaml").read_text()
+            print(f"  {name:24} {text.splitlines()[0].lstrip('# ')}")
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    json: AsJson = False,
+) -> None:
+    """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
+
+    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
+    """
+    from json import dumps as to_text
+
+    from orchestrator.search.study.find import find_study, plan_study
+
+    study = find_study(config, overrides or [])
+    if study is not None:
+        plan_study(study, runs_dir, as_json=json)
+        return
+    from workloads.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    from orchestrator.runs.data import plan_as_far_as_known
+    from orchestrator.terminal.tables import print_plan
+
+    found = plan_as_far_as_known(loaded, runs_dir)
+    if json:
+        print(to_text(found.to_json(), indent=2))
+    else:
+        print_plan(found)
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+    evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
+    store: Store = None,
+) -> None:
+    """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
+    from workloads.config.load import load_config
+
+    loaded = load_config(config, overrides or ())
+    environment.prepare_ray_environment(address)
+    from orchestrator.runs.configuration import train_configuration
+
+    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate, store=store)
+
+
+def compare(
+    comparison: Annotated[str, typer.Argument(help="A comparison's name (demo) or YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+) -> None:
+    """Train and score several strategies from one base network, same budget and protocol, and print the table."""
+    from workloads.config.load import load_comparison
+
+    loaded = load_comparison(comparison, overrides or ())
+    environment.prepare_ray_environment(address)
+    from orchestrator.runs.comparison import run_comparison
+
+    run_comparison(loaded, runs_dir, address=address)
+
+
+def evaluate(
+    run: RunPath,
+    protocol: Annotated[
+        str | None, typer.Option(help="fid50k, fid10k, fid2k, demo; default: the run's own.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one field, for instance num_samples=2000.")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+) -> None:
+    """Score a trained ensemble under a named protocol and log it to MLflow."""
+    environment.prepare_ray_environment(address)
+    from orchestrator.runs.configuration import evaluate_run
+
+    evaluate_run(run, runs_dir, protocol=protocol, overrides=overrides or (), address=address)

@@ -1,0 +1,31 @@
+"""Commands about this machine: ui, doctor."""
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.arguments import RUNS, Address, RunsDir
+from orchestrator.execution import environment
+
+
+def ui(
+    runs_dir: RunsDir = RUNS,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow browser on the results, bound to this machine only."""
+    from orchestrator.tracking.ui import open_ui
+
+    raise typer.Exit(open_ui(runs_dir, port=port))
+
+
+def doctor(runs_dir: RunsDir = RUNS, address: Address = None) -> None:
+    """Say what is wrong with this machine or cluster, and how to fix it."""
+    environment.prepare_ray_environment(address)
+    from orchestrator.runs.doctor import examine
+    from orchestrator.terminal.tables import print_finding
+
+    all_ok = True
+    for finding in examine(runs_dir, address):
+        print_finding(finding.subject, finding.text, is_ok=finding.is_ok)
+        all_ok = all_ok and finding.is_ok
+    raise typer.Exit(0 if all_ok else 1)

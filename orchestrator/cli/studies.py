@@ -1,0 +1,54 @@
+"""Commands about studies: search, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDir, Store
+from orchestrator.execution import environment
+
+
+def search(
+    study: Annotated[str, typer.Argument(help="A study's name (demo-search) or YAML file.", show_default=False)],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    address: Address = None,
+    max_failures: Annotated[int, typer.Option(min=0, help="Configurations that may fail.")] = 0,
+    plan_from: Annotated[
+        str | None,
+        typer.Option(
+            help="An earlier study: look first at what the losses of its experts predict to be best.",
+            show_default=False,
+        ),
+    ] = None,
+    num_planned: Annotated[int, typer.Option(min=1, help="How many configurations --plan-from proposes.")] = 3,
+    store: Store = None,
+) -> None:
+    """Search boundaries, architectures and numbers of experts, each expert trained once; again = go on.
+
+    See first what it would take: rememe plan STUDY. Read afterwards what came out: rememe report STUDY.
+    """
+    from orchestrator.search.study.find import find_study, unknown_study
+
+    found = find_study(study, overrides or [])
+    if found is None:
+        raise unknown_study(study)
+    environment.prepare_ray_environment(address)
+    from orchestrator.search.running.search import SearchOptions, run_study
+
+    options = SearchOptions(address, store, max_failures, plan_from, num_planned)
+    run_study(found, runs_dir, options)
+
+
+def report(
+    study: Annotated[str, typer.Argument(help="Name of a study that has been searched.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; default: report.html of the study.", show_default=False)
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Write one HTML page about a search: what was tried, what won and why."""
+    from orchestrator.search.report.page import write_report
+
+    print(write_report(runs_dir, study, out))

@@ -1,0 +1,297 @@
+"""What the supervisor of experts does next: a function of where they stand and what was observed. Pure.
+
+orchestrator/execution/supervisor.py observes (Ray, the store, signals) and carries out the actions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from orchestrator.plan import events
+from orchestrator.plan.errors import ExpertFailedError
+from orchestrator.plan.events import ExpertEvent
+from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.policies import FailureKind, GiveUp, after_failure, longest_first, num_slots
+
+NUM_QUEUED_AHEAD = 1
+"""Experts submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
+
+
+# Where an expert stands; each holds what is needed to leave it.
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """For a place, and for its pause after a failure."""
+
+    not_before_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Claimed by another driver."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Ray was asked for a process; it has not answered yet."""
+
+    is_ahead: bool
+    """Beyond what fits, so probably still without a process."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Its process has answered."""
+
+    is_silent: bool = False
+    """It did not answer in time and was killed for that."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Nothing more happens to it."""
+
+    failure: str = ""
+    """One sentence, if it failed."""
+
+    is_stopped: bool = False
+
+
+Standing = Waiting | Elsewhere | Submitted | Running | Ended
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All experts of a run that the store lacked at its beginning."""
+
+    jobs: Mapping[str, PlannedJob]
+    standings: Mapping[str, Standing]
+    queue: tuple[str, ...]
+    """Those that wait, in the order to start them."""
+
+    attempts: Mapping[str, int]
+    max_attempts: int
+
+    @classmethod
+    def of(cls, jobs: Mapping[str, PlannedJob], max_attempts: int) -> "Fleet":
+        """All wait, the longest first."""
+        queue = tuple(longest_first({key: job.expected_macs for key, job in jobs.items()}))
+        return cls(jobs, dict.fromkeys(jobs, Waiting()), queue, dict.fromkeys(jobs, 0), max_attempts)
+
+    def those(self, *kinds: type) -> list[str]:
+        """Keys of the experts that stand so."""
+        return [key for key, standing in self.standings.items() if isinstance(standing, kinds)]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing waits or runs any more."""
+        return all(isinstance(standing, Ended) for standing in self.standings.values())
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """A sentence for each that failed."""
+        ended = [(key, standing) for key, standing in self.standings.items() if isinstance(standing, Ended)]
+        return {key: standing.failure for key, standing in ended if standing.failure}
+
+    @property
+    def stopped(self) -> list[str]:
+        """Those that ended without a result because a stop was asked for."""
+        return [key for key, one in self.standings.items() if isinstance(one, Ended) and one.is_stopped]
+
+    def moved(self, key: str, standing: Standing, attempts: int) -> "Fleet":
+        """The same with one expert elsewhere; one that comes back to wait goes to the front of the queue."""
+        queue = tuple(one for one in self.queue if one != key)
+        if isinstance(standing, Waiting):
+            queue = (key, *queue)  # it was started early because it is long
+        standings, counts = {**self.standings, key: standing}, {**self.attempts, key: attempts}
+        return replace(self, standings=standings, queue=queue, attempts=counts)
+
+
+# What is observed.
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Something the supervisor saw about one expert."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Refused(Observation):
+    """Another driver holds its claim."""
+
+
+@dataclass(frozen=True)
+class LetGo(Observation):
+    """The other driver gave it up; the claim is ours."""
+
+
+@dataclass(frozen=True)
+class Found(Observation):
+    """Another driver has finished it."""
+
+
+@dataclass(frozen=True)
+class HandedIn(Observation):
+    """It was submitted to Ray (again, when a free process takes it over)."""
+
+    is_ahead: bool = False
+    is_takeover: bool = False
+
+
+@dataclass(frozen=True)
+class Answered(Observation):
+    """Its process spoke for the first time."""
+
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class FellSilent(Observation):
+    """Its process, which had answered before, has not for too long."""
+
+
+@dataclass(frozen=True)
+class Finished(Observation):
+    """Its weights are in the store."""
+
+
+@dataclass(frozen=True)
+class Broke(Observation):
+    """Its process ended without a result."""
+
+    kind: FailureKind
+    cause: str
+    now_s: float
+
+
+@dataclass(frozen=True)
+class StoppedOnRequest(Observation):
+    """It wrote a checkpoint and ended, as it was asked to."""
+
+
+# What is to be done.
+
+
+@dataclass(frozen=True)
+class Start:
+    """Claim the expert and submit it."""
+
+    key: str
+    is_ahead: bool
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Let everyone who listens hear of it."""
+
+    event: ExpertEvent
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End the expert's process at once."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class AskToStop:
+    """Let the expert write a checkpoint and end."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """Give up the expert's claim."""
+
+    key: str
+
+
+Action = Tell | Kill | AskToStop | Release
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where all stand now, and what is to be done, in order."""
+
+    fleet: Fleet
+    actions: tuple[Action, ...] = field(default=())
+
+
+def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float) -> Start | None:
+    """The next waiting expert to submit: as many as fit the nodes at once, and a little beyond. None for now."""
+    occupied = [fleet.jobs[key].resources for key in fleet.those(Submitted, Running)]
+    for key in fleet.queue:
+        standing = fleet.standings[key]
+        if isinstance(standing, Waiting) and standing.not_before_s > now_s:
+            continue
+        requests = [*occupied, fleet.jobs[key].resources]
+        num_ahead = len(requests) - num_slots(requests, nodes)
+        return Start(key, num_ahead > 0) if num_ahead <= NUM_QUEUED_AHEAD else None
+    return None
+
+
+def after(fleet: Fleet, seen: Observation) -> Step:
+    """Where the experts stand after an observation, and what follows from it."""
+    key, attempts = seen.key, fleet.attempts[seen.key]
+    standing: Standing
+    actions: tuple[Action, ...]
+    match seen:
+        case Refused():
+            standing, actions = Elsewhere(), (Tell(events.TrainedElsewhere(key)),)
+        case LetGo():
+            standing, actions = Waiting(), ()
+        case Found():
+            standing, actions = Ended(), (Release(key), Tell(events.Reused(key)))
+        case HandedIn(is_takeover=True):
+            standing, actions = Submitted(is_ahead=False), ()
+        case HandedIn(is_ahead=is_ahead):
+            attempts += 1
+            standing, actions = Submitted(is_ahead), (Tell(events.Starting(key, attempts)),)
+        case Answered(pid=pid):
+            standing, actions = Running(), (Tell(events.Training(key, pid)),)
+        case FellSilent():
+            standing, actions = Running(is_silent=True), (Kill(key),)
+        case Finished():
+            standing, actions = Ended(), (Release(key), Tell(events.Done(key)))
+        case StoppedOnRequest():
+            standing, actions = Ended(is_stopped=True), (Release(key), Tell(events.Stopped(key)))
+        case Broke():
+            return _after_break(fleet, seen)
+        case _:
+            raise AssertionError(f"nothing was decided about {seen}")
+    return Step(fleet.moved(key, standing, attempts), actions)
+
+
+def _after_break(fleet: Fleet, seen: Broke) -> Step:
+    key = seen.key
+    # A lost node is nobody's fault: the start it cost is given back.
+    attempts = fleet.attempts[key] - (seen.kind is FailureKind.NODE_LOST)
+    decision = after_failure(seen.kind, attempts=attempts, max_attempts=fleet.max_attempts, cause=seen.cause)
+    if isinstance(decision, GiveUp):
+        failure = str(ExpertFailedError(fleet.jobs[key].name, attempts, decision.reason))
+        moved = fleet.moved(key, Ended(failure), attempts)
+        return Step(moved, (Release(key), Tell(events.Failed(key, decision.reason))))
+    moved = fleet.moved(key, Waiting(seen.now_s + decision.delay_s), attempts)
+    return Step(moved, (Tell(events.Restarting(key, seen.kind, attempts + 1)),))
+
+
+def when_asked_to_stop(fleet: Fleet) -> Step:
+    """Every expert that trains writes a checkpoint; the others have nothing to lose."""
+    asked = [AskToStop(key) for key in fleet.those(Running)]
+    ended = [Kill(key) for key in fleet.those(Submitted)]
+    return Step(_stopped(fleet, Waiting, Elsewhere, Submitted), (*asked, *ended))
+
+
+def when_stop_is_over(fleet: Fleet) -> Fleet:
+    """What has not ended by now, or wanted to be started again, counts as stopped."""
+    return _stopped(fleet, Waiting, Elsewhere, Submitted, Running)
+
+
+def _stopped(fleet: Fleet, *kinds: type) -> Fleet:
+    for key in fleet.those(*kinds):
+        fleet = fleet.moved(key, Ended(is_stopped=True), fleet.attempts[key])
+    return fleet

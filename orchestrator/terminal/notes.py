@@ -1,0 +1,22 @@
+"""Remarks on stderr, so that what a command prints on stdout stays whole."""
+
+import logging
+import sys
+
+
+def print_note(text: str) -> None:
+    """A remark on stderr, so that --json on stdout stays whole."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print_note(record.getMessage())
+
+
+def show_warnings_as_notes() -> None:
+    """Let people see what modules that know no terminal have to say: they warn through `logging`."""
+    for name in ("orchestrator", "workloads"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+            logger.addHandler(_Notes(logging.WARNING))

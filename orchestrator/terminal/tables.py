@@ -1,0 +1,117 @@
+"""Tables: a plan, and what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.plan.jobs import Plan, PlannedJob
+from orchestrator.plan.policies import as_ray_resources
+from orchestrator.store.inventory import StoreEntry, told_of
+from orchestrator.terminal.words import duration, si
+
+if TYPE_CHECKING:
+    from workloads.evaluation.protocol import Score
+
+
+def wide_console() -> Console:
+    """Standard output; tables are not squeezed where no terminal sets the width."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(width=160, soft_wrap=True)
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, box=SIMPLE, title_justify="left")
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+JOB_COLUMNS = ("job", "interval", "own", "network")
+COST_COLUMNS = ("params", "MACs", "memory")
+
+
+def print_plan(plan: Plan) -> None:
+    """A row per job and the sums."""
+    count = f"{len(plan.jobs)} jobs" if len(plan.jobs) > 1 else "1 job"
+    title = f"{plan.config.name}: {plan.config.strategy.kind}, {count}"
+    table = _table(title, JOB_COLUMNS, (*COST_COLUMNS, "images", "needs", "key"))
+    for job in plan.jobs:
+        table.add_row(*_job_cells(job), *_plan_cells(job))
+    console = wide_console()
+    console.print(table)
+    total = sum(job.num_parameters for job in plan.jobs)
+    active = max(job.num_active_parameters for job in plan.jobs)
+    training = sum(job.expected_macs for job in plan.jobs)
+    console.print(
+        f"stored {si(total)} parameters, {si(active)} active per step; training takes about {si(training)} MACs"
+    )
+
+
+def _job_cells(job: PlannedJob) -> list[str]:
+    own = job.share
+    sizes = [si(job.num_parameters), si(job.macs), f"{si(job.memory_bytes)}B"]
+    return [job.name, str(job.interval), own, job.job.model.kind, *sizes]
+
+
+def _plan_cells(job: PlannedJob) -> list[str]:
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in as_ray_resources(job.resources).items())
+    needs = f"{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
+    key = job.key if job.job.data.fingerprint else "unknown"
+    return [f"{job.job.training.images:,}", needs, key]
+
+
+def print_result(
+    plan: Plan,
+    score: "Score | None",
+    *,
+    grid: Path | None,
+    run_dir: Path,
+    runs_dir: Path,
+    url: str,
+    losses: Sequence[float],
+    elapsed_s: float,
+) -> None:
+    """The table at the end: experts, score, and where to look."""
+    table = _table(plan.config.name, JOB_COLUMNS, (*COST_COLUMNS, "loss"))
+    for job, loss in zip(plan.jobs, losses, strict=True):
+        table.add_row(*_job_cells(job), f"{loss:.4f}")
+    console = wide_console()
+    console.print(table)
+    if score is not None:
+        console.print(
+            f"{score.name} = [bold]{score.value:.3f}[/bold]   (protocol {score.protocol['name']}, "
+            f"{score.num_samples:,} samples, hash {score.protocol_hash[:8]}; compare only under the same hash)"
+        )
+        console.print(f"samples      {grid}")
+    console.print(f"run          {run_dir}")
+    console.print(f"MLflow       {url}")
+    console.print(f"             open it with: rememe ui{'' if str(runs_dir) == 'runs' else f' --runs-dir {runs_dir}'}")
+    console.print(f"took         {duration(elapsed_s)}")
+
+
+def print_store(folder: Path, entries: Sequence[StoreEntry]) -> None:
+    """A row per key."""
+    table = Table(title=f"{folder}: {len(entries)} jobs, {si(sum(entry.num_bytes for entry in entries))}B")
+    for column in ("key", "state", "job", "interval", "network"):
+        table.add_column(column, no_wrap=True)
+    for column in ("images", "loss", "size", "used by", "last written"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for entry in entries:
+        size = f"{si(entry.num_bytes)}B"
+        age = f"{duration(entry.age_s)} ago"
+        table.add_row(entry.key, entry.state, *told_of(entry), size, str(entry.num_users), age)
+    wide_console().print(table)
+
+
+def print_finding(subject: str, text: str, *, is_ok: bool) -> None:
+    """One line of a check-up."""
+    console = Console(soft_wrap=True, highlight=False)
+    mark = "[green]ok     [/green]" if is_ok else "[bold red]problem[/bold red]"
+    console.print(f"{mark} {subject:12} ", end="")
+    console.print(text, markup=False)

@@ -1,0 +1,49 @@
+"""Where MLflow keeps results, and whether it answers."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+from orchestrator.plan.errors import TrackingError
+from orchestrator.plan.places import RunsDir
+from workloads.errors import ConfigError
+
+SCHEMES = {"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "file"}
+
+
+def tracking_uri(runs_dir: Path) -> str:
+    """$MLFLOW_TRACKING_URI, or the SQLite file in the runs directory. ConfigError if MLflow knows no such scheme."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RunsDir(runs_dir).mlflow_database}"
+    scheme = urlparse(uri).scheme.split("+")[0]
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI is {uri!r}; it must start with one of {', '.join(sorted(SCHEMES))}, "
+            "for instance sqlite:////path/mlflow.db or http://host:5000"
+        )
+    return uri
+
+
+def count_experiments(uri: str) -> int:
+    """Number of experiments in the store. Raises TrackingError if it does not answer."""
+    quieten()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return len(MlflowClient(tracking_uri=uri).search_experiments())
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from None
+
+
+def quieten() -> None:
+    """Bound what one call may wait, and keep MLflow's remarks off the terminal. Before mlflow is imported."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for name in ("alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)

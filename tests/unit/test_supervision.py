@@ -1,0 +1,227 @@
+"""What the supervisor decides, one observation after the other, without Ray; and events that cross processes."""
+
+import dataclasses
+import pickle
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from orchestrator.plan import events
+from orchestrator.plan import supervision as sv
+from orchestrator.plan.events import ExpertEvent, ExpertState
+from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.policies import MAX_DELAY_S, FailureKind
+from workloads.config import DataSpec, RunConfig
+from workloads.training.records import TrainingRecord
+
+TWO_SLOTS = [{"CPU": 2.0}]
+DATA = DataSpec(fingerprint="f", channels=1, image_size=8, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_run: dict[str, Any]) -> Plan:
+    return make_plan(RunConfig.model_validate(tiny_run), DATA)
+
+
+class Simulated:
+    """A fleet, and all that was decided about it."""
+
+    def __init__(self, plan: Plan, max_attempts: int = 3) -> None:
+        self.fleet = sv.Fleet.of(plan.by_key, max_attempts)
+        self.keys = self.fleet.queue
+        self.actions: list[sv.Action] = []
+
+    def see(self, *seen: sv.Observation) -> None:
+        for one in seen:
+            self.take(sv.after(self.fleet, one))
+
+    def take(self, step: sv.Step) -> None:
+        self.fleet = step.fleet
+        self.actions += step.actions
+
+    def start(self, nodes: Sequence[dict[str, float]] = TWO_SLOTS, now_s: float = 0.0) -> list[sv.Start]:
+        """Hand in everything that may start."""
+        started = []
+        while (start := sv.next_start(self.fleet, nodes, now_s)) is not None:
+            started.append(start)
+            self.see(sv.HandedIn(start.key, start.is_ahead))
+        return started
+
+    @property
+    def told(self) -> list[tuple[str, ExpertState]]:
+        return [(one.event.key, one.event.state) for one in self.actions if isinstance(one, sv.Tell)]
+
+    def standing(self, key: str) -> sv.Standing:
+        return self.fleet.standings[key]
+
+
+def test_the_longest_start_first_as_many_as_fit_and_one_ahead(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    macs = [plan.by_key[key].expected_macs for key in fleet.keys]
+    assert macs == sorted(macs, reverse=True)
+    started = fleet.start()
+    assert [(start.key, start.is_ahead) for start in started] == list(
+        zip(fleet.keys, (False, False, True), strict=False)
+    )
+    fleet.see(sv.Finished(fleet.keys[0]))
+    assert [start.key for start in fleet.start()] == [fleet.keys[3]]
+    assert fleet.told[-1] == (fleet.keys[3], ExpertState.STARTING)
+
+
+def test_a_dead_process_is_started_again_at_the_front_after_a_pause(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    fleet.start()
+    first = fleet.keys[0]
+    fleet.see(sv.Answered(first, pid=7), sv.Broke(first, FailureKind.PROCESS_DIED, "", now_s=100.0))
+    assert fleet.standing(first) == sv.Waiting(101.0)
+    assert fleet.actions[-1] == sv.Tell(events.Restarting(first, FailureKind.PROCESS_DIED, attempt=2))
+    assert fleet.fleet.queue[0] == first
+    assert sv.next_start(fleet.fleet, TWO_SLOTS, 100.5) == sv.Start(fleet.keys[3], True)  # others do not wait for it
+    assert sv.next_start(fleet.fleet, TWO_SLOTS, 101.5) == sv.Start(first, True)
+    fleet.see(sv.HandedIn(first))
+    assert fleet.told[-1] == (first, ExpertState.RESTARTING)
+
+
+def test_pauses_double_and_the_last_attempt_gives_up_in_one_sentence(plan: Plan) -> None:
+    fleet, pauses = Simulated(plan, max_attempts=9), []
+    key = fleet.keys[0]
+    while not fleet.fleet.failed:
+        fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.PROCESS_DIED, "killed", now_s=0.0))
+        if isinstance(waiting := fleet.standing(key), sv.Waiting):
+            pauses.append(waiting.not_before_s)
+    assert pauses == [min(MAX_DELAY_S, 2.0**index) for index in range(8)]
+    assert fleet.fleet.failed[key].startswith(
+        f"{plan.by_key[key].name} failed after 9 attempts: its process died (killed)"
+    )
+    assert sv.Release(key) in fleet.actions
+    assert fleet.told[-1] == (key, ExpertState.FAILED)
+
+
+def test_an_error_of_its_own_would_come_back(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    key = fleet.keys[0]
+    fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.RAISED, "the loss became nan", now_s=0.0))
+    assert "failed after 1 attempt: the loss became nan" in fleet.fleet.failed[key]
+
+
+def test_lost_nodes_cost_no_attempt(plan: Plan) -> None:
+    fleet = Simulated(plan, max_attempts=2)
+    key = fleet.keys[0]
+    for _ in range(10):
+        fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.NODE_LOST, "", now_s=5.0))
+        assert fleet.standing(key) == sv.Waiting(5.0)
+    fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.PROCESS_DIED, "", now_s=5.0))
+    assert not fleet.fleet.failed
+
+
+def test_a_silent_process_is_killed_and_its_end_still_collected(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    key = fleet.keys[0]
+    fleet.see(sv.HandedIn(key), sv.Answered(key, pid=1), sv.FellSilent(key))
+    assert fleet.actions[-1] == sv.Kill(key)
+    assert fleet.standing(key) == sv.Running(is_silent=True)
+    fleet.see(sv.Broke(key, FailureKind.NOT_ANSWERING, "no answer for 120 s", now_s=0.0))
+    assert isinstance(fleet.standing(key), sv.Waiting)
+
+
+def test_what_others_train_is_waited_for_and_taken_over(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    first, second = fleet.keys[:2]
+    fleet.see(sv.Refused(first), sv.Refused(second))
+    assert fleet.fleet.those(sv.Elsewhere) == sorted([first, second], key=list(plan.by_key).index)
+    fleet.see(sv.LetGo(first), sv.Found(second))
+    assert fleet.fleet.queue[0] == first
+    assert fleet.told[-1] == (second, ExpertState.REUSED)
+    assert not fleet.fleet.failed
+    assert not fleet.fleet.stopped
+
+
+def test_a_free_process_takes_over_what_was_submitted_ahead(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    (ahead,) = [start.key for start in fleet.start() if start.is_ahead]
+    before = len(fleet.actions)
+    fleet.see(sv.HandedIn(ahead, is_takeover=True))
+    assert fleet.standing(ahead) == sv.Submitted(is_ahead=False)
+    assert fleet.fleet.attempts[ahead] == 1
+    assert len(fleet.actions) == before
+
+
+def test_a_stop_asks_those_that_train_and_ends_the_others(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    fleet.start()
+    training, submitted, ahead, waiting = fleet.keys
+    fleet.see(sv.Answered(training, pid=1))
+    before = len(fleet.actions)
+    fleet.take(sv.when_asked_to_stop(fleet.fleet))
+    assert set(fleet.actions[before:]) == {sv.AskToStop(training), sv.Kill(submitted), sv.Kill(ahead)}
+    assert set(fleet.fleet.stopped) == {submitted, ahead, waiting}
+    fleet.see(sv.StoppedOnRequest(training))
+    assert fleet.told[-1] == (training, ExpertState.STOPPED)
+    assert fleet.fleet.is_over
+
+
+def test_one_that_dies_while_it_stops_counts_as_stopped(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    fleet.start()
+    key = fleet.keys[0]
+    fleet.see(sv.Answered(key, pid=1))
+    fleet.take(sv.when_asked_to_stop(fleet.fleet))
+    fleet.see(sv.Broke(key, FailureKind.PROCESS_DIED, "", now_s=0.0))
+    assert not fleet.fleet.is_over
+    assert key in sv.when_stop_is_over(fleet.fleet).stopped
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_everyone_ends_and_slots_are_never_overbooked(plan: Plan, seed: int) -> None:
+    """Random lives: each expert ends once, its claim is given back, never more than two and one ahead are with Ray."""
+    rng, fleet, now_s = random.Random(seed), Simulated(plan), 0.0
+    while not fleet.fleet.is_over:
+        now_s += 1.0
+        assert now_s < 5000
+        if fleet.fleet.queue and rng.random() < 0.1:
+            fleet.see(sv.Refused(fleet.fleet.queue[0]))
+        fleet.start(now_s=now_s)
+        assert len(fleet.fleet.those(sv.Submitted, sv.Running)) <= 2 + sv.NUM_QUEUED_AHEAD
+        with_ray = fleet.fleet.those(sv.Submitted, sv.Running)
+        possible: list[sv.Observation] = [sv.Answered(key, pid=1) for key in fleet.fleet.those(sv.Submitted)]
+        possible += [sv.Finished(key) for key in fleet.fleet.those(sv.Running)]
+        possible += [sv.Broke(key, rng.choice(list(FailureKind)), "", now_s) for key in with_ray]
+        possible += [rng.choice((sv.LetGo, sv.Found))(key) for key in fleet.fleet.those(sv.Elsewhere)]
+        if possible:
+            fleet.see(rng.choice(possible))
+    ended = [(key, state) for key, state in fleet.told if state.has_ended]
+    assert sorted(key for key, _ in ended) == sorted(fleet.keys)
+    assert sorted(one.key for one in fleet.actions if isinstance(one, sv.Release)) == sorted(fleet.keys)
+    assert set(fleet.fleet.failed) == {key for key, state in ended if state is ExpertState.FAILED}
+
+
+def every_event() -> list[ExpertEvent]:
+    record = TrainingRecord(64, 0.5, 100.0, 1e-3, 0.1)
+    filled: dict[str, Any] = {
+        "key": "k",
+        "records": (record,),
+        "images_seen": 64,
+        "cause": FailureKind.NODE_LOST,
+        "attempt": 2,
+        "reason": "it was late",
+    }
+    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, ExpertEvent)]
+    return [
+        kind(**{field.name: filled[field.name] for field in dataclasses.fields(kind) if field.name in filled})
+        for kind in kinds
+        if kind is not ExpertEvent
+    ]
+
+
+@pytest.mark.parametrize("event", every_event(), ids=lambda event: type(event).__name__)
+def test_every_event_survives_pickling_and_leads_to_a_state(event: ExpertEvent) -> None:
+    assert pickle.loads(pickle.dumps(event)) == event
+    assert isinstance(event.state, ExpertState)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.key = "other"  # type: ignore[misc]
+
+
+def test_every_state_is_reached_by_some_event() -> None:
+    assert {event.state for event in every_event()} | {events.Starting("k").state} == set(ExpertState)

@@ -1,0 +1,138 @@
+"""From a run description to a score: jobs, ensemble, samples, score. Once, for torchrun and for Ray.
+
+What Ray adds is where a step runs: who calls `score_ensemble` may say how samples are drawn and how they are measured.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from workloads.analysis.grid import sample_grid
+from workloads.config import DataSpec, Job, ProtocolConfig, RunConfig
+from workloads.data.prepare import ensure_prepared
+from workloads.data.prepared import PreparedDataset
+from workloads.ensemble import INDEX, Ensemble, write_ensemble
+from workloads.evaluation.generate import batch_indices, generate_batch
+from workloads.evaluation.protocol import Score, samples_key
+from workloads.evaluation.samples import SampleStore
+from workloads.evaluation.score import evaluate_samples
+from workloads.files import write_text
+from workloads.models.initial import resolve_initial
+from workloads.training.result import completed
+
+GRID_COLUMNS = 10
+GRID_ROWS = 10
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is in all."""
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """For who does not want to hear."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score and the picture that goes with it."""
+
+    score: Score
+    protocol: ProtocolConfig
+    grid: Path
+    is_own: bool
+    """Whether the protocol is the run description's own."""
+
+
+Draw = Callable[[Ensemble, ProtocolConfig, SampleStore], None]
+"""Draws the batches of a protocol that a store lacks, wherever that is done."""
+
+Measure = Callable[..., Score]
+"""measure(samples, reference, protocol, cache_dir=...), as evaluate_samples does, wherever that is done."""
+
+
+def training_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
+    """What the run trains on, made ready in `folder` on first use. DataError if it cannot be had."""
+    return ensure_prepared(config.data, folder, on_progress=on_progress)
+
+
+def reference_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
+    """What its score compares with: `reference`, or the training data. DataError if it cannot be had."""
+    return ensure_prepared(config.reference or config.data, folder, on_progress=on_progress)
+
+
+def jobs_of(config: RunConfig, data: DataSpec) -> tuple[Job, ...]:
+    """What there is to train, nearest the clean image first. ConfigError if there are no such initial weights."""
+    initial = None if config.initial_weights is None else resolve_initial(config.initial_weights)
+    return config.jobs(data, initial)
+
+
+def gather(target: Path, config: RunConfig, dataset: PreparedDataset, job_dirs: Sequence[Path]) -> Ensemble:
+    """The finished jobs as one ensemble; what is there already is kept if it has the same weights."""
+    if (target / INDEX).is_file():
+        ensemble = Ensemble.load(target)
+        if ensemble.index.weights_sha256 == tuple(
+            found.weights_sha256 for one in job_dirs if (found := completed(one))
+        ):
+            return ensemble
+    return write_ensemble(target, config, dataset, job_dirs)
+
+
+def draw_here(
+    ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore, on_progress: Progress = ignore_progress
+) -> None:
+    """In this process, batch by batch."""
+    batches = batch_indices(protocol)
+    missing = samples.missing(protocol)
+    with one_thread():
+        for num_left, index in zip(range(len(missing) - 1, -1, -1), missing, strict=True):
+            samples.write(index, generate_batch(ensemble, protocol, batches[index])[0])
+            on_progress(
+                min((len(batches) - num_left) * protocol.batch_size, protocol.num_samples), protocol.num_samples
+            )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The last bits of a sample depend on the number of threads that compute it, so that is fixed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def score_ensemble(
+    ensemble: Ensemble,
+    protocol: ProtocolConfig,
+    reference: PreparedDataset,
+    run_dir: Path,
+    *,
+    cache_dir: Path,
+    draw: Draw = draw_here,
+    measure: Measure = evaluate_samples,
+) -> Scored:
+    """Draw what is missing of the samples, measure them, and keep the score with its protocol and a grid of samples."""
+    samples = SampleStore(run_dir / "samples" / samples_key(protocol, ensemble.fingerprint))
+    draw(ensemble, protocol, samples)
+    score = measure(samples, reference, protocol, cache_dir=cache_dir)
+    _keep(score, run_dir / "scores.json")
+    is_own = protocol == ensemble.config.evaluation
+    grid = run_dir / ("grid.png" if is_own else f"grid-{protocol.name}-{score.protocol_hash[:8]}.png")
+    _save_grid(samples, protocol, grid)
+    return Scored(score, protocol, grid, is_own)
+
+
+def _keep(score: Score, file: Path) -> None:
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    write_text(file, json.dumps(kept | {score.protocol_hash: asdict(score)}, indent=2))
+
+
+def _save_grid(samples: SampleStore, protocol: ProtocolConfig, file: Path) -> None:
+    images = samples.images(protocol)
+    shown = images.__getitems__(list(range(min(len(images), GRID_COLUMNS * GRID_ROWS))))
+    sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(file)
