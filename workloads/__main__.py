@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from workloads.config import RemixJob, RunConfig, load_config
+from workloads.config import RunConfig, load_config
 from workloads.errors import RememeError
 from workloads.training.records import TrainingRecord
 
@@ -61,7 +61,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     initial = None if config.initial_weights is None else resolve_initial(config.initial_weights)
     jobs = config.jobs(dataset.spec(config.data), initial)
     for index, job in enumerate(jobs):
-        together = isinstance(job, RemixJob)
+        together = job.is_joint
         if not together and index % world_size != rank:
             continue
         result = train_job(

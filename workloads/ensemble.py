@@ -153,13 +153,18 @@ class Ensemble:
 
         Experts of a remix are mixed when asked for; the last MAX_MIXED are kept.
         """
-        if (self.path / REMIX).is_dir():
+        if self.is_mixed:
             return self._remix.expert(index)
         if index not in self._experts:
             folder = self.path / f"expert_{index:02d}"
             self._check(folder / WEIGHTS, index)
             self._experts[index] = load_model(folder).to(self.device).eval()
         return self._experts[index]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether its experts are mixtures, with coefficients."""
+        return (self.path / REMIX).is_dir()
 
     @property
     def coefficients_NK(self) -> np.ndarray:

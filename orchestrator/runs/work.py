@@ -18,7 +18,7 @@ from orchestrator.plan.jobs import Plan
 from orchestrator.store.experts import ExpertStore
 from orchestrator.terminal.view import progress
 from workloads.analysis.grid import sample_grid
-from workloads.config import ProtocolConfig, RemixJob
+from workloads.config import ProtocolConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import INDEX, Ensemble, write_ensemble
 from workloads.evaluation.protocol import Score, samples_key
@@ -65,7 +65,7 @@ class Work:
     ) -> TrainingOutcome:
         """Train what the store lacks. Look at the outcome with require_complete."""
         jobs, execution = self.planned.jobs, self.planned.config.execution
-        if isinstance(jobs[0].job, RemixJob):
+        if jobs[0].job.is_joint:
             return train_joint(jobs[0], dataset.path, self.store, execution, listeners, should_stop=should_stop)
         return train_experts(jobs, dataset.path, self.store, execution, listeners, should_stop=should_stop)
 

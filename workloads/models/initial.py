@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from workloads.config.job import InitialWeights, RemixJob
+from workloads.config.job import InitialWeights
 from workloads.config.models import AnyModel, DiTConfig
 from workloads.errors import ConfigError
 from workloads.files import sha256_file
 from workloads.models.build import WEIGHTS, build_model
-from workloads.models.growth import check_growth, is_remix
+from workloads.models.growth import is_remix
 from workloads.models.remix import REMIX_WEIGHTS
 
 PLACES = (
@@ -44,24 +44,27 @@ def resolve_initial(path: Path) -> InitialWeights:
 
 
 def check_initial(
-    initial: InitialWeights,
-    config: AnyModel,
-    remix: RemixJob | None = None,
-    *,
-    channels: int,
-    image_size: int,
-    num_classes: int | None,
+    initial: InitialWeights, config: AnyModel, *, channels: int, image_size: int, num_classes: int | None
 ) -> None:
-    """Raise ConfigError unless the file holds weights of just this network; nothing is allocated for the network.
-
-    remix: the job that starts from it, if it is one; then the weights may also be those of a smaller remix.
-    """
+    """Raise ConfigError unless the file holds weights of just this network; nothing is allocated for the network."""
     file = initial.path
-    if is_remix(file) and remix is None:
+    if is_remix(file):
         raise ConfigError(
             f"initial_weights {file} is a remix, which only strategy.kind remix can start from; "
             "make plain networks of it with: rememe bake"
         )
+    model = meta_model(initial, config, channels=channels, image_size=image_size, num_classes=num_classes)
+    _check_shapes(file, read_weights(file), model)
+
+
+def meta_model(
+    initial: InitialWeights, config: AnyModel, *, channels: int, image_size: int, num_classes: int | None
+) -> nn.Module:
+    """The network that is to start from the file, without memory. ConfigError if its timesteps are encoded otherwise.
+
+    That is not to be seen from the shapes of weights.
+    """
+    file = initial.path
     published = file.suffix in PICKLE_SUFFIXES
     if isinstance(config, DiTConfig):
         shift = 0 if published else _saved_shift(file)
@@ -71,11 +74,8 @@ def check_initial(
                 f"set model.frequency_shift to {shift} (it is {config.frequency_shift})"
             )
     with torch.device("meta"):
-        model = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
-    if remix is not None and is_remix(file):
-        check_growth(file, model, remix.remix, remix.intervals)
-    else:
-        _check_shapes(file, read_weights(file), model)
+        model: nn.Module = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
+    return model
 
 
 def load_initial(model: nn.Module, file: Path) -> None:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from workloads.analysis.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.checkpoint import CheckpointFolder
 from workloads.config.intervals import Interval
-from workloads.config.job import Job, RemixJob
+from workloads.config.job import Job
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
@@ -24,13 +24,11 @@ from workloads.errors import CheckpointError, DataError
 from workloads.files import remove_unfinished, sha256_file, write_text
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
-from workloads.training.loop import Hook, StepFn, train
+from workloads.training.loop import Hook, train
 from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
-from workloads.training.remix import CoefficientHistory, RemixState, RemixStep
 from workloads.training.result import JobResult, completed
-from workloads.training.state import State, TrainState, initial_model
-from workloads.training.step import DenoisingStep
+from workloads.training.trainers import trainer_of
 
 LINGERING_TIMEOUT_S = 120.0
 """A process whose driver was killed may write for a little while yet."""
@@ -62,7 +60,7 @@ def train_job(
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
     workers = workers or Workers()
-    assert workers.world_size == 1 or isinstance(job, RemixJob), "an expert is trained by one worker"
+    assert workers.world_size == 1 or job.is_joint, "an expert is trained by one worker"
     with _sole_writer(work_dir) if workers.is_first else nullcontext():
         workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
         if (result := completed(work_dir)) is not None:
@@ -119,7 +117,8 @@ class _Training:
         self._workers = workers
         self._records_file = work_dir / "records.jsonl"
         self._checkpoints = CheckpointFolder(work_dir / "checkpoints", job.key)
-        self._state, self._step = _begin(job, device, workers)
+        self._trainer = trainer_of(job)
+        self._state, self._step = self._trainer.begin(device, workers)
         if (checkpoint := self._checkpoints.load_latest()) is not None:
             self._state.restore(checkpoint)
 
@@ -145,11 +144,7 @@ class _Training:
         hooks: list[Hook] = [saver]
         if workers.is_first:
             recorder = self._recorder(stream, report)
-            hooks.insert(0, recorder)
-            if isinstance(job, RemixJob):
-                history = self._work_dir / "coefficients.jsonl"
-                every_images = config.log_every_images
-                hooks.insert(1, CoefficientHistory(history, start_images=start, every_images=every_images))
+            hooks = [recorder, *self._trainer.hooks(self._work_dir, start), saver]
         with closing(stream.iterate(start)) as batches:
             train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
         if recorder is not None:
@@ -193,7 +188,6 @@ class _Training:
         job, num_timesteps = self._job, self._job.diffusion.num_timesteps
         process = DiffusionProcess(job.diffusion, self._device)
         curve: Curve = ()
-        num_networks = len(job.intervals) if isinstance(job, RemixJob) else 1
         for (lo, hi), model in self._state.networks():
             num_bins = max(1, round(NUM_BINS * (hi - lo) / num_timesteps))
             curve += loss_by_timestep(
@@ -201,7 +195,7 @@ class _Training:
                 process,
                 self._dataset,
                 bins=[Interval(lo + a, lo + b) for a, b in uniform_bins(hi - lo, num_bins)],
-                num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // num_networks)),
+                num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // self._trainer.num_networks)),
                 seed=job.seed,
                 class_conditional=job.data.num_classes is not None,
                 indices=self._indices,
@@ -224,10 +218,3 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _begin(job: Job, device: torch.device, workers: Workers) -> tuple[State, StepFn]:
-    """The state and the step of a job; a new kind of job is a line here."""
-    if isinstance(job, RemixJob):
-        return RemixState(job, device), RemixStep(job, device, workers)
-    return TrainState(initial_model(job, device), job.training, job.diffusion.num_timesteps), DenoisingStep(job, device)

@@ -50,10 +50,8 @@ def initial_model(job: Job, device: torch.device) -> nn.Module:
     """The job's network with its initial weights, ready for training."""
     interval = job.interval
     torch.manual_seed(derive_seed("weights", job.seed, *interval))
-    data, config = job.data, job.training
-    model: Any = build_model(
-        job.model, channels=data.channels, image_size=data.image_size, num_classes=data.num_classes
-    )
+    config = job.training
+    model: Any = build_model(job.model, **job.data.input_shape)
     if job.initial is not None and not is_remix(job.initial.path):
         load_initial(model, job.initial.path)
     if config.activation_checkpointing:
