@@ -15,7 +15,6 @@ from torch import nn
 
 from workloads.analysis.curves import CURVES, LossCurve, ensemble_loss, newest_curve
 from workloads.analysis.held_out import held_out_curve
-from workloads.analysis.loss_by_timestep import fixed_examples
 from workloads.config import DataSpec, ExpertJob, Interval, IntervalTable, Job, RunConfig
 from workloads.config.data import CIFAR10Data
 from workloads.config.evaluation import HeldOutSpec
@@ -25,6 +24,7 @@ from workloads.data.stream import BatchStream
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS, load_model, new_model
 from workloads.training.job import train_job
+from workloads.training.loss_by_timestep import fixed_examples
 from workloads.training.result import TrainingStopped
 
 NUM_IMAGES, NUM_HELD_OUT, NUM_TIMESTEPS = 60, 12, 10

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from workloads.analysis.curves import CURVES, LossCurve, read_curve
-from workloads.analysis.loss_by_timestep import loss_by_timestep, uniform_bins
 from workloads.config.base import content_hash
 from workloads.config.evaluation import HeldOutSpec
 from workloads.config.intervals import Interval
@@ -15,6 +14,7 @@ from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import write_text
 from workloads.training.job import open_data
+from workloads.training.loss_by_timestep import loss_by_timestep, uniform_bins
 from workloads.training.result import completed
 from workloads.training.trainers import trainer_of
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from workloads.analysis.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.checkpoint import CheckpointFolder
 from workloads.config.intervals import Interval
 from workloads.config.job import Job
@@ -25,6 +24,7 @@ from workloads.files import remove_unfinished, sha256_file, write_text
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
 from workloads.training.loop import Hook, train
+from workloads.training.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
 from workloads.training.result import JobResult, completed
