@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from workloads.analysis.curves import CURVES, LossCurve, read_curve
+from workloads.analysis.curves import LossCurve, read_curve
 from workloads.config.base import content_hash
 from workloads.config.evaluation import HeldOutSpec
 from workloads.config.intervals import Interval
@@ -13,6 +13,7 @@ from workloads.config.job import Job
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import write_text
+from workloads.places import JobDir
 from workloads.training.job import open_data
 from workloads.training.loss_by_timestep import loss_by_timestep, uniform_bins
 from workloads.training.result import completed
@@ -50,7 +51,7 @@ def held_out_curve(
         "weights": result.weights_sha256,
         "spec": spec.model_dump(mode="json"),
     }
-    file = work_dir / CURVES / f"{content_hash(determinants)[:16]}.json"
+    file = JobDir(work_dir).curves / f"{content_hash(determinants)[:16]}.json"
     curve = read_curve(file)
     if curve is None:
         if num_threads is not None:

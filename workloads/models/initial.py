@@ -17,12 +17,15 @@ from workloads.files import sha256_file
 from workloads.models.build import WEIGHTS, build_model
 from workloads.models.growth import is_remix
 from workloads.models.remix import REMIX_WEIGHTS
+from workloads.places import EnsembleDir, JobDir, RunDir
 
+HERE = Path()
+JOB, ENSEMBLE, RUN = JobDir(HERE), EnsembleDir(HERE), RunDir(HERE)
 PLACES = (
-    *(WEIGHTS, f"expert/{WEIGHTS}", f"expert_00/{WEIGHTS}", f"ensemble/expert_00/{WEIGHTS}"),
-    *(REMIX_WEIGHTS, f"remix/{REMIX_WEIGHTS}", f"ensemble/remix/{REMIX_WEIGHTS}"),
+    *(folder / WEIGHTS for folder in (HERE, JOB.expert, ENSEMBLE.expert(0), RUN.ensemble.expert(0))),
+    *(folder / REMIX_WEIGHTS for folder in (HERE, JOB.remix, RUN.ensemble.remix)),
 )
-"""Where a directory may hold the weights of its one network, or of its remix."""
+"""Where a directory may hold the weights of its one network, or of its remix, seen from there."""
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin"}
 WRAPPERS = ("ema", "model", "state_dict")
@@ -32,7 +35,7 @@ WRAPPERS = ("ema", "model", "state_dict")
 def resolve_initial(path: Path) -> InitialWeights:
     """The file behind initial_weights, and its SHA-256. ConfigError if there is none, or if there are several."""
     if path.is_dir():
-        if any((path / folder / "expert_01").exists() for folder in (".", "ensemble")):
+        if any(place.expert(1).exists() for place in (EnsembleDir(path), RunDir(path).ensemble)):
             raise ConfigError(f"initial_weights {path} holds several experts; name one of its expert_.. directories")
         for place in PLACES:
             if (path / place).is_file():

@@ -15,6 +15,7 @@ from workloads.diffusion.timesteps import draw_timesteps
 from workloads.models.build import load_model
 from workloads.models.cost import model_cost, training_memory_bytes
 from workloads.models.initial import check_initial
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.processes import Workers
 from workloads.training.schedule import learning_rate
@@ -111,4 +112,4 @@ class ExpertTrainer(Trainer[ExpertJob]):
 
     def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
         """The one network, measured at all timesteps."""
-        yield Interval(0, self.job.diffusion.num_timesteps), load_model(work_dir / "expert").to(device)
+        yield Interval(0, self.job.diffusion.num_timesteps), load_model(JobDir(work_dir).expert).to(device)

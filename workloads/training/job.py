@@ -21,6 +21,7 @@ from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
 from workloads.files import remove_unfinished, sha256_file, write_text
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
 from workloads.training.loop import Hook, train
@@ -79,7 +80,7 @@ def train_job(
 def _sole_writer(work_dir: Path) -> Iterator[None]:
     """Wait until no other process writes here; the lock ends with its process. Raises CheckpointError if one stays."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work_dir / ".lock")
+    lock = FileLock(JobDir(work_dir).lock)
     try:
         lock.acquire(timeout=LINGERING_TIMEOUT_S)
     except Timeout:
@@ -111,12 +112,11 @@ class _Training:
         self._job = job
         self._dataset = dataset
         self._indices = dataset.split(job.data.held_out).training
-        self._work_dir = work_dir
         self._device = device
         _forget_peak_memory(device)
         self._workers = workers
-        self._records_file = work_dir / "records.jsonl"
-        self._checkpoints = CheckpointFolder(work_dir / "checkpoints", job.key)
+        self._place = JobDir(work_dir)
+        self._checkpoints = CheckpointFolder(self._place.checkpoints, job.key)
         self._trainer = trainer_of(job)
         self._state, self._step = self._trainer.begin(device, workers)
         if (checkpoint := self._checkpoints.load_latest()) is not None:
@@ -144,7 +144,7 @@ class _Training:
         hooks: list[Hook] = [saver]
         if workers.is_first:
             recorder = self._recorder(stream, report)
-            hooks = [recorder, *self._trainer.hooks(self._work_dir, start), saver]
+            hooks = [recorder, *self._trainer.hooks(self._place.path, start), saver]
         with closing(stream.iterate(start)) as batches:
             train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
         if recorder is not None:
@@ -152,19 +152,21 @@ class _Training:
 
     def _recorder(self, stream: BatchStream, report: Callable[[TrainingRecord], None]) -> RecordHook:
         start = self._state.images_seen
-        self._work_dir.mkdir(parents=True, exist_ok=True)
+        self._place.path.mkdir(parents=True, exist_ok=True)
         # Records past the checkpoint are about to be made again.
-        kept = [record for record in read_records(self._records_file) if record.images_seen <= start]
-        write_records(self._records_file, kept)
+        kept = [record for record in read_records(self._place.records) if record.images_seen <= start]
+        write_records(self._place.records, kept)
         every_images = self._job.training.log_every_images
-        return RecordHook(stream, start_images=start, every_images=every_images, file=self._records_file, report=report)
+        return RecordHook(
+            stream, start_images=start, every_images=every_images, file=self._place.records, report=report
+        )
 
     def finish(self) -> None:
         """Measure, save the averaged weights, and only then say that the job is done."""
         self._state.use_average()
         curve = self._loss_by_timestep()
-        weights = self._state.save(self._work_dir)
-        records = read_records(self._records_file)
+        weights = self._state.save(self._place.path)
+        records = read_records(self._place.records)
         spans = pairwise([0, *(record.images_seen for record in records)])
         result = JobResult(
             key=self._job.key,
@@ -172,12 +174,12 @@ class _Training:
             final_loss=records[-1].loss if records else math.nan,
             train_s=sum((b - a) / record.images_per_s for (a, b), record in zip(spans, records, strict=True)),
             peak_memory_bytes=_peak_memory_bytes(self._device),
-            weights_file=str(weights.relative_to(self._work_dir)),
+            weights_file=str(weights.relative_to(self._place.path)),
             weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
         )
-        write_text(self._work_dir / "job.json", self._job.model_dump_json(indent=2))
-        write_text(self._work_dir / "result.json", json.dumps(asdict(result), indent=2))
+        write_text(self._place.description, self._job.model_dump_json(indent=2))
+        write_text(self._place.result, json.dumps(asdict(result), indent=2))
         self._checkpoints.clear()
 
     def _loss_by_timestep(self) -> Curve:

@@ -17,6 +17,7 @@ from workloads.files import new_directory
 from workloads.models.build import WEIGHTS, build_model
 from workloads.models.growth import is_remix
 from workloads.models.initial import load_initial
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
 
@@ -143,7 +144,8 @@ class TrainState:
 
     def save(self, work_dir: Path) -> Path:
         """Write work_dir/expert as save_pretrained does."""
-        with new_directory(work_dir / "expert") as scratch:
+        folder = JobDir(work_dir).expert
+        with new_directory(folder) as scratch:
             model: Any = self.model.to(memory_format=torch.contiguous_format)
             model.save_pretrained(scratch)
-        return work_dir / "expert" / WEIGHTS
+        return folder / WEIGHTS

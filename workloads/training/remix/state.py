@@ -15,6 +15,7 @@ from workloads.errors import CheckpointError
 from workloads.files import new_directory
 from workloads.models.growth import grow, growth_metadata, is_remix
 from workloads.models.remix import REMIX_WEIGHTS, Bases, build_mixer, mixed_names, remix_weights
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
 from workloads.training.state import adamw, initial_model
@@ -108,9 +109,10 @@ class RemixState:
 
     def save(self, work_dir: Path) -> Path:
         """Write work_dir/remix and return the file with the weights."""
-        with new_directory(work_dir / "remix") as scratch:
+        folder = JobDir(work_dir).remix
+        with new_directory(folder) as scratch:
             model: Any = self.model
             model.save_config(scratch)
             tensors = remix_weights(self.model, self.bases, self.mixer.table())
             safetensors.torch.save_file(tensors, scratch / REMIX_WEIGHTS, growth_metadata(self.job.intervals))
-        return work_dir / "remix" / REMIX_WEIGHTS
+        return folder / REMIX_WEIGHTS

@@ -15,6 +15,7 @@ from workloads.models.cost import mixed_size, model_cost, training_memory_bytes
 from workloads.models.growth import check_growth, is_remix
 from workloads.models.initial import check_initial, meta_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
+from workloads.places import JobDir
 from workloads.training.coefficients import CoefficientHistory
 from workloads.training.loop import Hook
 from workloads.training.processes import Workers
@@ -59,7 +60,7 @@ class RemixTrainer(Trainer[RemixJob]):
 
     def hooks(self, work_dir: Path, start_images: int) -> list[Hook]:
         """The coefficients over training."""
-        file, every_images = work_dir / "coefficients.jsonl", self.job.training.log_every_images
+        file, every_images = JobDir(work_dir).coefficients, self.job.training.log_every_images
         return [CoefficientHistory(file, start_images=start_images, every_images=every_images)]
 
     @property
@@ -69,6 +70,6 @@ class RemixTrainer(Trainer[RemixJob]):
 
     def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
         """Every expert, measured at the timesteps it owns."""
-        folder = work_dir / "remix"
+        folder = JobDir(work_dir).remix
         network = RemixNetwork(lambda: new_model(folder), load_file(folder / REMIX_WEIGHTS), device)
         yield from ((interval, network.expert(index)) for index, interval in enumerate(self.job.intervals))
