@@ -11,9 +11,9 @@ import time
 from fractions import Fraction
 
 from orchestrator.plan.jobs import make_plan
-from workloads.analysis.cost import model_cost
 from workloads.config import DataSpec, RunConfig
 from workloads.config.load import load_config
+from workloads.models.cost import model_cost
 
 SHARES = [Fraction(1, 4), Fraction(1, 2), Fraction(5, 8), Fraction(3, 4)]
 

@@ -45,7 +45,8 @@ def work(experts_per_step: int, data: Path) -> None:
     from workloads.data.prepare import ensure_prepared
     from workloads.data.stream import BatchStream
     from workloads.training.processes import Workers
-    from workloads.training.remix import RemixState, RemixStep
+    from workloads.training.remix.state import RemixState
+    from workloads.training.remix.step import RemixStep
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")

@@ -37,7 +37,7 @@ def main() -> int:
     from workloads.diffusion.sampling import sample
     from workloads.models.build import new_model
     from workloads.models.remix import RemixNetwork
-    from workloads.training.remix import RemixState
+    from workloads.training.remix.state import RemixState
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = RunConfig.model_validate(

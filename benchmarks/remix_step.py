@@ -45,8 +45,8 @@ def stepper(kind: str, options: argparse.Namespace, scratch: Path) -> Callable[[
 
     from workloads.data.prepare import ensure_prepared
     from workloads.data.stream import BatchStream
-    from workloads.training.job import _begin
     from workloads.training.processes import Workers
+    from workloads.training.trainers import trainer_of
 
     strategy: dict[str, Any] = {"kind": "single"}
     if kind != "plain":
@@ -56,7 +56,7 @@ def stepper(kind: str, options: argparse.Namespace, scratch: Path) -> Callable[[
     dataset = ensure_prepared(config.data, scratch / "data")
     (job,) = config.jobs(dataset.spec(config.data))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state, step = _begin(job, device, Workers())
+    state, step = trainer_of(job).begin(device, Workers())
     batch = BatchStream(dataset, batch_size=options.batch_size, seed=0).at(0)
 
     def run() -> float:
@@ -76,14 +76,14 @@ def peak_bytes(kind: str, options: argparse.Namespace) -> int:
 
 def own_bytes(options: argparse.Namespace) -> int:
     """Weights, moments and average of three bases beyond the first."""
-    from workloads.analysis.cost import model_cost, remix_cost
     from workloads.config import DataSpec
+    from workloads.training.trainers import trainer_of
 
     config = configuration({"kind": "remix", "num_experts": 20, "num_bases": 4}, options.batch_size, "fp32")
     spec = DataSpec(fingerprint="", channels=3, image_size=32, num_classes=10)
     (job,) = config.jobs(spec)
-    plain = model_cost(config.model, channels=3, image_size=32, num_classes=10).num_parameters
-    return 4 * 4 * (remix_cost(job)[0] - plain)
+    cost = trainer_of(job).cost()
+    return 4 * 4 * (cost.num_parameters - cost.num_active_parameters)
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from workloads.config import Job, ProtocolConfig, RunConfig, load_config
 from workloads.errors import RememeError
+from workloads.places import RunDir
 from workloads.training.records import TrainingRecord
 
 
@@ -40,7 +41,8 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     import torch
 
     from workloads.evaluation.extractors import check_extractor
-    from workloads.pipeline import gather, jobs_of, reference_data, training_data
+    from workloads.pipeline import gather, reference_data, training_data
+    from workloads.training.jobs import jobs_of
 
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +65,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
             _train(job, dataset.path, folder, device, config.expert_resources(index).num_threads, is_first=rank == 0)
     _barrier(world_size)
     if rank == 0:
-        gather(out / "ensemble", config, dataset, folders)
+        gather(RunDir(out), config, dataset, folders)
         if score:
             _score(config, out, device)
     if world_size > 1:
@@ -110,7 +112,7 @@ def _score(config: RunConfig, out: Path, device: str) -> None:
         Ensemble.load(out, device),
         config.evaluation,
         reference_data(config, out / "data"),
-        out,
+        RunDir(out),
         cache_dir=out / "cache",
         draw=draw,
         measure=partial(evaluate_samples, device=device),

@@ -1,11 +1,4 @@
-"""An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes.
-
-ensemble/
-  ensemble.json        run description, data, intervals, SHA-256 of every expert's weights
-  expert_00/ ...       one network each, as save_pretrained writes it; 0 is nearest the clean image; or
-  remix/               K bases and the coefficients that mix them into experts
-  vae/                 only for latents
-"""
+"""An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,10 +22,10 @@ from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file, write_text
 from workloads.models.build import WEIGHTS, load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
+from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.training.result import completed
 
-INDEX = "ensemble.json"
-REMIX = "remix"
+INDEX, REMIX = EnsembleDir(Path()).index.name, EnsembleDir(Path()).remix.name
 MAX_MIXED = 2
 """Mixed experts kept at once. Sampling goes through them in order and comes back only with the next batch."""
 
@@ -52,16 +45,17 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
     """Gather finished experts (work directories of train_job, clean end first; one for a remix) into one directory."""
     digests = []
     with new_directory(target) as scratch:
+        place = EnsembleDir(scratch)
         for index, work_dir in enumerate(work_dirs):
             result = completed(work_dir)
             if result is None:
                 raise CheckpointError(f"expert {index} is not finished in {work_dir}; train it first")
             source = (work_dir / result.weights_file).parent
-            shutil.copytree(source, scratch / (REMIX if source.name == REMIX else f"expert_{index:02d}"))
+            shutil.copytree(source, place.remix if source == JobDir(work_dir).remix else place.expert(index))
             digests.append(result.weights_sha256)
         latent = dataset.manifest.latent
         if latent is not None:
-            shutil.copytree(latent.vae, scratch / "vae")
+            shutil.copytree(latent.vae, place.vae)
         index_file = EnsembleIndex(
             config=config,
             data=dataset.spec(config.data),
@@ -69,7 +63,7 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
             weights_sha256=tuple(digests),
             latent=latent,
         )
-        write_text(scratch / INDEX, index_file.model_dump_json(indent=2))
+        write_text(place.index, index_file.model_dump_json(indent=2))
     return Ensemble.load(target)
 
 
@@ -77,15 +71,16 @@ def bake(ensemble: "Ensemble", target: Path, on_progress: Callable[[int, int], N
     """Write the experts of a remix out as plain networks; sampling then mixes nothing and costs what one does."""
     digests, num_experts = [], len(ensemble.intervals)
     with new_directory(target) as scratch:
+        place = EnsembleDir(scratch)
         for index in range(num_experts):
             model: Any = ensemble.expert(index)
-            model.save_pretrained(scratch / f"expert_{index:02d}")
-            digests.append(sha256_file(scratch / f"expert_{index:02d}" / WEIGHTS))
+            model.save_pretrained(place.expert(index))
+            digests.append(sha256_file(place.expert(index) / WEIGHTS))
             on_progress(index + 1, num_experts)
         if ensemble.index.latent is not None:
-            shutil.copytree(ensemble.path / "vae", scratch / "vae")
+            shutil.copytree(EnsembleDir(ensemble.path).vae, place.vae)
         baked = ensemble.index.model_copy(update={"weights_sha256": tuple(digests)})
-        write_text(scratch / INDEX, baked.model_dump_json(indent=2))
+        write_text(place.index, baked.model_dump_json(indent=2))
     return Ensemble.load(target)
 
 
@@ -94,6 +89,7 @@ class Ensemble:
 
     def __init__(self, path: Path, index: EnsembleIndex, device: str = "cpu") -> None:
         self.path = path
+        self._place = EnsembleDir(path)
         self.index = index
         self.device = torch.device(device)
         self.config = index.config
@@ -103,14 +99,14 @@ class Ensemble:
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "Ensemble":
         """From a run directory or its ensemble/ folder. Raises ConfigError if there is none."""
-        folder = path if (path / INDEX).is_file() else path / "ensemble"
-        if not (folder / INDEX).is_file():
+        place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble
+        if not place.index.is_file():
             raise ConfigError(f"{path} holds no ensemble ({INDEX} is missing); train one with: rememe train demo-meme")
         try:
-            index = EnsembleIndex.model_validate_json((folder / INDEX).read_text())
+            index = EnsembleIndex.model_validate_json(place.index.read_text())
         except ValueError as error:
-            raise CheckpointError(f"{folder / INDEX} is damaged: {str(error).splitlines()[0]}") from None
-        return cls(folder, index, device)
+            raise CheckpointError(f"{place.index} is damaged: {str(error).splitlines()[0]}") from None
+        return cls(place.path, index, device)
 
     @property
     def diffusion(self) -> DiffusionConfig:
@@ -153,13 +149,18 @@ class Ensemble:
 
         Experts of a remix are mixed when asked for; the last MAX_MIXED are kept.
         """
-        if (self.path / REMIX).is_dir():
+        if self.is_mixed:
             return self._remix.expert(index)
         if index not in self._experts:
-            folder = self.path / f"expert_{index:02d}"
+            folder = self._place.expert(index)
             self._check(folder / WEIGHTS, index)
             self._experts[index] = load_model(folder).to(self.device).eval()
         return self._experts[index]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether its experts are mixtures, with coefficients."""
+        return self._place.remix.is_dir()
 
     @property
     def coefficients_NK(self) -> np.ndarray:
@@ -169,7 +170,7 @@ class Ensemble:
 
     @cached_property
     def _remix(self) -> RemixNetwork:
-        folder = self.path / REMIX
+        folder = self._place.remix
         self._check(folder / REMIX_WEIGHTS, 0)
         tensors = load_file(folder / REMIX_WEIGHTS)
         return RemixNetwork(lambda: new_model(folder), tensors, self.device, min(MAX_MIXED, len(self.intervals)))
@@ -195,4 +196,4 @@ class Ensemble:
     def _vae(self) -> Any:
         from diffusers import AutoencoderKL
 
-        return AutoencoderKL.from_pretrained(self.path / "vae").to(self.device).eval()
+        return AutoencoderKL.from_pretrained(self._place.vae).to(self.device).eval()

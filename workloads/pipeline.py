@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from workloads.analysis.grid import sample_grid
-from workloads.config import DataSpec, Job, ProtocolConfig, RunConfig
+from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
-from workloads.ensemble import INDEX, Ensemble, write_ensemble
+from workloads.ensemble import Ensemble, write_ensemble
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.files import write_text
-from workloads.models.initial import resolve_initial
+from workloads.places import RunDir
 from workloads.training.result import completed
 
 GRID_COLUMNS = 10
@@ -64,21 +64,15 @@ def reference_data(config: RunConfig, folder: Path, on_progress: Progress | None
     return ensure_prepared(config.reference or config.data, folder, on_progress=on_progress)
 
 
-def jobs_of(config: RunConfig, data: DataSpec) -> tuple[Job, ...]:
-    """What there is to train, nearest the clean image first. ConfigError if there are no such initial weights."""
-    initial = None if config.initial_weights is None else resolve_initial(config.initial_weights)
-    return config.jobs(data, initial)
-
-
-def gather(target: Path, config: RunConfig, dataset: PreparedDataset, job_dirs: Sequence[Path]) -> Ensemble:
+def gather(run: RunDir, config: RunConfig, dataset: PreparedDataset, job_dirs: Sequence[Path]) -> Ensemble:
     """The finished jobs as one ensemble; what is there already is kept if it has the same weights."""
-    if (target / INDEX).is_file():
-        ensemble = Ensemble.load(target)
+    if run.ensemble.index.is_file():
+        ensemble = Ensemble.load(run.path)
         if ensemble.index.weights_sha256 == tuple(
             found.weights_sha256 for one in job_dirs if (found := completed(one))
         ):
             return ensemble
-    return write_ensemble(target, config, dataset, job_dirs)
+    return write_ensemble(run.ensemble.path, config, dataset, job_dirs)
 
 
 def draw_here(
@@ -110,19 +104,19 @@ def score_ensemble(
     ensemble: Ensemble,
     protocol: ProtocolConfig,
     reference: PreparedDataset,
-    run_dir: Path,
+    run: RunDir,
     *,
     cache_dir: Path,
     draw: Draw = draw_here,
     measure: Measure = evaluate_samples,
 ) -> Scored:
     """Draw what is missing of the samples, measure them, and keep the score with its protocol and a grid of samples."""
-    samples = SampleStore(run_dir / "samples" / samples_key(protocol, ensemble.fingerprint))
+    samples = SampleStore(run.samples(samples_key(protocol, ensemble.fingerprint)))
     draw(ensemble, protocol, samples)
     score = measure(samples, reference, protocol, cache_dir=cache_dir)
-    _keep(score, run_dir / "scores.json")
+    _keep(score, run.scores)
     is_own = protocol == ensemble.config.evaluation
-    grid = run_dir / ("grid.png" if is_own else f"grid-{protocol.name}-{score.protocol_hash[:8]}.png")
+    grid = run.grid if is_own else run.other_grid(protocol.name, score.protocol_hash)
     _save_grid(samples, protocol, grid)
     return Scored(score, protocol, grid, is_own)
 

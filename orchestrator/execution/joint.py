@@ -23,17 +23,11 @@ from orchestrator.store.experts import Claim, ExpertStore, require_same_store
 from workloads.config import ExecutionConfig
 from workloads.errors import RememeError
 from workloads.files import write_text
+from workloads.places import JobDir
 from workloads.training.records import read_records
 
 POLL_INTERVAL_S = 1.0
 """Between looks at what the workers have written."""
-
-STOP_FILE = "stop"
-"""Its presence in the job's directory asks the workers to write a checkpoint and end."""
-
-FAILURE_FILE = "failure.txt"
-"""What a worker says about an error that would only come back."""
-
 
 WORKER_START_TIMEOUT_S = "300"
 """Ray Train's own minute is short for a busy machine that imports torch in every worker."""
@@ -44,7 +38,7 @@ class _Work(NamedTuple):
 
     job: PlannedJob
     data_path: Path
-    work_dir: Path
+    folder: JobDir
     store_id: str
 
 
@@ -103,14 +97,14 @@ def _train(
     should_stop: Callable[[], bool],
 ) -> None:
     key = job.key
-    work = _Work(job, data_path, store.path(key), store.identity)
-    work.work_dir.mkdir(parents=True, exist_ok=True)
-    for name in (STOP_FILE, FAILURE_FILE):
-        (work.work_dir / name).unlink(missing_ok=True)
+    work = _Work(job, data_path, JobDir(store.path(key)), store.identity)
+    work.folder.path.mkdir(parents=True, exist_ok=True)
+    for left_over in (work.folder.stop, work.folder.failure):
+        left_over.unlink(missing_ok=True)
     _tell(listeners, events.Starting(key, num_workers=execution.num_workers))
     fit = _Fit(work, execution)
     _watch(fit, work, listeners, should_stop)
-    failure_file = work.work_dir / FAILURE_FILE
+    failure_file = work.folder.failure
     failure = failure_file.read_text() if failure_file.exists() else fit.failure
     if (result := store.completed(key)) is not None:
         store.publish(key)
@@ -128,11 +122,12 @@ def _train(
 
 def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_stop: Callable[[], bool]) -> None:
     """Hand records on until training has ended or, after a request to stop, the time for that is over."""
-    records_file, last_images, deadline_s = work.work_dir / "records.jsonl", -1, float("inf")
+    records_file, last_images, deadline_s = work.folder.records, -1, float("inf")
+    checkpoint_images = work.folder.checkpointed_images() or 0
     while fit.is_alive() and time.monotonic() < deadline_s:
         fit.join(POLL_INTERVAL_S)
         if should_stop() and deadline_s == float("inf"):
-            write_text(work.work_dir / STOP_FILE, "")
+            write_text(work.folder.stop, "")
             deadline_s = time.monotonic() + STOP_TIMEOUT_S
         records = [record for record in read_records(records_file) if record.images_seen > last_images]
         if records:
@@ -140,6 +135,9 @@ def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_
                 _tell(listeners, events.Training(work.job.key))
             last_images = records[-1].images_seen
             _tell(listeners, events.Progressed(work.job.key, tuple(records)))
+        if (saved_images := work.folder.checkpointed_images() or 0) > checkpoint_images:
+            checkpoint_images = saved_images
+            _tell(listeners, events.Checkpointed(work.job.key, saved_images))
 
 
 class _Fit(threading.Thread):
@@ -168,14 +166,14 @@ class _Fit(threading.Thread):
                 resources_per_worker=as_ray_resources(resources),
             ),
             run_config=RunConfig(
-                name="ray-train",
-                storage_path=str(self._work.work_dir),
+                name=self._work.folder.ray_train.name,
+                storage_path=str(self._work.folder.path),
                 failure_config=FailureConfig(max_failures=self._execution.max_attempts - 1),
             ),
         )
         try:
             trainer.fit()
-        # Whatever Ray Train raises ends in the outcome; an error of ours is in FAILURE_FILE.
+        # Whatever Ray Train raises ends in the outcome; an error of ours is in the job's directory.
         except Exception as error:
             self.failure = _first_sentence(error)
 
@@ -189,27 +187,27 @@ def _train_worker(config: dict[str, Any]) -> None:
     from workloads.training.result import TrainingStopped
 
     work: _Work = config["work"]
-    if (work.work_dir / FAILURE_FILE).exists():
+    if work.folder.failure.exists():
         return
     job = work.job
     workers = Workers.current()
     try:
-        require_same_store(work.work_dir.parent, work.store_id, ray.util.get_node_ip_address())
+        require_same_store(work.folder.path.parent, work.store_id, ray.util.get_node_ip_address())
         train_job(
             job.job,
             work.data_path,
-            work.work_dir,
+            work.folder.path,
             device=str(ray.train.torch.get_device()),
             num_threads=job.resources.num_threads,
             workers=workers,
-            should_stop=SharedStop(workers, (work.work_dir / STOP_FILE).exists, job.job.training),
+            should_stop=SharedStop(workers, work.folder.stop.exists, job.job.training),
         )
     except TrainingStopped:
         return
     except RememeError as error:
         # Training is deterministic, so the error would come back: the workers that Ray Train starts again find the
         # file and end. Raising is what ends the other workers, which wait for this one's gradients.
-        write_text(work.work_dir / FAILURE_FILE, str(error))
+        write_text(work.folder.failure, str(error))
         raise
 
 

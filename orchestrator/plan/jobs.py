@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workloads.config import AnyModel, DataSpec, ExpertJob, Interval, Job, RemixJob, Resources, RunConfig
+from workloads.config import AnyModel, DataSpec, Interval, Job, Resources, RunConfig
 from workloads.config.base import content_hash
 
 BACKWARD_FACTOR = 3
@@ -53,15 +53,7 @@ class PlannedJob:
     @property
     def share(self) -> str:
         """What its training looks like, in a word: how specialised an expert is, or how a remix is made up."""
-        if isinstance(self.job, ExpertJob):
-            return f"{self.job.specialisation:.0%}"
-        return f"{self.job.remix.num_bases}-{self.job.remix.count}"
-
-    def _kind_to_json(self) -> dict[str, Any]:
-        if isinstance(self.job, ExpertJob):
-            return {"specialisation": self.job.specialisation}
-        remix = self.job.remix
-        return {"num_experts": remix.count, "num_bases": remix.num_bases, "mixer": remix.mixer}
+        return self.job.share
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `rememe plan --json`; the key is null while the data is unknown."""
@@ -69,7 +61,7 @@ class PlannedJob:
             "name": self.name,
             "strategy": self.strategy,
             "interval": list(self.interval),
-            **self._kind_to_json(),
+            **self.job.summary,
             "model": self.job.model.kind,
             "num_parameters": self.num_parameters,
             "num_active_parameters": self.num_active_parameters,
@@ -140,37 +132,23 @@ def make_plan(config: RunConfig, data: DataSpec) -> Plan:
 
     Raises ConfigError if an architecture does not fit the image size or the initial weights.
     """
-    initial = None
-    if config.initial_weights is not None:
-        from workloads.models.initial import check_initial, resolve_initial
+    from workloads.training.jobs import jobs_of
 
-        initial = resolve_initial(config.initial_weights)
-        for model, job in {job.model: job for job in config.jobs(data)}.items():
-            check_initial(initial, model, job if isinstance(job, RemixJob) else None, **_shape(data))
-    jobs = config.jobs(data, initial)
+    jobs = jobs_of(config, data)
     return Plan(config, tuple(_planned(job, config, config.expert_resources(i)) for i, job in enumerate(jobs)))
 
 
-def _shape(data: DataSpec) -> dict[str, Any]:
-    return {"channels": data.channels, "image_size": data.image_size, "num_classes": data.num_classes}
-
-
 def _planned(job: Job, config: RunConfig, resources: Resources) -> PlannedJob:
-    from workloads.analysis.cost import model_cost, remix_cost, training_memory_bytes
+    from workloads.training.trainers import trainer_of
 
-    shape = _shape(job.data)
-    cost = model_cost(job.model, **shape)
-    if isinstance(job, RemixJob):
-        num_parameters, memory_bytes = remix_cost(job)
-    else:
-        num_parameters, memory_bytes = cost.num_parameters, training_memory_bytes(job.model, job.training, **shape)
+    cost = trainer_of(job).cost()
     return PlannedJob(
         job=job,
         strategy=config.strategy.kind,
-        num_parameters=num_parameters,
-        num_active_parameters=cost.num_parameters,
+        num_parameters=cost.num_parameters,
+        num_active_parameters=cost.num_active_parameters,
         macs=cost.macs,
-        memory_bytes=memory_bytes,
+        memory_bytes=cost.memory_bytes,
         resources=resources,
         num_workers=config.execution.num_workers,
     )

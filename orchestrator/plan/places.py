@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from workloads.places import JobDir, RunDir
+
 
 class RunsDir:
     """runs/: everything a machine or a shared disk keeps.
@@ -55,6 +57,18 @@ class RunsDir:
         """What MLflow has not taken yet."""
         return self.path / "spool"
 
-    def run(self, name: str, fingerprint: str) -> Path:
+    def run(self, name: str, fingerprint: str) -> RunDir:
         """One configuration's directory; the same configuration always gets the same."""
-        return self.path / f"{name}-{fingerprint[:8]}"
+        return RunDir(self.path / f"{name}-{fingerprint[:8]}")
+
+    def job(self, key: str) -> JobDir:
+        """Where the job with this key is, or will be, trained."""
+        return JobDir(self.store / key)
+
+    def table(self, name: str) -> Path:
+        """Of a comparison or a study, for other programs."""
+        return self.path / f"{name}.csv"
+
+    def picture(self, name: str) -> Path:
+        """Of a comparison: samples of every row."""
+        return self.path / f"{name}.png"

@@ -66,14 +66,13 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
         for seed in comparison.seeds:
             base = _train(comparison, "base", seed, None, runs_dir, address)
             outcomes["base"].append(base)
-            start = str(base.run_dir / "ensemble" / "expert_00")
+            start = str(base.run.ensemble.expert(0))
             for row in comparison.rows:
                 outcomes[row].append(_train(comparison, row, seed, start, runs_dir, address))
     rows = [_ComparisonRow(name, found, _figures(found)) for name, found in outcomes.items()]
     _print(comparison, rows)
-    file = RunsDir(runs_dir).path / f"{comparison.name}.csv"
+    file, picture = RunsDir(runs_dir).table(comparison.name), RunsDir(runs_dir).picture(comparison.name)
     _write(file, comparison, rows)
-    picture = file.with_suffix(".png")
     _draw(picture, rows)
     print(f"kept in      {file}")
     print(f"samples      {picture} (a row each: {', '.join(row.name for row in rows)}; equal seeds)")
@@ -103,7 +102,7 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
             "macs": max(job.macs for job in jobs),
             "steps_per_s": images / batch_size / sum(result.train_s for result in outcome.results),
             "peak_memory_bytes": max(result.peak_memory_bytes for result in outcome.results),
-            "latency_s": latency_s(Ensemble.load(outcome.run_dir, default_device())),
+            "latency_s": latency_s(Ensemble.load(outcome.run.path, default_device())),
         }
         for name in COLUMNS:
             figures[name].append(values[name])
@@ -149,9 +148,10 @@ def _draw(file: Path, rows: Sequence[_ComparisonRow]) -> None:
     """The first samples of every row for the first seed: equal noise and classes, one below the other."""
     images = []
     for row in rows:
-        ensemble = Ensemble.load(row.outcomes[0].run_dir)
+        run = row.outcomes[0].run
+        ensemble = Ensemble.load(run.path)
         protocol = ensemble.config.evaluation
-        folder = row.outcomes[0].run_dir / "samples" / samples_key(protocol, ensemble.fingerprint)
+        folder = run.samples(samples_key(protocol, ensemble.fingerprint))
         images += SampleStore(folder).images(protocol).__getitems__(list(range(min(NUM_SHOWN, protocol.num_samples))))
     sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(file)
 
@@ -167,5 +167,5 @@ def _write(file: Path, comparison: Comparison, rows: Sequence[_ComparisonRow]) -
                 num_experts = len(outcome.plan.config.intervals)
                 figures = [row.figures[name][index] for name in COLUMNS]
                 writer.writerow(
-                    [row.name, seed, outcome.run_dir.name, outcome.score.protocol_hash, num_experts, *figures]
+                    [row.name, seed, outcome.run.path.name, outcome.score.protocol_hash, num_experts, *figures]
                 )

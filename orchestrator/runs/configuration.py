@@ -29,6 +29,7 @@ from workloads.errors import ConfigError
 from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
 from workloads.pipeline import Scored
+from workloads.places import RunDir
 from workloads.training.result import JobResult
 
 
@@ -37,7 +38,7 @@ class Outcome:
     """A configuration that is trained and, unless that was not asked for, scored."""
 
     plan: Plan
-    run_dir: Path
+    run: RunDir
     results: Sequence[JobResult]
     score: Score | None
 
@@ -83,7 +84,7 @@ def train_configuration(
         if comparison is not None:
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
-        return Outcome(plan, work.run_dir, results, scored.score if scored else None)
+        return Outcome(plan, work.run, results, scored.score if scored else None)
 
 
 def evaluate_run(
@@ -100,7 +101,7 @@ def evaluate_run(
             f"{run} was trained on other data than {config.data.kind} gives now; set reference in its config"
         )
     plan = make_plan(ensemble.config, ensemble.data)
-    work = Work(plan, runs, ExpertStore(runs.store), ensemble.path.parent)
+    work = Work(plan, runs, ExpertStore(runs.store), RunDir(ensemble.path.parent))
     with _open(work, address) as session:
         scored = work.score(ensemble, config.evaluation, reference)
         session.log_score(scored)
@@ -120,7 +121,7 @@ def _open(work: Work, address: str | None) -> Iterator["_Session"]:
     """A connected cluster and a running MLflow run; the run ends as the block does."""
     started_s = time.perf_counter()
     with connect(address, work.plan.jobs), Tracker(work.runs.path) as tracker:
-        tracked = open_configuration(tracker, work.plan, work.run_dir.name)
+        tracked = open_configuration(tracker, work.plan, work.run.path.name)
         try:
             yield _Session(work, tracker, tracked, started_s)
         except BaseException as error:
@@ -141,7 +142,7 @@ class _Session:
     def train(self, dataset: PreparedDataset) -> list[JobResult]:
         """Results in the order of the plan."""
         plan = self.work.plan
-        log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs.store)
+        log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
         with ExpertsDisplay(plan.jobs) as display:
             outcome = self.work.train(dataset, [display, log])
         for key, result in outcome.completed.items():
@@ -165,7 +166,7 @@ class _Session:
             self.work.plan,
             scored.score if scored else None,
             grid=_shown(scored.grid) if scored else None,
-            run_dir=_shown(self.work.run_dir),
+            run_dir=_shown(self.work.run.path),
             runs_dir=runs_dir,
             url=run_url(self.tracker, self.tracked),
             losses=[result.final_loss if result else float("nan") for result in results],

@@ -7,6 +7,7 @@ from typing import Any
 from workloads.ensemble import Ensemble, bake
 from workloads.errors import ConfigError
 from workloads.files import new_directory
+from workloads.places import EnsembleDir
 
 Progress = Callable[[int, int], None]
 
@@ -35,10 +36,10 @@ def export_run(run: Path, out: Path, on_progress: Progress) -> None:
                     model = to_diffusers(model)
                 except ValueError as error:
                     raise ConfigError(f"{run} cannot be exported: {error}") from None
-            model.save_pretrained(scratch / f"expert_{index:02d}")
+            model.save_pretrained(EnsembleDir(scratch).expert(index))
             on_progress(index + 1, len(ensemble.intervals))
         (scratch / "intervals.txt").write_text(
-            "".join(f"expert_{index:02d} {interval}\n" for index, interval in enumerate(ensemble.intervals))
+            "".join(f"{EnsembleDir(scratch).expert(index).name} {interval}\n" for index, interval in enumerate(ensemble.intervals))
         )
 
 

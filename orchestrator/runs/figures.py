@@ -1,11 +1,11 @@
 """The figures of a trained configuration, whichever strategy it has."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from orchestrator.plan.jobs import Plan
+from orchestrator.plan.places import RunsDir
 from workloads.analysis.figures import (
     coefficients_figure,
     loss_by_timestep_figure,
@@ -13,11 +13,11 @@ from workloads.analysis.figures import (
     training_loss_figure,
 )
 from workloads.analysis.loss_by_timestep import ensemble_loss_by_timestep
-from workloads.config import ExpertJob, IntervalTable, RemixJob
+from workloads.config import IntervalTable
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
+from workloads.training.coefficients import read_coefficients
 from workloads.training.records import read_records
-from workloads.training.remix import read_coefficients
 from workloads.training.result import JobResult
 
 MATRIX_IMAGES = 64
@@ -29,7 +29,7 @@ MAX_MATRIX_EXPERTS = 64
 
 def training_figures(
     plan: Plan,
-    store: Path,
+    runs: RunsDir,
     results: Sequence[JobResult],
     ensemble: Ensemble,
     dataset: PreparedDataset,
@@ -37,11 +37,10 @@ def training_figures(
 ) -> dict[str, Figure]:
     """Figures by name: loss over training, loss by timestep; for a remix, its coefficients and its loss matrix too."""
     jobs, intervals = [job.job for job in plan.jobs], plan.config.intervals
-    records = [read_records(store / job.key / "records.jsonl") for job in jobs]
-    job = jobs[0]
-    if not isinstance(job, RemixJob):
+    records = [read_records(runs.job(job.key).records) for job in jobs]
+    if not ensemble.is_mixed:
         curves = [result.loss_by_timestep for result in results]
-        shares = [job.specialisation for job in jobs if isinstance(job, ExpertJob)]
+        shares = [job.own_share for job in jobs]
         return {
             "training_loss": training_loss_figure(records, intervals),
             "loss_by_timestep": loss_by_timestep_figure(curves, intervals, shares),
@@ -50,7 +49,7 @@ def training_figures(
     figures = {
         "training_loss": training_loss_figure(records, whole),
         "coefficients": coefficients_figure(
-            ensemble.coefficients_NK, intervals, read_coefficients(store / job.key / "coefficients.jsonl")
+            ensemble.coefficients_NK, intervals, read_coefficients(runs.job(jobs[0].key).coefficients)
         ),
     }
     if len(intervals) <= MAX_MATRIX_EXPERTS:

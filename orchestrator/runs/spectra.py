@@ -10,6 +10,7 @@ from orchestrator.tracking.tracker import Tracker
 from workloads.analysis.figures import spectra_figure
 from workloads.analysis.spectra import ensemble_spectra
 from workloads.ensemble import Ensemble
+from workloads.places import RunDir
 
 FIGURE_DPI = 150
 
@@ -23,7 +24,7 @@ def plot_spectra(run: Path, runs_dir: Path, *, num_images: int, seed: int, out: 
     ensemble = Ensemble.load(run)
     dataset = prepare_data_of(ensemble.config, runs)
     spectra = ensemble_spectra(ensemble, dataset, num_images=num_images, seed=seed)
-    file = out or ensemble.path.parent / "figures" / "spectra.png"
+    file = out or RunDir(ensemble.path.parent).figure("spectra")
     file.parent.mkdir(parents=True, exist_ok=True)
     spectra_figure(spectra, ensemble.intervals).savefig(file, dpi=FIGURE_DPI)
     plan = make_plan(ensemble.config, ensemble.data)

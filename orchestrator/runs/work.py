@@ -26,6 +26,7 @@ from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.files import write_text
+from workloads.places import RunDir
 from workloads.pipeline import Scored, gather, score_ensemble
 from workloads.training.result import JobResult
 
@@ -39,12 +40,12 @@ class Work:
     plan: Plan
     runs: RunsDir
     store: ExpertStore
-    run_dir: Path
+    run: RunDir
 
     def write_description(self) -> None:
         """Leave a description that can be run again."""
-        write_text(self.run_dir / "config.yaml", to_yaml(self.plan.config))
-        write_text(self.run_dir / "plan.json", json.dumps(self.plan.to_json(), indent=2))
+        write_text(self.run.config, to_yaml(self.plan.config))
+        write_text(self.run.plan, json.dumps(self.plan.to_json(), indent=2))
 
     def train(
         self,
@@ -73,15 +74,14 @@ class Work:
     def gather(self, dataset: PreparedDataset) -> Ensemble:
         """The experts in one directory."""
         folders = [self.store.path(job.key) for job in self.plan.jobs]
-        return gather(self.run_dir / "ensemble", self.plan.config, dataset, folders)
+        return gather(self.run, self.plan.config, dataset, folders)
 
     def figures(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> list[Path]:
         """Pictures of what was learned, as PNG files in the run directory."""
         with progress("measuring", "experts") as advance:
-            figures = training_figures(self.plan, self.runs.store, results, ensemble, dataset, advance)
-        folder = self.run_dir / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{name}.png" for name in figures]
+            figures = training_figures(self.plan, self.runs, results, ensemble, dataset, advance)
+        self.run.figures.mkdir(parents=True, exist_ok=True)
+        files = [self.run.figure(name) for name in figures]
         for file, figure in zip(files, figures.values(), strict=True):
             figure.savefig(file, dpi=FIGURE_DPI)
         return files
@@ -111,7 +111,7 @@ class Work:
             ensemble,
             protocol,
             reference,
-            self.run_dir,
+            self.run,
             cache_dir=self.runs.cache,
             draw=draw,
             measure=partial(measure, with_others=with_others, with_stderr=with_stderr),

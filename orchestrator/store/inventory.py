@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator.plan.places import RunsDir
 from orchestrator.store.experts import ExpertStore
 from workloads.errors import CheckpointError, ConfigError
+from workloads.places import JobDir
 from workloads.training.result import completed
 
 
@@ -78,7 +79,7 @@ def remove(entries: Sequence[StoreEntry]) -> None:
 def _state(store: ExpertStore, path: Path) -> str:
     if path.name.startswith("damaged-"):
         return "damaged"
-    if (path / "result.json").exists():
+    if JobDir(path).result.exists():
         return "finished"
     return "training" if store.is_claimed(path.name) else "begun"
 
@@ -98,7 +99,7 @@ def _users(runs: RunsDir) -> Counter[str]:
 
 def told_of(entry: StoreEntry) -> list[str]:
     """Job, interval, network, images, loss of a finished job; what is not known yet is empty."""
-    job_file, result_file = entry.path / "job.json", entry.path / "result.json"
+    job_file, result_file = JobDir(entry.path).description, JobDir(entry.path).result
     if not (job_file.exists() and result_file.exists()):
         return [""] * 5
     job, result = json.loads(job_file.read_text()), json.loads(result_file.read_text())

@@ -9,6 +9,7 @@ from orchestrator.plan import events
 from orchestrator.plan.description import flatten, to_yaml
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import Plan, PlannedJob
+from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.tracker import TrackedRun, Tracker
 from workloads.config import ProtocolConfig
 from workloads.evaluation.protocol import Score
@@ -82,8 +83,8 @@ def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid:
 class ExpertsLog:
     """Hands what happens to experts on to their MLflow runs. A listener of train_experts."""
 
-    def __init__(self, plan: Plan, tracker: Tracker, parent: TrackedRun, store: Path) -> None:
-        self._store = store
+    def __init__(self, plan: Plan, tracker: Tracker, parent: TrackedRun, runs: RunsDir) -> None:
+        self._places = runs
         self._runs = {job.key: open_expert(tracker, parent, job) for job in plan.jobs}
 
     def __call__(self, event: ExpertEvent) -> None:
@@ -100,4 +101,4 @@ class ExpertsLog:
 
     def finish(self, key: str, result: JobResult) -> None:
         """What is known only in the end; all records again, for an expert that was trained for another run."""
-        log_expert(self._runs[key], result, read_records(self._store / key / "records.jsonl"))
+        log_expert(self._runs[key], result, read_records(self._places.job(key).records))

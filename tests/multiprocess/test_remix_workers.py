@@ -16,7 +16,7 @@ from workloads.config.data import EmbeddedData
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
-from workloads.training.remix import RemixState
+from workloads.training.remix.state import RemixState
 
 pytestmark = pytest.mark.multiprocess
 WORKER = Path(__file__).with_name("worker.py")

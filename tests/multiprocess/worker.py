@@ -13,7 +13,8 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.training.job import train_job
 from workloads.training.processes import SharedStop, Workers
-from workloads.training.remix import RemixState, RemixStep
+from workloads.training.remix.state import RemixState
+from workloads.training.remix.step import RemixStep
 from workloads.training.result import TrainingStopped
 
 

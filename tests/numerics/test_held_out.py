@@ -13,9 +13,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from workloads.analysis.curves import CURVES, LossCurve, ensemble_loss, newest_curve
+from workloads.analysis.curves import LossCurve, ensemble_loss, newest_curve
 from workloads.analysis.held_out import held_out_curve
-from workloads.analysis.loss_by_timestep import fixed_examples
 from workloads.config import DataSpec, ExpertJob, Interval, IntervalTable, Job, RunConfig
 from workloads.config.data import CIFAR10Data
 from workloads.config.evaluation import HeldOutSpec
@@ -24,7 +23,9 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS, load_model, new_model
+from workloads.places import JobDir
 from workloads.training.job import train_job
+from workloads.training.loss_by_timestep import fixed_examples
 from workloads.training.result import TrainingStopped
 
 NUM_IMAGES, NUM_HELD_OUT, NUM_TIMESTEPS = 60, 12, 10
@@ -254,11 +255,11 @@ def test_a_curve_is_measured_once_and_a_damaged_one_again(
 ) -> None:
     work_dir, job = tmp_path / "expert", expert[1]
     shutil.copytree(expert[0], work_dir)
-    shutil.rmtree(work_dir / CURVES, ignore_errors=True)
+    shutil.rmtree(JobDir(work_dir).curves, ignore_errors=True)
     assert newest_curve(work_dir) is None
     spec = HeldOutSpec(num_images=4, num_bins=2)
     curve = held_out_curve(work_dir, job, dataset.path, spec)
-    (file,) = (work_dir / CURVES).iterdir()
+    (file,) = JobDir(work_dir).curves.iterdir()
     assert newest_curve(work_dir) == curve == LossCurve.from_json(file.read_text())
     text = file.read_text()
     for damaged in (text[:-10], "", "[]", '{"edges": [0, 10], "losses": [1.0, 2.0]}'):

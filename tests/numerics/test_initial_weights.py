@@ -17,7 +17,7 @@ from workloads.errors import ConfigError
 from workloads.models.build import build_model
 from workloads.models.initial import check_initial, load_initial, resolve_initial
 from workloads.training.job import train_job
-from workloads.training.remix import RemixState
+from workloads.training.remix.state import RemixState
 
 SHAPE: dict[str, Any] = {"channels": 4, "image_size": 8, "num_classes": 5}
 

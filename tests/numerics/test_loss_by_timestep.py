@@ -8,13 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workloads.analysis.loss_by_timestep import (
-    aligned_bins,
-    ensemble_loss_by_timestep,
-    fixed_examples,
-    loss_by_timestep,
-    uniform_bins,
-)
+from workloads.analysis.loss_by_timestep import aligned_bins, ensemble_loss_by_timestep
 from workloads.config import DiffusionConfig, Interval, IntervalTable, RunConfig
 from workloads.config.data import CIFAR10Data, EmbeddedData
 from workloads.data.prepare import ensure_prepared
@@ -22,6 +16,7 @@ from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.process import DiffusionProcess
 from workloads.ensemble import write_ensemble
 from workloads.training.job import train_job
+from workloads.training.loss_by_timestep import fixed_examples, loss_by_timestep, uniform_bins
 
 SIGMA = 0.2
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from workloads.analysis.cost import model_cost
 from workloads.config.models import DiTConfig
 from workloads.models.build import build_model, load_model
+from workloads.models.cost import model_cost
 from workloads.models.dit import to_diffusers
 
 

@@ -19,7 +19,8 @@ from workloads.models.growth import split_bases
 from workloads.models.initial import resolve_initial
 from workloads.training.job import train_job
 from workloads.training.processes import Workers
-from workloads.training.remix import RemixState, RemixStep
+from workloads.training.remix.state import RemixState
+from workloads.training.remix.step import RemixStep
 from workloads.training.result import TrainingStopped
 
 CPU = torch.device("cpu")

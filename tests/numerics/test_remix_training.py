@@ -17,9 +17,11 @@ from workloads.data.stream import Batch, BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError
+from workloads.training.coefficients import read_coefficients
 from workloads.training.job import train_job
 from workloads.training.processes import Workers
-from workloads.training.remix import RemixState, RemixStep, draw_experts, prior_weight, read_coefficients
+from workloads.training.remix.state import RemixState
+from workloads.training.remix.step import RemixStep, draw_experts, prior_weight
 from workloads.training.result import TrainingStopped
 
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ import scipy.ndimage
 import torch
 from torch import Tensor, nn
 
-from workloads.analysis.loss_by_timestep import fixed_examples
 from workloads.analysis.spectra import (
     block_features,
     ensemble_spectra,
@@ -24,6 +23,7 @@ from workloads.data.prepare import ensure_prepared
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import ConfigError
 from workloads.models.build import build_model
+from workloads.training.loss_by_timestep import fixed_examples
 
 SMALL = {
     "channels": 8,

@@ -21,12 +21,12 @@ from workloads.data.stream import Batch
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS
+from workloads.training.expert import DenoisingStep
 from workloads.training.hooks import TrainingDivergedError
 from workloads.training.job import train_job
 from workloads.training.records import read_records
 from workloads.training.result import TrainingStopped, completed
 from workloads.training.state import TrainState, initial_model
-from workloads.training.step import DenoisingStep
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from workloads.analysis.cost import ModelCost, model_cost, training_memory_bytes
 from workloads.config import TrainingConfig, load_config
 from workloads.config.models import AnyModel, IUNetConfig, LDMUNetConfig
 from workloads.config.strategy import Meme
 from workloads.models.build import build_model
+from workloads.models.cost import ModelCost, model_cost, training_memory_bytes
 
 LDM_L = LDMUNetConfig(channels=224)
 LDM_S = LDMUNetConfig(channels=128)

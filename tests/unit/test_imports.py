@@ -122,3 +122,12 @@ def test_reading_results_and_driving_load_no_torch(module: str) -> None:
 
 def test_no_file_is_long() -> None:
     assert not [file for file in MODULES if len(file.read_text().splitlines()) > 400]
+
+
+def test_parts_of_workloads_keep_to_their_order() -> None:
+    """Analysis looks at what training made, never the reverse; descriptions know nothing but each other and errors."""
+    for file in (ROOT / "workloads" / "training").rglob("*.py"):
+        assert not [one for one in imported(file) if one.startswith("workloads.analysis")], file
+    for file in (ROOT / "workloads" / "config").rglob("*.py"):
+        ours = {one for one in imported(file) if one.startswith("workloads")}
+        assert all(f"{one}.".startswith(("workloads.config.", "workloads.errors.")) for one in ours), file

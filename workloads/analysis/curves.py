@@ -8,9 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from workloads.config.intervals import Interval, IntervalTable
-
-CURVES = "curves"
-"""Folder of a trained job's directory that holds the curves measured of it."""
+from workloads.places import JobDir
 
 
 @dataclass(frozen=True)
@@ -73,5 +71,5 @@ def read_curve(file: Path) -> LossCurve | None:
 
 def newest_curve(work_dir: Path) -> LossCurve | None:
     """The last curve measured of the trained job in work_dir, None if there is none."""
-    files = sorted((work_dir / CURVES).glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    files = sorted(JobDir(work_dir).curves.glob("*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return next((curve for file in files if (curve := read_curve(file)) is not None), None)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from workloads.analysis.loss_by_timestep import Curve
 from workloads.analysis.spectra import Spectra
 from workloads.config.intervals import Interval, IntervalTable
+from workloads.training.loss_by_timestep import Curve
 from workloads.training.records import TrainingRecord
 
 DPI = 150

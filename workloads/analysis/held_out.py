@@ -1,26 +1,23 @@
 """The denoising loss of a trained job on images that training never saw."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
-from workloads.analysis.curves import CURVES, LossCurve, read_curve
-from workloads.analysis.loss_by_timestep import loss_by_timestep, uniform_bins
+from workloads.analysis.curves import LossCurve, read_curve
 from workloads.config.base import content_hash
 from workloads.config.evaluation import HeldOutSpec
 from workloads.config.intervals import Interval
-from workloads.config.job import Job, RemixJob
+from workloads.config.job import Job
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import write_text
-from workloads.models.build import load_model, new_model
-from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
+from workloads.places import JobDir
 from workloads.training.job import open_data
+from workloads.training.loss_by_timestep import loss_by_timestep, uniform_bins
 from workloads.training.result import completed
+from workloads.training.trainers import trainer_of
 
 CURVE_VERSION = 1
 """Raise it when a change alters what is measured; stored curves then stop matching."""
@@ -54,7 +51,7 @@ def held_out_curve(
         "weights": result.weights_sha256,
         "spec": spec.model_dump(mode="json"),
     }
-    file = work_dir / CURVES / f"{content_hash(determinants)[:16]}.json"
+    file = JobDir(work_dir).curves / f"{content_hash(determinants)[:16]}.json"
     curve = read_curve(file)
     if curve is None:
         if num_threads is not None:
@@ -71,7 +68,7 @@ def _measure(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, devic
     bins = uniform_bins(job.diffusion.num_timesteps, spec.num_bins)
     edges = (0, *(hi for _, hi in bins))
     totals = [0.0] * len(bins)
-    for owned, model in _networks(work_dir, job, device):
+    for owned, model in trainer_of(job).trained_networks(work_dir, device):
         parts = {index: part for index, one in enumerate(bins) if (part := _common(one, owned)).num_timesteps > 0}
         curve = loss_by_timestep(
             model,
@@ -91,13 +88,3 @@ def _measure(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, devic
 def _common(a: Interval, b: Interval) -> Interval:
     """The timesteps of both; hi <= lo if there are none."""
     return Interval(max(a.lo, b.lo), min(a.hi, b.hi))
-
-
-def _networks(work_dir: Path, job: Job, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
-    """Networks and the timesteps they are measured at, each valid until the next is asked for."""
-    if isinstance(job, RemixJob):
-        folder = work_dir / "remix"
-        network = RemixNetwork(lambda: new_model(folder), load_file(folder / REMIX_WEIGHTS), device)
-        yield from ((interval, network.expert(index)) for index, interval in enumerate(job.intervals))
-    else:
-        yield Interval(0, job.diffusion.num_timesteps), load_model(work_dir / "expert").to(device)

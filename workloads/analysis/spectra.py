@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workloads.analysis.loss_by_timestep import fixed_examples
 from workloads.config.intervals import IntervalTable
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import ConfigError
+from workloads.training.loss_by_timestep import fixed_examples
 
 if TYPE_CHECKING:
     from workloads.data.prepared import PreparedDataset

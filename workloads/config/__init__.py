@@ -5,11 +5,11 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig, SamplingConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import Interval, IntervalTable
-from workloads.config.job import DataSpec, ExpertJob, InitialWeights, Job, RemixJob
+from workloads.config.job import DataSpec, ExpertJob, InitialWeights, Job
 from workloads.config.load import list_presets, load_config
 from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.config.run import RunConfig
-from workloads.config.strategy import AnyStrategy, Independent, Meme, Remix, Single
+from workloads.config.strategy import AnyStrategy, Independent, Meme, Remix, RemixJob, Single
 from workloads.config.training import TrainingConfig
 
 __all__ = [

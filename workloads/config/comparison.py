@@ -4,10 +4,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import StrictConfig, merge
 from workloads.config.explain import describe
 from workloads.config.run import RunConfig
-from workloads.config.strategy import Independent, Meme, merge
 from workloads.errors import ConfigError
 
 
@@ -41,8 +40,7 @@ class Comparison(StrictConfig):
         changes = merge({"training": self.training}, self.rows[row]) | {"seed": seed}
         changes["initial_weights"] = initial_weights
         config = self._run(f"rows.{row}", row, changes)
-        trained_alone = isinstance(config.strategy, Independent | Meme)
-        images = self.budget_images // (len(config.intervals) if trained_alone else 1)
+        images = self.budget_images // config.strategy.num_jobs
         return config.model_copy(update={"training": config.training.model_copy(update={"images": images})})
 
     def _run(self, where: str, name: str, changes: dict[str, Any]) -> RunConfig:

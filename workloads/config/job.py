@@ -1,20 +1,29 @@
 """What is trained at once. Its key hashes everything that determines the weights, and nothing else."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from pydantic import Field
 
 from workloads.config.base import StrictConfig, content_hash
 from workloads.config.diffusion import DiffusionConfig
-from workloads.config.intervals import Interval, IntervalTable
+from workloads.config.intervals import Interval
 from workloads.config.models import AnyModel
-from workloads.config.strategy import Remix
 from workloads.config.training import TrainingConfig
 
 TRAINING_PATH_VERSION = 1
 """Raise it when a change to workloads changes the weights a job yields; old store entries then stop matching."""
+
+
+class InputShape(TypedDict):
+    """What a network is built for."""
+
+    channels: int
+    image_size: int
+    num_classes: int | None
 
 
 class DataSpec(StrictConfig):
@@ -38,6 +47,11 @@ class DataSpec(StrictConfig):
     held_out: int = Field(0, ge=0)
     """Images kept out of training; part of a key unless it is 0."""
 
+    @property
+    def input_shape(self) -> InputShape:
+        """What a network for this data is built for."""
+        return InputShape(channels=self.channels, image_size=self.image_size, num_classes=self.num_classes)
+
 
 class InitialWeights(StrictConfig):
     """A file of weights to start from."""
@@ -48,7 +62,19 @@ class InitialWeights(StrictConfig):
     sha256: str
 
 
-class _Job(StrictConfig):
+class CommonFields(TypedDict):
+    """What all jobs of a run have in common."""
+
+    diffusion: DiffusionConfig
+    data: DataSpec
+    training: TrainingConfig
+    seed: int
+    initial: InitialWeights | None
+
+
+class Job(StrictConfig, ABC):
+    """What every kind of job holds and answers; a kind adds what it trains."""
+
     name: str
     """For people; not part of the key."""
 
@@ -59,10 +85,34 @@ class _Job(StrictConfig):
     seed: int = 0
     initial: InitialWeights | None = None
 
+    is_joint: ClassVar[bool] = False
+    """Whether several workers may train it together."""
+
+    if TYPE_CHECKING:  # a field of some kinds, which pydantic lets no property of a base class stand for
+
+        @property
+        def interval(self) -> Interval:
+            """Timesteps that the job is in charge of."""
+
     @cached_property
     def key(self) -> str:
         """Content key, 16 hex digits: equal keys mean equal weights (on the same kind of machine)."""
         return content_hash({"version": TRAINING_PATH_VERSION, **self._determinants()})[:16]
+
+    @property
+    def own_share(self) -> float:
+        """Probability that a training timestep is drawn for the interval that owns it rather than from all."""
+        return 1.0
+
+    @property
+    @abstractmethod
+    def share(self) -> str:
+        """What its training looks like, in a word."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """What tells it from other jobs of its kind, as plain JSON."""
 
     def _determinants(self) -> dict[str, Any]:
         passing = {"checkpoint_every_images", "log_every_images"}
@@ -72,7 +122,7 @@ class _Job(StrictConfig):
         return determinants
 
 
-class ExpertJob(_Job):
+class ExpertJob(Job):
     """A network trained by itself, what it learns from, and how."""
 
     interval: Interval
@@ -81,22 +131,22 @@ class ExpertJob(_Job):
     specialisation: float = Field(1.0, ge=0, le=1)
     """Probability that a timestep is drawn from the interval rather than from the whole range."""
 
-
-class RemixJob(_Job):
-    """K bases and their coefficients, trained together by any number of workers."""
-
-    remix: Remix
+    @property
+    def own_share(self) -> float:
+        """The specialisation."""
+        return self.specialisation
 
     @property
-    def intervals(self) -> IntervalTable:
-        """Which expert owns which timesteps."""
-        num_timesteps = self.diffusion.num_timesteps
-        return IntervalTable(self.remix.resolve_cuts(num_timesteps), num_timesteps)
+    def share(self) -> str:
+        """How specialised the expert is."""
+        return f"{self.specialisation:.0%}"
 
     @property
-    def interval(self) -> Interval:
-        """All timesteps."""
-        return Interval(0, self.diffusion.num_timesteps)
+    def summary(self) -> dict[str, Any]:
+        """How specialised the expert is."""
+        return {"specialisation": self.specialisation}
 
 
-Job = ExpertJob | RemixJob
+def expert_job(raw: Mapping[str, Any]) -> ExpertJob:
+    """An expert's job from its JSON, as training leaves it beside the weights."""
+    return ExpertJob.model_validate(raw)

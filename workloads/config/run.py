@@ -5,15 +5,15 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import StrictConfig, merge
 from workloads.config.data import AnyData
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import IntervalTable, check_cuts
-from workloads.config.job import DataSpec, ExpertJob, InitialWeights, Job, RemixJob
+from workloads.config.job import CommonFields, DataSpec, InitialWeights, Job
 from workloads.config.models import AnyModel
-from workloads.config.strategy import AnyStrategy, Independent, Meme, Remix, merge
+from workloads.config.strategy import AnyStrategy
 from workloads.config.training import TrainingConfig
 
 
@@ -74,7 +74,7 @@ class RunConfig(StrictConfig):
             check_cuts(self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps)
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
-        self._check_workers()
+        self.strategy.check_run(self.execution, self.training)
         if self.reference is not None and self.reference.held_out:
             raise ValueError(
                 f"reference.held_out is {self.reference.held_out}; scores compare with all images, leave it out"
@@ -99,63 +99,12 @@ class RunConfig(StrictConfig):
         return IntervalTable(self.strategy.resolve_cuts(self.diffusion.num_timesteps), self.diffusion.num_timesteps)
 
     def jobs(self, data: DataSpec, initial: InitialWeights | None = None) -> tuple[Job, ...]:
-        """One job per interval, nearest the clean image first; a remix is one job."""
-        if isinstance(self.strategy, Remix):
-            shared = self._shared(data, initial)
-            return (RemixJob(name="remix", model=self.model, remix=self.strategy, **shared),)
-        return tuple(self._job(index, data, initial) for index in range(len(self.intervals)))
+        """What is to be trained, nearest the clean image first."""
+        common = CommonFields(
+            diffusion=self.diffusion, data=data, training=self.training, seed=self.seed, initial=initial
+        )
+        return self.strategy.jobs(self.model, common)
 
     def expert_resources(self, index: int) -> Resources:
         """What expert `index` asks of the cluster."""
-        if isinstance(self.strategy, Meme):
-            return self.strategy.experts[index].resources or self.execution.resources
-        return self.execution.resources
-
-    def _job(self, index: int, data: DataSpec, initial: InitialWeights | None) -> ExpertJob:
-        interval = self.intervals[index]
-        model, specialisation = self.model, 1.0
-        if isinstance(self.strategy, Meme):
-            model = self.strategy.experts[index].model
-            specialisation = self.strategy.experts[index].specialisation
-        elif isinstance(self.strategy, Independent):
-            given = self.strategy.specialisation
-            specialisation = given[index] if isinstance(given, tuple) else given
-        if interval.num_timesteps == self.diffusion.num_timesteps:
-            specialisation = 1.0  # own interval and whole range are the same: one job, one key
-        return ExpertJob(
-            name=f"expert_{index:02d}",
-            interval=interval,
-            specialisation=specialisation,
-            model=model,
-            **self._shared(data, initial),
-        )
-
-    def _shared(self, data: DataSpec, initial: InitialWeights | None) -> dict[str, Any]:
-        return {
-            "diffusion": self.diffusion,
-            "data": data,
-            "training": self.training,
-            "seed": self.seed,
-            "initial": initial,
-        }
-
-    def _check_workers(self) -> None:
-        num_workers, batch_size = self.execution.num_workers, self.training.batch_size
-        if not isinstance(self.strategy, Remix):
-            if num_workers > 1:
-                raise ValueError(
-                    f"execution.num_workers is {num_workers}, but strategy.kind {self.strategy.kind} trains each "
-                    "expert with one worker; use 1, experts run in parallel anyway"
-                )
-            return
-        per_step = self.strategy.experts_per_step
-        for name, value in (("execution.num_workers", num_workers), ("strategy.experts_per_step", per_step)):
-            if batch_size % value:
-                raise ValueError(f"training.batch_size {batch_size} is not a multiple of {name} {value}")
-        if num_workers % per_step and per_step % num_workers:
-            raise ValueError(
-                f"execution.num_workers {num_workers} and strategy.experts_per_step {per_step} do not divide evenly; "
-                "one must be a multiple of the other"
-            )
-        if self.training.channels_last:
-            raise ValueError("training.channels_last does not go with strategy.kind remix; set it to false")
+        return self.strategy.resources_of(index) or self.execution.resources

@@ -17,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from workloads.config.intervals import IntervalTable
-from workloads.config.strategy import Remix
 from workloads.errors import ConfigError
-from workloads.models.remix import REMIX_WEIGHTS, Bases, Mixer, mixed_names
+from workloads.models.remix import REMIX_WEIGHTS, Bases, Mixer, MixingConfig, mixed_names
 
 # Axes: N experts, L layers (1 where all share coefficients), K bases.
 
@@ -70,7 +69,7 @@ def read_seed(file: Path) -> Seed:
     return Seed(file, tensors, table)
 
 
-def check_growth(file: Path, model: nn.Module, remix: Remix, table: IntervalTable) -> None:
+def check_growth(file: Path, model: nn.Module, remix: MixingConfig, table: IntervalTable) -> None:
     """Raise ConfigError unless a remix of `model` can start from the file and keep its function."""
     seed = read_seed(file)
     num_experts, num_rows, num_bases = seed.coefficients_NLK.shape
@@ -90,7 +89,7 @@ def check_growth(file: Path, model: nn.Module, remix: Remix, table: IntervalTabl
     _check_tensors(seed, model, set(mixed_names(model, remix.mixed)))
 
 
-def _check_distribution(seed: Seed, remix: Remix) -> None:
+def _check_distribution(seed: Seed, remix: MixingConfig) -> None:
     """A softmax yields positive coefficients that sum to 1."""
     table_NLK = seed.coefficients_NLK
     is_one = bool((table_NLK >= 0).all()) and bool(((table_NLK.sum(-1) - 1).abs() < 1e-4).all())

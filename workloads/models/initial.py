@@ -10,19 +10,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from workloads.config.job import InitialWeights, RemixJob
+from workloads.config.job import InitialWeights
 from workloads.config.models import AnyModel, DiTConfig
 from workloads.errors import ConfigError
 from workloads.files import sha256_file
 from workloads.models.build import WEIGHTS, build_model
-from workloads.models.growth import check_growth, is_remix
+from workloads.models.growth import is_remix
 from workloads.models.remix import REMIX_WEIGHTS
+from workloads.places import EnsembleDir, JobDir, RunDir
 
+HERE = Path()
+JOB, ENSEMBLE, RUN = JobDir(HERE), EnsembleDir(HERE), RunDir(HERE)
 PLACES = (
-    *(WEIGHTS, f"expert/{WEIGHTS}", f"expert_00/{WEIGHTS}", f"ensemble/expert_00/{WEIGHTS}"),
-    *(REMIX_WEIGHTS, f"remix/{REMIX_WEIGHTS}", f"ensemble/remix/{REMIX_WEIGHTS}"),
+    *(folder / WEIGHTS for folder in (HERE, JOB.expert, ENSEMBLE.expert(0), RUN.ensemble.expert(0))),
+    *(folder / REMIX_WEIGHTS for folder in (HERE, JOB.remix, RUN.ensemble.remix)),
 )
-"""Where a directory may hold the weights of its one network, or of its remix."""
+"""Where a directory may hold the weights of its one network, or of its remix, seen from there."""
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin"}
 WRAPPERS = ("ema", "model", "state_dict")
@@ -32,7 +35,7 @@ WRAPPERS = ("ema", "model", "state_dict")
 def resolve_initial(path: Path) -> InitialWeights:
     """The file behind initial_weights, and its SHA-256. ConfigError if there is none, or if there are several."""
     if path.is_dir():
-        if any((path / folder / "expert_01").exists() for folder in (".", "ensemble")):
+        if any(place.expert(1).exists() for place in (EnsembleDir(path), RunDir(path).ensemble)):
             raise ConfigError(f"initial_weights {path} holds several experts; name one of its expert_.. directories")
         for place in PLACES:
             if (path / place).is_file():
@@ -44,24 +47,27 @@ def resolve_initial(path: Path) -> InitialWeights:
 
 
 def check_initial(
-    initial: InitialWeights,
-    config: AnyModel,
-    remix: RemixJob | None = None,
-    *,
-    channels: int,
-    image_size: int,
-    num_classes: int | None,
+    initial: InitialWeights, config: AnyModel, *, channels: int, image_size: int, num_classes: int | None
 ) -> None:
-    """Raise ConfigError unless the file holds weights of just this network; nothing is allocated for the network.
-
-    remix: the job that starts from it, if it is one; then the weights may also be those of a smaller remix.
-    """
+    """Raise ConfigError unless the file holds weights of just this network; nothing is allocated for the network."""
     file = initial.path
-    if is_remix(file) and remix is None:
+    if is_remix(file):
         raise ConfigError(
             f"initial_weights {file} is a remix, which only strategy.kind remix can start from; "
             "make plain networks of it with: rememe bake"
         )
+    model = meta_model(initial, config, channels=channels, image_size=image_size, num_classes=num_classes)
+    _check_shapes(file, read_weights(file), model)
+
+
+def meta_model(
+    initial: InitialWeights, config: AnyModel, *, channels: int, image_size: int, num_classes: int | None
+) -> nn.Module:
+    """The network that is to start from the file, without memory. ConfigError if its timesteps are encoded otherwise.
+
+    That is not to be seen from the shapes of weights.
+    """
+    file = initial.path
     published = file.suffix in PICKLE_SUFFIXES
     if isinstance(config, DiTConfig):
         shift = 0 if published else _saved_shift(file)
@@ -71,11 +77,8 @@ def check_initial(
                 f"set model.frequency_shift to {shift} (it is {config.frequency_shift})"
             )
     with torch.device("meta"):
-        model = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
-    if remix is not None and is_remix(file):
-        check_growth(file, model, remix.remix, remix.intervals)
-    else:
-        _check_shapes(file, read_weights(file), model)
+        model: nn.Module = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
+    return model
 
 
 def load_initial(model: nn.Module, file: Path) -> None:

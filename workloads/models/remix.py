@@ -7,12 +7,11 @@ vector, and mixing an expert writes that vector, so that the network itself stay
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from workloads.config.strategy import Remix
 from workloads.errors import ConfigError
 
 # Axes: N experts, G experts of a step, K bases, L layers (1 where all layers share coefficients), P mixed parameters.
@@ -20,6 +19,22 @@ from workloads.errors import ConfigError
 
 REMIX_WEIGHTS = "remix.safetensors"
 """The file that holds bases, shared parameters and coefficients."""
+
+
+class MixingConfig(Protocol):
+    """What a run description says of bases and coefficients."""
+
+    @property
+    def num_bases(self) -> int: ...
+
+    @property
+    def mixer(self) -> str: ...
+
+    @property
+    def mixed(self) -> tuple[str, ...]: ...
+
+    @property
+    def prior_logit(self) -> float: ...
 
 
 def mixed_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -227,7 +242,7 @@ class ContinuousMixer(Mixer):
         return self.logits(experts_G).softmax(-1)
 
 
-def build_mixer(config: Remix, intervals: Sequence[tuple[int, int]], num_layers: int) -> Mixer:
+def build_mixer(config: MixingConfig, intervals: Sequence[tuple[int, int]], num_layers: int) -> Mixer:
     """The mixer of a run description; draws its initial values from torch's generator."""
     num_experts, num_bases = len(intervals), config.num_bases
     if config.mixer == "continuous":

@@ -13,24 +13,23 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from workloads.analysis.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.checkpoint import CheckpointFolder
 from workloads.config.intervals import Interval
-from workloads.config.job import Job, RemixJob
+from workloads.config.job import Job
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
 from workloads.files import remove_unfinished, sha256_file, write_text
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
-from workloads.training.loop import Hook, StepFn, train
+from workloads.training.loop import Hook, train
+from workloads.training.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
-from workloads.training.remix import CoefficientHistory, RemixState, RemixStep
 from workloads.training.result import JobResult, completed
-from workloads.training.state import State, TrainState, initial_model
-from workloads.training.step import DenoisingStep
+from workloads.training.trainers import trainer_of
 
 LINGERING_TIMEOUT_S = 120.0
 """A process whose driver was killed may write for a little while yet."""
@@ -64,7 +63,7 @@ def train_job(
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
     workers = workers or Workers()
-    assert workers.world_size == 1 or isinstance(job, RemixJob), "an expert is trained by one worker"
+    assert workers.world_size == 1 or job.is_joint, "an expert is trained by one worker"
     with _sole_writer(work_dir) if workers.is_first else nullcontext():
         workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
         if (result := completed(work_dir)) is not None:
@@ -83,7 +82,7 @@ def train_job(
 def _sole_writer(work_dir: Path) -> Iterator[None]:
     """Wait until no other process writes here; the lock ends with its process. Raises CheckpointError if one stays."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work_dir / ".lock")
+    lock = FileLock(JobDir(work_dir).lock)
     try:
         lock.acquire(timeout=LINGERING_TIMEOUT_S)
     except Timeout:
@@ -115,13 +114,13 @@ class _Training:
         self._job = job
         self._dataset = dataset
         self._indices = dataset.split(job.data.held_out).training
-        self._work_dir = work_dir
         self._device = device
         _forget_peak_memory(device)
         self._workers = workers
-        self._records_file = work_dir / "records.jsonl"
-        self._checkpoints = CheckpointFolder(work_dir / "checkpoints", job.key)
-        self._state, self._step = _begin(job, device, workers)
+        self._place = JobDir(work_dir)
+        self._checkpoints = CheckpointFolder(self._place.checkpoints, job.key)
+        self._trainer = trainer_of(job)
+        self._state, self._step = self._trainer.begin(device, workers)
         if (checkpoint := self._checkpoints.load_latest()) is not None:
             self._state.restore(checkpoint)
 
@@ -153,11 +152,7 @@ class _Training:
         hooks: list[Hook] = [saver]
         if workers.is_first:
             recorder = self._recorder(stream, report)
-            hooks.insert(0, recorder)
-            if isinstance(job, RemixJob):
-                history = self._work_dir / "coefficients.jsonl"
-                every_images = config.log_every_images
-                hooks.insert(1, CoefficientHistory(history, start_images=start, every_images=every_images))
+            hooks = [recorder, *self._trainer.hooks(self._place.path, start), saver]
         with closing(stream.iterate(start)) as batches:
             train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
         if recorder is not None:
@@ -165,19 +160,21 @@ class _Training:
 
     def _recorder(self, stream: BatchStream, report: Callable[[TrainingRecord], None]) -> RecordHook:
         start = self._state.images_seen
-        self._work_dir.mkdir(parents=True, exist_ok=True)
+        self._place.path.mkdir(parents=True, exist_ok=True)
         # Records past the checkpoint are about to be made again.
-        kept = [record for record in read_records(self._records_file) if record.images_seen <= start]
-        write_records(self._records_file, kept)
+        kept = [record for record in read_records(self._place.records) if record.images_seen <= start]
+        write_records(self._place.records, kept)
         every_images = self._job.training.log_every_images
-        return RecordHook(stream, start_images=start, every_images=every_images, file=self._records_file, report=report)
+        return RecordHook(
+            stream, start_images=start, every_images=every_images, file=self._place.records, report=report
+        )
 
     def finish(self) -> None:
         """Measure, save the averaged weights, and only then say that the job is done."""
         self._state.use_average()
         curve = self._loss_by_timestep()
-        weights = self._state.save(self._work_dir)
-        records = read_records(self._records_file)
+        weights = self._state.save(self._place.path)
+        records = read_records(self._place.records)
         spans = pairwise([0, *(record.images_seen for record in records)])
         result = JobResult(
             key=self._job.key,
@@ -185,12 +182,12 @@ class _Training:
             final_loss=records[-1].loss if records else math.nan,
             train_s=sum((b - a) / record.images_per_s for (a, b), record in zip(spans, records, strict=True)),
             peak_memory_bytes=_peak_memory_bytes(self._device),
-            weights_file=str(weights.relative_to(self._work_dir)),
+            weights_file=str(weights.relative_to(self._place.path)),
             weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
         )
-        write_text(self._work_dir / "job.json", self._job.model_dump_json(indent=2))
-        write_text(self._work_dir / "result.json", json.dumps(asdict(result), indent=2))
+        write_text(self._place.description, self._job.model_dump_json(indent=2))
+        write_text(self._place.result, json.dumps(asdict(result), indent=2))
         self._checkpoints.clear()
 
     def _loss_by_timestep(self) -> Curve:
@@ -201,7 +198,6 @@ class _Training:
         job, num_timesteps = self._job, self._job.diffusion.num_timesteps
         process = DiffusionProcess(job.diffusion, self._device)
         curve: Curve = ()
-        num_networks = len(job.intervals) if isinstance(job, RemixJob) else 1
         for (lo, hi), model in self._state.networks():
             num_bins = max(1, round(NUM_BINS * (hi - lo) / num_timesteps))
             curve += loss_by_timestep(
@@ -209,7 +205,7 @@ class _Training:
                 process,
                 self._dataset,
                 bins=[Interval(lo + a, lo + b) for a, b in uniform_bins(hi - lo, num_bins)],
-                num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // num_networks)),
+                num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // self._trainer.num_networks)),
                 seed=job.seed,
                 class_conditional=job.data.num_classes is not None,
                 indices=self._indices,
@@ -232,10 +228,3 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _begin(job: Job, device: torch.device, workers: Workers) -> tuple[State, StepFn]:
-    """The state and the step of a job; a new kind of job is a line here."""
-    if isinstance(job, RemixJob):
-        return RemixState(job, device), RemixStep(job, device, workers)
-    return TrainState(initial_model(job, device), job.training, job.diffusion.num_timesteps), DenoisingStep(job, device)

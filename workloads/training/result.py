@@ -6,6 +6,7 @@ from pathlib import Path
 
 from workloads.errors import CheckpointError, RememeError
 from workloads.files import sha256_file
+from workloads.places import JobDir
 
 
 class TrainingStopped(RememeError):  # noqa: N818  (an outcome that was asked for, not an error)
@@ -35,7 +36,7 @@ def completed(work_dir: Path) -> JobResult | None:
 
     Raises CheckpointError if its weights are missing or not the ones it was finished with.
     """
-    file = work_dir / "result.json"
+    file = JobDir(work_dir).result
     if not file.exists():
         return None
     try:

@@ -17,6 +17,7 @@ from workloads.files import new_directory
 from workloads.models.build import WEIGHTS, build_model
 from workloads.models.growth import is_remix
 from workloads.models.initial import load_initial
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
 
@@ -50,10 +51,8 @@ def initial_model(job: Job, device: torch.device) -> nn.Module:
     """The job's network with its initial weights, ready for training."""
     interval = job.interval
     torch.manual_seed(derive_seed("weights", job.seed, *interval))
-    data, config = job.data, job.training
-    model: Any = build_model(
-        job.model, channels=data.channels, image_size=data.image_size, num_classes=data.num_classes
-    )
+    config = job.training
+    model: Any = build_model(job.model, **job.data.input_shape)
     if job.initial is not None and not is_remix(job.initial.path):
         load_initial(model, job.initial.path)
     if config.activation_checkpointing:
@@ -145,7 +144,8 @@ class TrainState:
 
     def save(self, work_dir: Path) -> Path:
         """Write work_dir/expert as save_pretrained does."""
-        with new_directory(work_dir / "expert") as scratch:
+        folder = JobDir(work_dir).expert
+        with new_directory(folder) as scratch:
             model: Any = self.model.to(memory_format=torch.contiguous_format)
             model.save_pretrained(scratch)
-        return work_dir / "expert" / WEIGHTS
+        return folder / WEIGHTS

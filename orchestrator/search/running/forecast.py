@@ -21,7 +21,8 @@ from orchestrator.search.space.basics import Values
 from orchestrator.search.study.ledger import Trial, UsedJob, open_ledger
 from orchestrator.search.study.study import Study
 from workloads.analysis.curves import LossCurve, newest_curve
-from workloads.config import ExpertJob, Independent, Meme, RunConfig
+from workloads.config import RunConfig
+from workloads.config.job import expert_job
 from workloads.errors import ConfigError
 
 
@@ -55,7 +56,7 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
         )
     base = study.config(next(study.configurations())[0], study.name)
     strategy = base.strategy
-    if not isinstance(strategy, Independent | Meme):
+    if not strategy.trains_alone:
         raise ConfigError(f"--plan-from plans experts that are trained alone, and strategy.kind is {strategy.kind}")
     costs = {name: cost for name, (_, cost) in models.items()}
     if study.limits.latency_s is not None and any(cost.latency_s is None for cost in costs.values()):
@@ -106,7 +107,7 @@ def _cost(job: UsedJob, jobs: Iterable[UsedJob]) -> Architecture:
 def _model(runs: RunsDir, key: str) -> Mapping[str, Any]:
     """The architecture's description as its training left it."""
     raw = json.loads((runs.store / key / "job.json").read_text())
-    model: Mapping[str, Any] = ExpertJob.model_validate(raw).model.model_dump(mode="json")
+    model: Mapping[str, Any] = expert_job(raw).model.model_dump(mode="json")
     return model
 
 
@@ -117,10 +118,11 @@ def _values(
     values: Values = {}
     if any(path.startswith(("strategy.cuts", "strategy.num_experts")) for path in study.space):
         values["strategy.cuts"] = list(assignment.cuts)
-    if isinstance(base.strategy, Meme):
+    listed = base.strategy.architectures
+    if listed is not None:
         for index, name in enumerate(assignment.architectures):
             model = models[name][0]
-            known = base.strategy.experts[index].model.model_dump(mode="json")
+            known = listed[index].model_dump(mode="json")
             for field, value in model.items():
                 path = f"strategy.experts.{index}.model.{field}"
                 if f"strategy.experts.*.model.{field}" in study.space or known.get(field) != value:

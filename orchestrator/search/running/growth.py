@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import Trial
 from orchestrator.search.study.study import Study
-from workloads.config import Remix, RunConfig
+from workloads.config import RunConfig
 
 
 class Growth:
@@ -69,9 +69,10 @@ class _Shape(NamedTuple):
 
 
 def _shape(config: RunConfig) -> _Shape | None:
-    """None for what is no remix."""
-    if not isinstance(config.strategy, Remix):
+    """None for what cannot grow."""
+    growable = config.strategy.growable
+    if growable is None:
         return None
-    sizes = {"strategy": {"num_experts", "cuts", "num_bases"}, "training": {"images"}}
+    sizes = {"strategy": set(growable.fields), "training": {"images"}}
     fixed = config.model_dump(mode="json", exclude={"name": True, "initial_weights": True, **sizes})
-    return _Shape(fixed, frozenset(config.intervals.cuts), config.strategy.num_bases)
+    return _Shape(fixed, frozenset(config.intervals.cuts), growable.num_bases)

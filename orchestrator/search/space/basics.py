@@ -20,10 +20,9 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import StrictConfig, merge
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.load import validate
-from workloads.config.strategy import merge
 from workloads.errors import ConfigError
 
 Values = dict[str, Any]

@@ -16,10 +16,9 @@ from orchestrator.search.space.distributions import AnyDistribution, parse_distr
 from orchestrator.search.space.laws import Boundaries, Each
 from orchestrator.search.space.split_ratios import SplitRatios
 from orchestrator.search.study.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
-from workloads.config import AnyModel, Meme, ProtocolConfig, RunConfig
-from workloads.config.base import StrictConfig
+from workloads.config import AnyModel, ProtocolConfig, RunConfig
+from workloads.config.base import StrictConfig, merge
 from workloads.config.load import apply_value, read_raw, validate
-from workloads.config.strategy import merge
 from workloads.errors import ConfigError
 
 NUM_CHECKED = 1000
@@ -163,7 +162,7 @@ class Study(StrictConfig):
     def expert_counts(self, base: RunConfig) -> list[int]:
         """How many intervals a planned configuration may have."""
         law = self.space.get("strategy.cuts")
-        if isinstance(law, Boundaries) and not isinstance(base.strategy, Meme):
+        if isinstance(law, Boundaries) and base.strategy.architectures is None:
             given = law.boundaries
             return sorted({*given.num_experts, *(len(cuts) + 1 for cuts in given.cuts)})
         return [len(base.intervals)]

@@ -1,18 +1,26 @@
-"""One optimiser step of a denoising expert."""
+"""Training of an expert by itself: its step and its trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from workloads.config.job import ExpertJob
+from workloads.config.intervals import Interval
+from workloads.config.job import ExpertJob, InitialWeights
 from workloads.data.stream import Batch
 from workloads.diffusion.process import DiffusionProcess
 from workloads.diffusion.timesteps import draw_timesteps
+from workloads.models.build import load_model
+from workloads.models.cost import model_cost, training_memory_bytes
+from workloads.models.initial import check_initial
+from workloads.places import JobDir
 from workloads.seeding import derive_seed
+from workloads.training.processes import Workers
 from workloads.training.schedule import learning_rate
-from workloads.training.state import TrainState, autocast
+from workloads.training.state import TrainState, autocast, initial_model
+from workloads.training.trainer import JobCost, Trainer
 
 # Axes: B batch, C channels, H height, W width.
 
@@ -76,3 +84,32 @@ class DenoisingStep:
         if self._compiled is None:
             self._compiled = torch.compile(state.model)
         return self._compiled
+
+
+class ExpertTrainer(Trainer[ExpertJob]):
+    """Trains one network on timesteps of its interval."""
+
+    def cost(self) -> JobCost:
+        """That of the network."""
+        model, shape = self.job.model, self.job.data.input_shape
+        plain = model_cost(model, **shape)
+        return JobCost(
+            num_parameters=plain.num_parameters,
+            num_active_parameters=plain.num_parameters,
+            macs=plain.macs,
+            memory_bytes=training_memory_bytes(model, self.job.training, **shape),
+        )
+
+    def check_initial(self, initial: InitialWeights) -> None:
+        """Raise ConfigError unless the weights are those of just this network."""
+        check_initial(initial, self.job.model, **self.job.data.input_shape)
+
+    def begin(self, device: torch.device, workers: Workers) -> tuple[TrainState, DenoisingStep]:  # noqa: ARG002
+        """The state before the first step, and the step."""
+        model = initial_model(self.job, device)
+        state = TrainState(model, self.job.training, self.job.diffusion.num_timesteps)
+        return state, DenoisingStep(self.job, device)
+
+    def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
+        """The one network, measured at all timesteps."""
+        yield Interval(0, self.job.diffusion.num_timesteps), load_model(JobDir(work_dir).expert).to(device)

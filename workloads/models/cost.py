@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads.config.job import RemixJob
 from workloads.config.models import AnyModel
 from workloads.config.training import TrainingConfig
+from workloads.models.build import build_model
+from workloads.models.remix import mixed_names
 
 
 @dataclass(frozen=True)
@@ -52,44 +53,28 @@ def training_memory_bytes(
     return per_parameter * cost.num_parameters + training.batch_size * activations
 
 
-def remix_cost(job: RemixJob) -> tuple[int, int]:
-    """Parameters stored, and estimated peak memory of training per worker, of a remix.
+class MixedSize(NamedTuple):
+    """What bases of a network have for themselves."""
 
-    Beside a plain network's memory: K - 1 more copies of the mixed parameters with moments and average, the mixture,
-    and one gradient per set that workers exchange.
-    """
-    data, remix, training = job.data, job.remix, job.training
-    shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "num_classes": data.num_classes}
-    num_mixed, num_layers = _num_mixed(job.model, remix.mixed, **shape)
-    rows = num_layers if remix.mixer == "per_layer" else 1
-    table = 0 if remix.mixer in {"one_hot", "continuous"} else remix.count * rows * remix.num_bases
-    copies = 3 if training.ema_halflife_images is None else 4
-    more = (remix.num_bases - 1) * copies + min(remix.experts_per_step, remix.num_bases)
-    local = training.model_copy(update={"batch_size": max(1, training.batch_size // remix.experts_per_step)})
-    memory = training_memory_bytes(job.model, local, **shape) + 4 * more * num_mixed
-    plain = model_cost(job.model, **shape)
-    return plain.num_parameters + (remix.num_bases - 1) * num_mixed + table, memory
+    num_parameters: int
+    num_layers: int
 
 
 @lru_cache(maxsize=256)
-def _num_mixed(
-    config: AnyModel, patterns: tuple[str, ...], channels: int, image_size: int, num_classes: int | None
-) -> tuple[int, int]:
+def mixed_size(
+    config: AnyModel, patterns: tuple[str, ...], *, channels: int, image_size: int, num_classes: int | None
+) -> MixedSize:
     """Mixed parameters, and the layers they belong to. ConfigError if a pattern matches nothing."""
-    from workloads.models.build import build_model
-    from workloads.models.remix import mixed_names
-
     with torch.device("meta"):
         model = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
     names = mixed_names(model, patterns)
     parameters = dict(model.named_parameters())
-    return sum(parameters[name].numel() for name in names), len({name.rpartition(".")[0] for name in names})
+    layers = {name.rpartition(".")[0] for name in names}
+    return MixedSize(sum(parameters[name].numel() for name in names), len(layers))
 
 
 @lru_cache(maxsize=1024)
 def _model_cost(config: AnyModel, channels: int, image_size: int, num_classes: int | None) -> ModelCost:
-    from workloads.models.build import build_model
-
     with torch.device("meta"):
         model = build_model(config, channels=channels, image_size=image_size, num_classes=num_classes)
         x_BCHW = torch.empty(1, channels, image_size, image_size)

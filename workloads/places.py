@@ -1,0 +1,159 @@
+"""Where things lie in the directory of a job, of an ensemble and of a run: each name on disk is here and nowhere else.
+
+Names of the files of checkpoints, of prepared data and of samples belong to the modules that write them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """What one job is trained in, and leaves behind."""
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """The job itself."""
+        return self.path / "job.json"
+
+    @property
+    def result(self) -> Path:
+        """How it ended; written last, so a job with one is finished."""
+        return self.path / "result.json"
+
+    @property
+    def records(self) -> Path:
+        """Loss and speed over training."""
+        return self.path / "records.jsonl"
+
+    @property
+    def coefficients(self) -> Path:
+        """Of a remix, over training."""
+        return self.path / "coefficients.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """While it is trained: a directory each, named by images seen."""
+        return self.path / "checkpoints"
+
+    @property
+    def curves(self) -> Path:
+        """Losses measured of it, a file per way of measuring."""
+        return self.path / "curves"
+
+    @property
+    def expert(self) -> Path:
+        """The trained network, as save_pretrained writes it."""
+        return self.path / "expert"
+
+    @property
+    def remix(self) -> Path:
+        """Or the trained bases and their coefficients."""
+        return self.path / "remix"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes here."""
+        return self.path / ".lock"
+
+    @property
+    def stop(self) -> Path:
+        """Its presence asks the workers to write a checkpoint and end."""
+        return self.path / "stop"
+
+    @property
+    def failure(self) -> Path:
+        """What a worker says about an error that would only come back."""
+        return self.path / "failure.txt"
+
+    @property
+    def first_for(self) -> Path:
+        """Which configuration of which study the job was begun for."""
+        return self.path / "first-for"
+
+    @property
+    def ray_train(self) -> Path:
+        """What Ray Train keeps."""
+        return self.path / "ray-train"
+
+    def checkpointed_images(self) -> int | None:
+        """Images seen at the newest checkpoint, by its name; None if there is none."""
+        names = [folder.name for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir()]
+        return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+@dataclass(frozen=True)
+class EnsembleDir:
+    """What sampling reads."""
+
+    path: Path
+
+    @property
+    def index(self) -> Path:
+        """Run description, data, intervals and checksums."""
+        return self.path / "ensemble.json"
+
+    def expert(self, index: int) -> Path:
+        """One network as save_pretrained writes it; 0 is nearest the clean image."""
+        return self.path / f"expert_{index:02d}"
+
+    @property
+    def remix(self) -> Path:
+        """Instead of them: bases, and the coefficients that mix them into experts."""
+        return self.path / "remix"
+
+    @property
+    def vae(self) -> Path:
+        """What makes images of latents."""
+        return self.path / "vae"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """What one configuration leaves behind."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved run description; it can be run again."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The jobs it consists of."""
+        return self.path / "plan.json"
+
+    @property
+    def scores(self) -> Path:
+        """By the hash of their protocol."""
+        return self.path / "scores.json"
+
+    @property
+    def ensemble(self) -> EnsembleDir:
+        """Its trained experts."""
+        return EnsembleDir(self.path / "ensemble")
+
+    def samples(self, key: str) -> Path:
+        """Generated images; see samples_key."""
+        return self.path / "samples" / key
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of what was learned."""
+        return self.path / "figures"
+
+    def figure(self, name: str) -> Path:
+        """One of them."""
+        return self.figures / f"{name}.png"
+
+    @property
+    def grid(self) -> Path:
+        """Samples side by side, drawn under the run's own protocol."""
+        return self.path / "grid.png"
+
+    def other_grid(self, protocol: str, protocol_hash: str) -> Path:
+        """The same under another protocol; `*` as its name is a pattern for any."""
+        return self.path / f"grid-{protocol}-{protocol_hash[:8]}.png"
