@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.inference.importance import columns, importances
+from orchestrator.search.inference.importance import importances
 from orchestrator.search.report.page import Page, write_report
+from orchestrator.search.space.columns import columns
 from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
 from workloads.config import Interval
 from workloads.errors import ConfigError

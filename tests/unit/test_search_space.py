@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.search.space.basics import RandomSource, flat_numbers, shown
 from orchestrator.search.space.condition import Condition
 from orchestrator.search.space.distributions import KINDS
+from orchestrator.search.space.points import flat_numbers, shown
+from orchestrator.search.space.sources import RandomSource
 from orchestrator.search.study.find import find_study
 from orchestrator.search.study.study import Study
 from workloads.config.load import apply_value, validate

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.inference.importance import EVALUATOR, MIN_CONFIGURATIONS, columns, importances
+from orchestrator.search.inference.importance import EVALUATOR, MIN_CONFIGURATIONS, importances
 from orchestrator.search.inference.statistics import Z_95, Estimate, knee, pareto_front, rank_correlation, tied
 from orchestrator.search.report import words
-from orchestrator.search.space.basics import flat_numbers, short_path, shown
+from orchestrator.search.space.columns import columns
+from orchestrator.search.space.points import flat_numbers, short_path, shown
 from orchestrator.search.study.ledger import Rung, Trial, metric_name, open_ledger, ranked, reached
 from orchestrator.search.study.options import FULL, LOSS, QUICK
 from orchestrator.terminal.view import duration, si

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from orchestrator.search.inference.statistics import Estimate, tied
-from orchestrator.search.space.basics import short_path, shown
+from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.ledger import Rung, Trial, metric_name, ranked
 from orchestrator.search.study.study import Study
 from orchestrator.terminal.view import si, wide_console

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from orchestrator.plan.jobs import Plan
 from orchestrator.search.running.growth import Growth
-from orchestrator.search.space.basics import MAX_TRIES, Values
+from orchestrator.search.space.points import Values
 from orchestrator.search.space.samplers import Sampler
+from orchestrator.search.space.sources import MAX_TRIES
 from orchestrator.search.study.ledger import Ledger, Trial, reached
 from orchestrator.search.study.options import FULL
 from orchestrator.search.study.plans import Plans, images_by_key

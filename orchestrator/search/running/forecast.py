@@ -17,7 +17,7 @@ from orchestrator.search.inference.assignment import (
     predicted_loss,
 )
 from orchestrator.search.running.driver import Proposal
-from orchestrator.search.space.basics import Values
+from orchestrator.search.space.points import Values
 from orchestrator.search.study.ledger import Trial, UsedJob, open_ledger
 from orchestrator.search.study.study import Study
 from workloads.analysis.curves import LossCurve, newest_curve

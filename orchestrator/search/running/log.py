@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.plan.jobs import Plan
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.space.basics import flat_numbers
+from orchestrator.search.space.points import flat_numbers
 from orchestrator.search.study.ledger import Trial, metric_name
 from orchestrator.search.study.plans import Plans
 from orchestrator.search.study.study import Study

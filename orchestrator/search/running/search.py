@@ -20,7 +20,7 @@ from orchestrator.search.running.growth import Growth
 from orchestrator.search.running.log import StudyTracking
 from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
-from orchestrator.search.space.basics import Values, shown
+from orchestrator.search.space.points import Values, shown
 from orchestrator.search.space.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
 from orchestrator.search.study.ledger import Ledger, Trial, metric_name, ranked
 from orchestrator.search.study.plans import Plans, images_by_key, make_plans

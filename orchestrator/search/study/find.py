@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from orchestrator.runs.description import spec_of
-from orchestrator.search.space.basics import short_path, shown
+from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.plans import images_by_key, make_plans
 from orchestrator.search.study.study import Study
 from orchestrator.terminal.view import progress, si, wide_console

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.space.basics import Values
+from orchestrator.search.space.points import Values
 from orchestrator.search.study.options import BRIEF, FULL, LOSS
 from orchestrator.terminal.view import print_note
 from workloads.config import Interval

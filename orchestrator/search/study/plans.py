@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from orchestrator.plan.jobs import Plan, plan
-from orchestrator.search.space.basics import Values
+from orchestrator.search.space.points import Values
 from orchestrator.search.study.study import Study
 from workloads.config import DataSpec, RunConfig
 

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.search.space.basics import MAX_TRIES, Context, RandomSource, Source, Values
 from orchestrator.search.space.condition import Condition
+from orchestrator.search.space.context import Context
 from orchestrator.search.space.distributions import AnyDistribution, parse_distribution
 from orchestrator.search.space.laws import Boundaries, Each
+from orchestrator.search.space.points import Values
+from orchestrator.search.space.sources import MAX_TRIES, NumberSource, RandomSource
 from orchestrator.search.space.split_ratios import SplitRatios
 from orchestrator.search.study.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
 from workloads.config import AnyModel, Meme, ProtocolConfig, RunConfig
@@ -182,7 +184,7 @@ class Study(StrictConfig):
         """The base as a mapping, a named protocol spelt as one. ConfigError if there is no such preset or file."""
         return dict(self._base)
 
-    def point(self, source: Source) -> Values:
+    def point(self, source: NumberSource) -> Values:
         """One draw; conditions are not checked."""
         raw, values = self._base, Values()
         for path, distribution in self._in_order:
