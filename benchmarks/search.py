@@ -136,7 +136,7 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
     """A search whose configurations take no time: what is left is ours, Tune's and MLflow's."""
     from orchestrator.search.running import search
     from orchestrator.search.running.search import SearchOptions, run_study
-    from orchestrator.search.study.ledger import Trial
+    from orchestrator.search.study.trial import Trial
 
     class Instant(search.TrialRunner):
         """Has the score at once."""
@@ -189,8 +189,8 @@ def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[s
     from orchestrator.plan.places import RunsDir
     from orchestrator.runs.description import prepare_data_of
     from orchestrator.search.running.log import StudyTracking
-    from orchestrator.search.study.ledger import Trial
     from orchestrator.search.study.plans import make_plans
+    from orchestrator.search.study.trial import Trial
     from orchestrator.store.experts import ExpertStore
     from orchestrator.tracking.tracker import Tracker
 
@@ -285,7 +285,7 @@ def _study(num_configurations: int) -> Any:
 
 
 def _scored(trial: Any, score: float, run: str) -> Any:
-    from orchestrator.search.study.ledger import Rung
+    from orchestrator.search.study.trial import Rung
 
     rung = Rung(name="full", value=score, stderr=0.1, score_name="score", protocol_hash="none", num_samples=1)
     return trial.model_copy(update={"state": "finished", "runs": (run,), "rungs": (rung,)})

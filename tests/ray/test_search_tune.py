@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from orchestrator.search.running.tune import Report, run_trials
-from orchestrator.search.study.ledger import Rung, Trial
 from orchestrator.search.study.options import EarlyStop
+from orchestrator.search.study.trial import Rung, Trial
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import a test
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -8,8 +8,9 @@ import pytest
 from orchestrator.plan.jobs import architecture_of
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.running.forecast import plan_from_study
-from orchestrator.search.study.ledger import Ledger, Trial, UsedJob
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, UsedJob
 from workloads.analysis.curves import LossCurve
 from workloads.config import DataSpec, RunConfig
 from workloads.config.load import validate

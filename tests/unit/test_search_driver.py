@@ -11,9 +11,10 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.search.running.driver import Driver, Proposal
 from orchestrator.search.running.growth import Growth
 from orchestrator.search.running.search import make_sampler
-from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.plans import Plans, make_plans
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from workloads.config import DataSpec
 from workloads.config.load import validate
 from workloads.errors import ConfigError
@@ -189,7 +190,8 @@ def test_a_damaged_record_is_set_aside_and_its_point_drawn_again(tmp_path: Path)
     carry_out(make_driver(study, tmp_path))
     ledger = Ledger(RunsDir(tmp_path), "s")
     lost = ledger.trials()[3]
-    ledger.file(3).write_text(ledger.file(3).read_text()[:40])
+    file = ledger.dir.trial_file(3)
+    file.write_text(file.read_text()[:40])
     driver = make_driver(study, tmp_path)
     assert carry_out(driver)[0].values == lost.values
     assert len(driver.trials) == 12

@@ -12,7 +12,8 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.search.inference.importance import importances
 from orchestrator.search.report.page import Page, write_report
 from orchestrator.search.space.columns import columns
-from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
+from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from workloads.config import Interval
 from workloads.errors import ConfigError
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.study.ledger import Ledger, Trial
+from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.inventory import collect_garbage, list_store, verify_store
 from workloads.config import RunConfig

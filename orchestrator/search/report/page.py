@@ -16,8 +16,9 @@ from orchestrator.search.inference.statistics import Z_95, Estimate, knee, paret
 from orchestrator.search.report import words
 from orchestrator.search.space.columns import columns
 from orchestrator.search.space.points import flat_numbers, short_path, shown
-from orchestrator.search.study.ledger import Rung, Trial, metric_name, open_ledger, ranked, reached
+from orchestrator.search.study.ledger import open_ledger
 from orchestrator.search.study.options import FULL, LOSS, QUICK
+from orchestrator.search.study.trial import Rung, Trial, metric_name, ranked, reached
 from orchestrator.terminal.view import duration, si
 from workloads.analysis.curves import newest_curve
 from workloads.analysis.study_figures import (
@@ -67,7 +68,7 @@ def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
     page = Page(runs, study, ledger.description() or {}, ledger.trials())
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(page=page, version=version("rememe"))
-    target = out or ledger.path / "report.html"
+    target = out or ledger.dir.report_file
     write_text(target, text)
     return target
 

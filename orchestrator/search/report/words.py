@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.search.inference.statistics import Z_95, Estimate
-from orchestrator.search.study.ledger import Rung, Trial, metric_name
 from orchestrator.search.study.options import FULL, QUICK
+from orchestrator.search.study.trial import Rung, Trial, metric_name
 from orchestrator.terminal.view import si
 
 GOOD, POOR = 0.7, 0.4

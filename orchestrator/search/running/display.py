@@ -2,16 +2,16 @@
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orchestrator.plan.places import StudyDir
 from orchestrator.search.inference.statistics import Estimate, tied
 from orchestrator.search.space.points import short_path, shown
-from orchestrator.search.study.ledger import Rung, Trial, metric_name, ranked
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Rung, Trial, metric_name, ranked
 from orchestrator.terminal.view import si, wide_console
 
 LOOK_INTERVAL_S = 2.0
@@ -25,8 +25,8 @@ SHORT = {"finished": "done", "stopped": "stopped early", "failed": "failed", "in
 class StudyView:
     """Listens to the driver. Use as a context manager."""
 
-    def __init__(self, study: Study, study_dir: Path, known: Sequence[Trial], total: int | None) -> None:
-        self._study, self._progress_dir = study, study_dir / "progress"
+    def __init__(self, study: Study, study_dir: StudyDir, known: Sequence[Trial], total: int | None) -> None:
+        self._study, self._dir = study, study_dir
         self._trials = {trial.number: trial for trial in known}
         columns = (
             TextColumn("{task.description}"),
@@ -78,7 +78,7 @@ class StudyView:
             running = [trial.number for trial in list(self._trials.values()) if trial.state == "running"]
             words = []
             for number in running:
-                file = self._progress_dir / f"{number:04d}"
+                file = self._dir.progress_file(number)
                 words.append(f"#{number} {file.read_text() if file.exists() else 'starting'}")
             self._bar.update(self._task, now=f"({', '.join(words)})" if words else "")
 

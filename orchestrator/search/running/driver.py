@@ -11,10 +11,11 @@ from orchestrator.search.running.growth import Growth
 from orchestrator.search.space.points import Values
 from orchestrator.search.space.samplers import Sampler
 from orchestrator.search.space.sources import MAX_TRIES
-from orchestrator.search.study.ledger import Ledger, Trial, reached
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.options import FULL
 from orchestrator.search.study.plans import Plans, images_by_key
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, reached
 
 Listener = Callable[[Trial], None]
 """Hears of every change of a configuration's state or score."""
@@ -66,7 +67,7 @@ class Driver:
 
     def ask(self) -> Trial | None:
         """The next configuration: what was begun before first, then what the planner wants, then the sampler."""
-        if self.ended_by or self._ledger.stop_file.exists():
+        if self.ended_by or self._ledger.dir.stop_file.exists():
             return None
         if self._unfinished:
             return self._begin(self._unfinished.popleft())
@@ -91,7 +92,7 @@ class Driver:
         num_failed = sum(known.state == "failed" for known in self.trials.values())
         if num_failed > self._max_failures and not self.ended_by:
             self.ended_by = f"more than {self._max_failures} configurations failed"
-            self._ledger.stop_file.touch()
+            self._ledger.dir.stop_file.touch()
 
     def update(self, trial: Trial) -> None:
         """Keep a further score of a configuration that has ended."""

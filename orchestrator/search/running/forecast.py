@@ -18,8 +18,9 @@ from orchestrator.search.inference.assignment import (
 )
 from orchestrator.search.running.driver import Proposal
 from orchestrator.search.space.points import Values
-from orchestrator.search.study.ledger import Trial, UsedJob, open_ledger
+from orchestrator.search.study.ledger import open_ledger
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, UsedJob
 from workloads.analysis.curves import LossCurve, newest_curve
 from workloads.config import ExpertJob, Independent, Meme, RunConfig
 from workloads.errors import ConfigError

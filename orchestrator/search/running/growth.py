@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.study.ledger import Trial
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial
 from workloads.config import Remix, RunConfig
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from orchestrator.plan.jobs import Plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.space.points import flat_numbers
-from orchestrator.search.study.ledger import Trial, metric_name
 from orchestrator.search.study.plans import Plans
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, metric_name
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.logged import log_expert, open_configuration, open_expert
 from orchestrator.tracking.tracker import STUDY_TAG, Status, TrackedRun, Tracker

@@ -9,14 +9,14 @@ from pathlib import Path
 from orchestrator.execution.tasks import held_out_curves, latencies_s
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import PlannedJob, architecture_of, plan
-from orchestrator.plan.places import RunsDir
+from orchestrator.plan.places import RunsDir, StudyDir
 from orchestrator.runs.description import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
 from orchestrator.search.inference.statistics import Estimate, over_seeds
-from orchestrator.search.study.ledger import Rung, Trial, UsedJob
 from orchestrator.search.study.options import BRIEF, FULL, LOSS, QUICK
 from orchestrator.search.study.plans import with_share
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from orchestrator.store.experts import ExpertStore
 from workloads.analysis.curves import LossCurve, ensemble_loss
 from workloads.config import ProtocolConfig, RunConfig
@@ -35,9 +35,8 @@ class TrialRunner:
     """What every configuration of a study has in common; called with one, it carries it out."""
 
     study: Study
-    runs_dir: Path
+    runs: RunsDir
     store_uri: str | None
-    study_dir: Path
 
     def __call__(self, trial: Trial, report: Report) -> Trial:
         """The configuration with its rungs, or with its error. The same call again does only what is missing."""
@@ -86,8 +85,8 @@ class _Running:
         """Have every network of the configuration (and of each seed) trained with this share of the budget."""
         self.works = [self._work(config, share) for config in self._configs]
         for work in self.works:
-            progress = _Progress(self.runner.study_dir / "progress" / f"{self.trial.number:04d}", work, self._mark)
-            should_stop = (self.runner.study_dir / "stop").exists
+            progress = _Progress(self._dir.progress_file(self.trial.number), work, self._mark)
+            should_stop = self._dir.stop_file.exists
             outcome = work.train(self._dataset, [progress], should_stop)
             work.require_complete(outcome)
         found = {job.key: job for job in self.trial.jobs}
@@ -133,9 +132,13 @@ class _Running:
             )
         )
 
-    @cached_property
+    @property
     def _runs(self) -> RunsDir:
-        return RunsDir(self.runner.runs_dir)
+        return self.runner.runs
+
+    @property
+    def _dir(self) -> StudyDir:
+        return self._runs.study(self.runner.study.name)
 
     @cached_property
     def _configs(self) -> list[RunConfig]:

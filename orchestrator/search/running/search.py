@@ -22,9 +22,10 @@ from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
 from orchestrator.search.space.points import Values, shown
 from orchestrator.search.space.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
-from orchestrator.search.study.ledger import Ledger, Trial, metric_name, ranked
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.plans import Plans, images_by_key, make_plans
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, metric_name, ranked
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.errors import ConfigError, RememeError
@@ -115,8 +116,8 @@ class _Search:
         known = ledger.trials()
         store = ExpertStore(runs.store, options.store_uri)
         self._tracking = StudyTracking(study, tracker, runs, store, plans, known)
-        self._view = StudyView(study, ledger.path, known, study.size)
-        self._runner = TrialRunner(study, runs.path, options.store_uri, ledger.path)
+        self._view = StudyView(study, ledger.dir, known, study.size)
+        self._runner = TrialRunner(study, runs, options.store_uri)
         self.driver = Driver(
             study,
             ledger,
@@ -158,7 +159,7 @@ class _Search:
                 self.driver.ask,
                 self._runner,
                 self.driver.tell,
-                state_dir=self._ledger.tune_dir,
+                state_dir=self._ledger.dir.tune_dir,
                 max_concurrent=study.max_concurrent,
                 early_stop=study.early_stop,
                 first_percent=round(100 * (*study.ladder.brief, 1.0)[0]),
@@ -170,7 +171,7 @@ class _Search:
 
     def _watch(self, stop: threading.Event) -> None:
         stop.wait()
-        self._ledger.stop_file.touch()
+        self._ledger.dir.stop_file.touch()
 
     def _raise_if_stopped(self, stop: threading.Event) -> None:
         trials = self.driver.trials.values()
@@ -194,7 +195,7 @@ class _Search:
         trials = list(self.driver.trials.values())
         print_study(self._study, trials)
         print(f"ended because {self.driver.ended_by or 'all is done'}")
-        file = self._runs.path / f"{self._study.name}.csv"
+        file = self._ledger.dir.table_file
         write_csv(file, self._study, trials)
         report = write_report(self._runs.path, self._study.name, None)
         self._tracker.flush()

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.search.study.ledger import Trial
 from orchestrator.search.study.options import EarlyStop
+from orchestrator.search.study.trial import Trial
 
 Report = Callable[[Trial, float | None, float | None], None]
 """Tell how far a configuration is: its record, and a loss at a share of the training that may be judged (or None)."""

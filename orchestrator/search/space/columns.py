@@ -1,4 +1,4 @@
-"""Points as a table: a column for every parameter that varies, under the shortest name that tells it from others. Pure."""
+"""Points as a table: a column for every parameter that varies, by the shortest name that tells it from others. Pure."""
 
 from collections.abc import Mapping, Sequence
 
