@@ -111,11 +111,13 @@ def found(trial: Any) -> float:
 
 def _replay(study: Any, trials: list[Any], budget: int) -> list[float]:
     """Images with the store, until the best score that the budget finds without it, over that budget; per seed."""
+    from orchestrator.search.study.configurations import Configurations
+
     known = {json.dumps(trial.values, sort_keys=True): trial for trial in trials}
 
     def order(seed: int) -> Iterator[Any]:
         random = study.model_copy(update={"sampler": "random", "seed": seed})
-        for values, _ in random.configurations():
+        for values, _ in Configurations(random):
             yield known[json.dumps(values, sort_keys=True)]
 
     shares = []
@@ -189,6 +191,7 @@ def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[s
     from orchestrator.plan.places import RunsDir
     from orchestrator.runs.description import prepare_data_of
     from orchestrator.search.running.log import StudyTracking
+    from orchestrator.search.study.configurations import Configurations
     from orchestrator.search.study.plans import make_plans
     from orchestrator.search.study.trial import Trial
     from orchestrator.store.experts import ExpertStore
@@ -200,7 +203,7 @@ def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[s
     if not (runs / "mlflow.db").exists():
         with Tracker(runs) as tracker:
             tracking = StudyTracking(study, tracker, places, ExpertStore(places.store, None), plans)
-            for number, (values, _) in enumerate(study.configurations()):
+            for number, (values, _) in enumerate(Configurations(study)):
                 score = (math.log10(values["training.learning_rate"]) + 3) ** 2
                 tracking(_scored(Trial(number=number, values=values), score, f"run-{number}"))
                 if number % 100 == 99:

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.plan.jobs import architecture_of
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.running.forecast import plan_from_study
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial, UsedJob
@@ -66,7 +67,7 @@ def test_the_best_cut_and_shares_are_proposed(base: dict[str, Any], tmp_path: Pa
     assert best.predicted_loss == pytest.approx(0.3 * 0.1 + 0.7 * 0.2)
     # Next best: the cut moves by a step; [200, 300) costs 0.4 instead of 0.1, or [300, 400) 0.5 instead of 0.2.
     assert second.predicted_loss == pytest.approx(best.predicted_loss + 0.1 * 0.3)
-    assert make_study(base).admits(best.values)
+    assert Configurations(make_study(base)).admits(best.values)
 
 
 def test_a_limit_on_latency_needs_timed_calls(base: dict[str, Any], tmp_path: Path) -> None:

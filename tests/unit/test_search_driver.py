@@ -10,7 +10,7 @@ import pytest
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.running.driver import Driver, Proposal
 from orchestrator.search.running.growth import Growth
-from orchestrator.search.running.search import make_sampler
+from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.plans import Plans, make_plans
 from orchestrator.search.study.study import Study
@@ -41,6 +41,10 @@ def make_study(**changes: Any) -> Study:
         "budget": {"num_configurations": 12},
     }
     return validate(Study, raw | changes)
+
+
+def identity(study: Study) -> dict[str, Any]:
+    return study.identity(Configurations(study).first()[1])
 
 
 def make_driver(study: Study, folder: Path, **options: Any) -> Driver:
@@ -158,7 +162,7 @@ def test_too_many_failures_end_the_search_and_failed_ones_are_tried_again(tmp_pa
         driver.tell(trial.model_copy(update={"state": "failed", "error": "no"}))
     assert driver.ask() is None
     assert "more than 1 configurations failed" in driver.ended_by
-    driver._ledger.begin(study.identity())
+    driver._ledger.begin(identity(study))
     again = make_driver(study, tmp_path, max_failures=1)
     assert [asked.number for _ in range(2) if (asked := again.ask())] == [0, 1]
 
@@ -199,15 +203,15 @@ def test_a_damaged_record_is_set_aside_and_its_point_drawn_again(tmp_path: Path)
 
 def test_another_description_is_refused_with_what_changed(tmp_path: Path) -> None:
     ledger = Ledger(RunsDir(tmp_path), "s")
-    ledger.begin(make_study().identity())
-    ledger.require_same(make_study(budget={"num_configurations": 99}, sampler="tpe", max_concurrent=7).identity())
+    ledger.begin(identity(make_study()))
+    ledger.require_same(identity(make_study(budget={"num_configurations": 99}, sampler="tpe", max_concurrent=7)))
     other = make_study(space={"training.learning_rate": {"log_uniform": [1e-5, 1e-3]}}, base=BASE)
     with pytest.raises(ConfigError, match=r"space\.training\.learning_rate\.log_uniform was .* name=s-2") as raised:
-        ledger.require_same(other.identity())
+        ledger.require_same(identity(other))
     assert "\n" not in str(raised.value)
     protocol = make_study(base=BASE | {"evaluation": {"name": "demo", "num_samples": 7}})
     with pytest.raises(ConfigError, match=r"evaluation\.num_samples was 1000 and is 7"):
-        ledger.require_same(protocol.identity())
+        ledger.require_same(identity(protocol))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from orchestrator.search.inference.assignment import (
     predicted_loss,
 )
 from orchestrator.search.running.driver import Proposal
+from orchestrator.search.space.laws import Boundaries
 from orchestrator.search.space.points import Values
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.ledger import open_ledger
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial, UsedJob
@@ -54,7 +56,8 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
         raise ConfigError(
             f"study {earlier} has no network whose held-out loss is known; give it ladder.held_out and search again"
         )
-    base = study.config(next(study.configurations())[0], study.name)
+    configurations = Configurations(study)
+    base = configurations.config(configurations.first()[0], study.name)
     strategy = base.strategy
     if not isinstance(strategy, Independent | Meme):
         raise ConfigError(f"--plan-from plans experts that are trained alone, and strategy.kind is {strategy.kind}")
@@ -69,13 +72,34 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
         measured,
         costs,
         num_timesteps=base.diffusion.num_timesteps,
-        positions=study.cut_positions(base),
-        num_experts=study.expert_counts(base),
+        positions=_cut_positions(study, base),
+        num_experts=_expert_counts(study, base),
         limits=limits,
         num_best=num_best,
     )
     proposals = [Proposal(_values(study, base, one, models), one.predicted_loss) for one in found]
-    return Planned(measured, [proposal for proposal in proposals if study.admits(proposal.values)])
+    return Planned(measured, [proposal for proposal in proposals if configurations.admits(proposal.values)])
+
+
+def _expert_counts(study: Study, base: RunConfig) -> list[int]:
+    """How many intervals a proposal may have."""
+    law = study.space.get("strategy.cuts")
+    # The experts of a MEME are listed in the base, so their number is given.
+    if isinstance(law, Boundaries) and not isinstance(base.strategy, Meme):
+        given = law.boundaries
+        return sorted({*given.num_experts, *(len(cuts) + 1 for cuts in given.cuts)})
+    return [len(base.intervals)]
+
+
+def _cut_positions(study: Study, base: RunConfig) -> list[int]:
+    """Where a proposal may have its cuts."""
+    law = study.space.get("strategy.cuts")
+    if not isinstance(law, Boundaries):
+        return list(base.intervals.cuts)
+    given = law.boundaries
+    if given.cuts:
+        return sorted({cut for cuts in given.cuts for cut in cuts})
+    return list(range(given.step, base.diffusion.num_timesteps, given.step))
 
 
 def _measured(

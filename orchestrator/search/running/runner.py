@@ -1,7 +1,7 @@
 """One configuration of a study from plan to score, in a process that holds no resources and knows no tracker."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,14 @@ from orchestrator.plan.places import RunsDir, StudyDir
 from orchestrator.runs.description import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
 from orchestrator.search.inference.statistics import Estimate, over_seeds
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.options import BRIEF, FULL, LOSS, QUICK
 from orchestrator.search.study.plans import with_share
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from orchestrator.store.experts import ExpertStore
 from workloads.analysis.curves import LossCurve, ensemble_loss
-from workloads.config import ProtocolConfig, RunConfig
+from workloads.config import AnyModel, ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import RememeError
 from workloads.files import write_text
@@ -142,7 +143,7 @@ class _Running:
 
     @cached_property
     def _configs(self) -> list[RunConfig]:
-        return self.runner.study.seeded(self.trial.described, self.trial.number)
+        return Configurations(self.runner.study).seeded(self.trial.described, self.trial.number)
 
     @cached_property
     def _dataset(self) -> PreparedDataset:
@@ -187,7 +188,7 @@ class _Running:
             name=job.name,
             interval=job.interval,
             architecture=architecture_of(job.job.model),
-            label=self.runner.study.label(job.job.model),
+            label=_label(job.job.model, self.runner.study.space),
             images=job.job.training.images,
             num_parameters=job.num_parameters,
             macs=job.macs,
@@ -238,6 +239,18 @@ class _Progress:
         total = sum(job.job.training.images for job in self._work.planned.jobs)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(f"{state} {sum(self._images.values()) / total:.0%}")
+
+
+def _label(model: AnyModel, paths: Iterable[str]) -> str:
+    """What tells an architecture from others of the study: its varied fields, or its kind."""
+    dumped = model.model_dump(mode="json")
+    fields = [path.partition("model.")[2].split(".")[0] for path in paths if "model." in path]
+    words = [f"{field} {_spaced(dumped[field])}" for field in dict.fromkeys(fields) if field in dumped]
+    return ", ".join(words) or str(dumped["kind"])
+
+
+def _spaced(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _per_interval(curves: Sequence[LossCurve], num_intervals: int) -> list[LossCurve]:

@@ -20,8 +20,8 @@ from orchestrator.search.running.growth import Growth
 from orchestrator.search.running.log import StudyTracking
 from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
-from orchestrator.search.space.points import Values, shown
-from orchestrator.search.space.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
+from orchestrator.search.space.points import shown
+from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.plans import Plans, images_by_key, make_plans
 from orchestrator.search.study.study import Study
@@ -59,13 +59,15 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     """
     runs = RunsDir(runs_dir)
     ledger = Ledger(runs, study.name)
-    study.check()
-    ledger.require_same(study.identity())
+    configurations = Configurations(study)
+    configurations.check()
+    identity = study.identity(configurations.first()[1])
+    ledger.require_same(identity)
     plans = make_plans(study, lambda config: prepare_data_of(config, runs).spec(config.data))
-    planned = _prepare(study, runs, plans, options)
+    planned = _prepare(configurations, runs, plans, options)
     with ledger.locked():
-        ledger.begin(study.identity())
-        with connect(options.address, plans(*_first(study))[-1].jobs), Tracker(runs.path) as tracker:
+        ledger.begin(identity)
+        with connect(options.address, plans(configurations.first()[0], 0)[-1].jobs), Tracker(runs.path) as tracker:
             search = _Search(study, runs, ledger, plans, planned, options, tracker)
             with search.tracked() as note:
                 search.carry_out()
@@ -73,15 +75,10 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     return list(search.driver.trials.values())
 
 
-def _first(study: Study) -> tuple[Values, int]:
-    values, _ = next(study.configurations())
-    return values, 0
-
-
-def _prepare(study: Study, runs: RunsDir, plans: Plans, options: SearchOptions) -> Planned | None:
+def _prepare(configurations: Configurations, runs: RunsDir, plans: Plans, options: SearchOptions) -> Planned | None:
     """Everything that can be found wrong before Ray starts, and the earlier study's plan if one is named."""
-    values, number = _first(study)
-    config = study.seeded(values, number)[0]
+    study = configurations.study
+    config = configurations.seeded(configurations.first()[0], 0)[0]
     check_extractor(config.evaluation)
     prepare_reference_of(config, runs)
     if study.ladder.held_out is not None and not config.data.held_out:
@@ -89,7 +86,7 @@ def _prepare(study: Study, runs: RunsDir, plans: Plans, options: SearchOptions) 
     limit = study.budget.images_trained
     if limit is not None:
         cheapest = min(
-            sum(images_by_key(plans(values, 0)).values()) for values, _ in islice(study.configurations(), NUM_CHECKED)
+            sum(images_by_key(plans(values, 0)).values()) for values, _ in islice(configurations, NUM_CHECKED)
         )
         if cheapest > limit:
             raise ConfigError(
@@ -116,7 +113,7 @@ class _Search:
         known = ledger.trials()
         store = ExpertStore(runs.store, options.store_uri)
         self._tracking = StudyTracking(study, tracker, runs, store, plans, known)
-        self._view = StudyView(study, ledger.dir, known, study.size)
+        self._view = StudyView(study, ledger.dir, known, Configurations(study).count())
         self._runner = TrialRunner(study, runs, options.store_uri)
         self.driver = Driver(
             study,
@@ -203,21 +200,6 @@ class _Search:
         print(f"report       {report}")
         print(f"MLflow       {run_url(self._tracker, self._tracking.run)}")
         return report
-
-
-def make_sampler(study: Study, *, num_known: int = 0) -> Sampler:
-    """The study's way to choose; num_known configurations of earlier calls are told to it afterwards."""
-    if study.sampler == "grid":
-        return GridSampler(values for values in study.grid_points() if study.admits(values))
-    if study.sampler == "random":
-        return RandomSampler(study.point, study.admits, study.seed)
-    return OptunaSampler(
-        study.point,
-        study.admits,
-        kind=study.sampler,
-        num_objectives=len(study.objectives),
-        seed=study.seed + num_known,  # going on is not to draw the same beginning again
-    )
 
 
 def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:

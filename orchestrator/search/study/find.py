@@ -9,6 +9,7 @@ from rich.table import Table
 
 from orchestrator.runs.description import spec_of
 from orchestrator.search.space.points import short_path, shown
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.plans import images_by_key, make_plans
 from orchestrator.search.study.study import Study
 from orchestrator.terminal.view import progress, si, wide_console
@@ -69,7 +70,7 @@ def _survey(study: Study, runs_dir: Path) -> tuple[dict[str, Any], list[tuple[An
     rows, num_jobs, images_without_store = [], 0, 0
     plans = make_plans(study, lambda config: spec_of(config, runs_dir))
     with progress("planning", "configurations") as advance:
-        points = [values for values, _ in islice(study.configurations(), MAX_SURVEYED)]
+        points = [values for values, _ in islice(Configurations(study), MAX_SURVEYED)]
         for index, values in enumerate(points):
             found = plans(values, index)
             wanted = images_by_key(found)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.plan.jobs import Plan, plan
 from orchestrator.search.space.points import Values
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.study import Study
 from workloads.config import DataSpec, RunConfig
 
@@ -13,10 +14,10 @@ Plans = Callable[[Values, int], Sequence[Plan]]
 
 def make_plans(study: Study, spec_of: Callable[[RunConfig], DataSpec]) -> Plans:
     """Plans by point and number; data is looked at once for each description of it."""
-    specs: dict[str, DataSpec] = {}
+    configurations, specs = Configurations(study), dict[str, DataSpec]()
 
     def plans(values: Values, number: int) -> list[Plan]:
-        configs = study.seeded(values, number)
+        configs = configurations.seeded(values, number)
         data = configs[0].data.model_dump_json()
         if data not in specs:
             specs[data] = spec_of(configs[0])
