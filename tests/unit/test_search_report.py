@@ -115,10 +115,10 @@ def test_rank_correlations_are_scipys(tmp_path: Path) -> None:
     page = page_of(tmp_path, [trial(number, predicted_loss=LOSSES[number] ** 2) for number in range(6)])
     _, said = page.ladder
     assert f"rank correlation {spearmanr(LOSSES, SCORES).statistic:.2f} over 6 configurations: good" in said[0]
-    _, said = page.planned
+    _, said = page.forecast
     assert "rank correlation 1.00 over 6" in said[0]
     backwards = page_of(tmp_path, [trial(number, predicted_loss=-LOSSES[number]) for number in range(6)])
-    assert "the prediction was poor" in backwards.planned[1][0]
+    assert "the prediction was poor" in backwards.forecast[1][0]
 
 
 def test_the_front_and_its_knee(tmp_path: Path) -> None:

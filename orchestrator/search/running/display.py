@@ -8,10 +8,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from orchestrator.plan.places import StudyDir
-from orchestrator.search.inference.statistics import Estimate, tied
+from orchestrator.search.inference.statistics import Z_95
 from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.study import Study
-from orchestrator.search.study.trial import Rung, Trial, metric_name, ranked
+from orchestrator.search.study.trial import (
+    Rung,
+    Trial,
+    factor_saved,
+    is_tied,
+    metric_name,
+    ranked,
+    rung_heading,
+    total_images,
+)
 from orchestrator.terminal.view import si, wide_console
 
 LOOK_INTERVAL_S = 2.0
@@ -88,12 +97,12 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
     best = ranked(trials, study.ladder.rungs)
     rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
     table = Table(title=f"{study.name}: best of {len(trials)} configurations")
-    for column in ("", *(_heading(trials, name) for name in reversed(rungs)), *map(short_path, study.space)):
+    for column in ("", *(rung_heading(trials, name) for name in reversed(rungs)), *map(short_path, study.space)):
         table.add_column(column, no_wrap=True)
     for heading in ("params", "MACs", "run"):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, trial in enumerate(best[:NUM_SHOWN]):
-        mark = "=" if place and _is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
+        mark = "=" if place and is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
         scores = [_cell(trial.rung(name)) for name in reversed(rungs)]
         varied = [shown(trial.values, path) for path in study.space]
         table.add_row(mark, *scores, *varied, si(trial.num_parameters), si(trial.macs), ", ".join(trial.runs))
@@ -103,28 +112,17 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
         count = sum(trial.state == state for trial in trials)
         if count:
             console.print(f"{count} configurations {words}")
-    trained, reused = sum(trial.images_trained for trial in trials), sum(trial.images_reused for trial in trials)
-    if trained:
+    trained, reused = total_images(trials)
+    factor = factor_saved(trained, reused)
+    if factor is not None:
         console.print(
             f"= is tied with the best (within the 95 % interval of the difference). {si(trained)} training images "
-            f"served for {si(trained + reused)}: a factor of {(trained + reused) / trained:.2f} saved"
+            f"served for {si(trained + reused)}: a factor of {factor:.2f} saved"
         )
-
-
-def _is_tied(best: Trial, other: Trial, rungs: Sequence[str]) -> bool:
-    for name in reversed(rungs):
-        a, b = best.rung(name), other.rung(name)
-        if a is not None and b is not None:
-            return tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
-    return False
-
-
-def _heading(trials: Sequence[Trial], name: str) -> str:
-    return metric_name(next(rung for trial in trials if (rung := trial.rung(name))))
 
 
 def _cell(rung: Rung | None) -> str:
     if rung is None:
         return ""
-    half = "" if rung.stderr is None else f" +- {1.96 * rung.stderr:.2g}"
+    half = "" if rung.stderr is None else f" +- {Z_95 * rung.stderr:.2g}"
     return f"{rung.value:.4g}{half}"

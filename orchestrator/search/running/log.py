@@ -8,7 +8,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.search.space.points import flat_numbers
 from orchestrator.search.study.plans import Plans
 from orchestrator.search.study.study import Study
-from orchestrator.search.study.trial import Trial, metric_name
+from orchestrator.search.study.trial import Trial, factor_saved, metric_name
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.logged import log_expert, open_configuration, open_expert
 from orchestrator.tracking.tracker import STUDY_TAG, Status, TrackedRun, Tracker
@@ -88,8 +88,9 @@ class StudyTracking:
         trained = sum(count for count, _ in self._images.values())
         reused = sum(count for _, count in self._images.values())
         metrics = {"images_trained": float(trained), "images_reused": float(reused)}
-        if trained:
-            metrics["factor_saved"] = (trained + reused) / trained
+        factor = factor_saved(trained, reused)
+        if factor is not None:
+            metrics["factor_saved"] = factor
         rung = trial.rung(self._study.ladder.target)
         if rung is not None and (self._best is None or rung.value < self._best):
             self._best = metrics[f"best_{metric_name(rung)}"] = rung.value

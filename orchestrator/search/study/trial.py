@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from orchestrator.search.inference.statistics import Estimate, tied
 from orchestrator.search.space.points import Values
 from orchestrator.search.study.options import BRIEF, FULL, LOSS
 from workloads.config import Interval
@@ -144,3 +145,27 @@ def metric_name(rung: Rung) -> str:
     if rung.name == LOSS:
         return "held_out_loss"
     return rung.score_name if rung.name == FULL else f"{rung.score_name}_{rung.name}"
+
+
+def rung_heading(trials: Sequence[Trial], rung: str) -> str:
+    """Of a column with a rung's scores."""
+    return metric_name(next(found for trial in trials if (found := trial.rung(rung))))
+
+
+def is_tied(best: Trial, other: Trial, rungs: Sequence[str]) -> bool:
+    """Whether it is not worse than the best beyond chance, on the dearest rung both have."""
+    for name in reversed(rungs):
+        a, b = best.rung(name), other.rung(name)
+        if a is not None and b is not None:
+            return tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
+    return False
+
+
+def total_images(trials: Sequence[Trial]) -> tuple[int, int]:
+    """Training images that the configurations added, and that they had for nothing."""
+    return sum(trial.images_trained for trial in trials), sum(trial.images_reused for trial in trials)
+
+
+def factor_saved(trained: int, reused: int) -> float | None:
+    """How many times fewer images were trained on than without reuse; None if on none."""
+    return (trained + reused) / trained if trained else None
