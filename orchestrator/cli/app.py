@@ -82,10 +82,12 @@ def plan(
 
     CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
     """
-    from orchestrator.search.study.find import find_study, plan_study
+    from orchestrator.search.study.find import find_study
 
     study = find_study(config, overrides or [])
     if study is not None:
+        from orchestrator.search.running.display import plan_study
+
         plan_study(study, runs_dir, as_json=json)
         return
     loaded = _load(config, overrides)

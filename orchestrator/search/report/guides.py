@@ -18,9 +18,8 @@ def ladder_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
         both = [trial for trial in standing.trials if trial.rung(cheap) and trial.rung(dear)]
         if len(both) > 1:
             guide = (standing.heading(cheap), _values(both, cheap))
-            pair, sentence = _judged(
-                guide, (standing.heading(dear), _values(both, dear)), "do not stop configurations on it"
-            )
+            target = (standing.heading(dear), _values(both, dear))
+            pair, sentence = _guidance(guide, target, "do not stop configurations on it")
             pairs.append(pair)
             said.append(sentence)
     caption = "; ".join(reversed(standing.protocols))
@@ -34,8 +33,8 @@ def forecast_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
         both = [trial for trial in reached(standing.trials, name) if trial.predicted_loss is not None]
         if len(both) > 1:
             guide = ("predicted loss", [trial.predicted_loss or 0.0 for trial in both])
-            poor = "the prediction was poor, so do not plan by it"
-            pair, sentence = _judged(guide, (standing.heading(name), _values(both, name)), poor)
+            target = (standing.heading(name), _values(both, name))
+            pair, sentence = _guidance(guide, target, "the prediction was poor, so do not plan by it")
             pairs.append(pair)
             said.append(sentence)
     names = [name for name in (LOSS, standing.judged_by) if reached(standing.trials, name)]
@@ -43,7 +42,7 @@ def forecast_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
     return (picture_of(pairs_figure(pairs), "predicted against measured", caption) if pairs else None), said
 
 
-def _judged(guide: tuple[str, Sequence[float]], target: tuple[str, Sequence[float]], poor: str) -> tuple[Pair, str]:
+def _guidance(guide: tuple[str, Sequence[float]], target: tuple[str, Sequence[float]], poor: str) -> tuple[Pair, str]:
     """Name and values of a score and of the one it should predict; poor: what follows if it does not."""
     (x_name, x), (y_name, y) = guide, target
     pair = Pair(x_name, y_name, x, y, rank_correlation(x, y))

@@ -1,16 +1,21 @@
-"""A study in the terminal: one bar for all configurations, a line when one gets further, a table in the end."""
+"""A study in the terminal: what it would take, a bar and lines while it runs, a table in the end."""
 
+import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from orchestrator.plan.places import StudyDir
+from orchestrator.runs.description import spec_of
 from orchestrator.search.inference.statistics import Z_95
 from orchestrator.search.space.points import short_path, shown
+from orchestrator.search.study.plans import make_plans
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.survey import Survey, survey
 from orchestrator.search.study.trial import (
     Rung,
     Trial,
@@ -21,11 +26,14 @@ from orchestrator.search.study.trial import (
     rung_heading,
     total_images,
 )
-from orchestrator.terminal.view import si, wide_console
+from orchestrator.terminal.view import progress, si, wide_console
 
 LOOK_INTERVAL_S = 2.0
 NUM_SHOWN = 20
-"""Configurations the table lists, best first."""
+"""Configurations the table of results lists, best first."""
+
+MAX_SURVEY_ROWS = 12
+"""Configurations the table of what a study would take lists."""
 
 ENDED = {"finished", "stopped", "failed"}
 SHORT = {"finished": "done", "stopped": "stopped early", "failed": "failed", "interrupted": "interrupted"}
@@ -119,6 +127,36 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
             f"= is tied with the best (within the 95 % interval of the difference). {si(trained)} training images "
             f"served for {si(trained + reused)}: a factor of {factor:.2f} saved"
         )
+
+
+def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
+    """Print how many configurations and distinct jobs a study has, and what reusing experts saves. Starts nothing."""
+    plans = make_plans(study, lambda config: spec_of(config, runs_dir))
+    with progress("planning", "configurations") as advance:
+        found = survey(study, plans, advance)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_survey(study, found)
+
+
+def print_survey(study: Study, found: Survey) -> None:
+    """The first configurations with what each adds, and the sums."""
+    table = Table(title=f"{study.name}: {len(found.rows)} configurations")
+    for column in (*map(short_path, study.space), "jobs", "new", "params", "MACs"):
+        table.add_column(column, no_wrap=True)
+    for row in found.rows[:MAX_SURVEY_ROWS]:
+        varied = [shown(row.values, path) for path in study.space]
+        table.add_row(*varied, str(row.num_jobs), str(row.num_new_jobs), si(row.num_parameters), si(row.macs))
+    console = wide_console()
+    console.print(table)
+    if len(found.rows) > MAX_SURVEY_ROWS:
+        console.print(f"... and {len(found.rows) - MAX_SURVEY_ROWS} more")
+    console.print(
+        f"{len(found.images)} distinct jobs instead of {found.num_jobs}: "
+        f"{si(found.images_trained)} training images instead of {si(found.images_without_store)}, "
+        f"{found.factor_saved:.1f} times fewer"
+    )
 
 
 def _cell(rung: Rung | None) -> str:
