@@ -190,26 +190,26 @@ def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[s
 
     from orchestrator.plan.places import RunsDir
     from orchestrator.runs.description import prepare_data_of
-    from orchestrator.search.running.log import StudyTracking
+    from orchestrator.search.running.log import StudyLog
     from orchestrator.search.study.configurations import Configurations
-    from orchestrator.search.study.plans import make_plans
     from orchestrator.search.study.trial import Trial
+    from orchestrator.search.study.trial_plans import plans_by_point
     from orchestrator.store.experts import ExpertStore
     from orchestrator.tracking.tracker import Tracker
 
     study, places = _study(num_configurations), RunsDir(runs)
-    plans = make_plans(study, lambda config: prepare_data_of(config, places).spec(config.data))
+    plans_of = plans_by_point(study, lambda config: prepare_data_of(config, places).spec(config.data))
     started_s = time.perf_counter()
     if not (runs / "mlflow.db").exists():
         with Tracker(runs) as tracker:
-            tracking = StudyTracking(study, tracker, places, ExpertStore(places.store, None), plans)
+            log = StudyLog(study, tracker, places, ExpertStore(places.store, None), plans_of)
             for number, (values, _) in enumerate(Configurations(study)):
                 score = (math.log10(values["training.learning_rate"]) + 3) ** 2
-                tracking(_scored(Trial(number=number, values=values), score, f"run-{number}"))
+                log(_scored(Trial(number=number, values=values), score, f"run-{number}"))
                 if number % 100 == 99:
                     tracker.flush()
                     print(f"{number + 1} configurations written", file=sys.stderr)
-            tracking.end("FINISHED", None)
+            log.end("FINISHED", None)
     written_s = time.perf_counter() - started_s
     client = MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').absolute()}")
     experiment = client.get_experiment_by_name("rememe")

@@ -12,9 +12,9 @@ from orchestrator.search.running.driver import Driver, Proposal
 from orchestrator.search.running.growth import Growth
 from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
-from orchestrator.search.study.plans import Plans, make_plans
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
+from orchestrator.search.study.trial_plans import PlansOf, plans_by_point
 from workloads.config import DataSpec
 from workloads.config.load import validate
 from workloads.errors import ConfigError
@@ -49,10 +49,10 @@ def identity(study: Study) -> dict[str, Any]:
 
 def make_driver(study: Study, folder: Path, **options: Any) -> Driver:
     ledger = Ledger(RunsDir(folder), study.name)
-    plans: Plans = make_plans(study, lambda _: SPEC)
+    plans_of: PlansOf = plans_by_point(study, lambda _: SPEC)
     sampler = make_sampler(study, num_known=len(ledger.trials()))
     given = {"max_failures": 0, "predict": lambda _: None} | options
-    return Driver(study, ledger, sampler, plans, **given)
+    return Driver(study, ledger, sampler, plans_of, **given)
 
 
 def score(trial: Trial) -> float:
@@ -132,7 +132,7 @@ def test_the_budget_of_images_counts_shared_jobs_once(tmp_path: Path) -> None:
     driver = make_driver(study, tmp_path)
     done = []
     while (trial := driver.ask()) is not None:
-        jobs = make_plans(study, lambda _: SPEC)(trial.values, trial.number)[0].jobs
+        jobs = plans_by_point(study, lambda _: SPEC)(trial.values, trial.number)[0].jobs
         used = [
             UsedJob(
                 key=job.key,
@@ -167,7 +167,7 @@ def test_too_many_failures_end_the_search_and_failed_ones_are_tried_again(tmp_pa
     assert [asked.number for _ in range(2) if (asked := again.ask())] == [0, 1]
 
 
-def test_what_the_planner_wants_comes_first(tmp_path: Path) -> None:
+def test_what_is_proposed_comes_first(tmp_path: Path) -> None:
     wanted = {"training.learning_rate": 1e-3, "strategy.cuts": [300]}
     driver = make_driver(make_study(), tmp_path, proposals=[Proposal(wanted, 0.25), Proposal(wanted, 0.25)])
     first, second = driver.ask(), driver.ask()
@@ -242,8 +242,8 @@ def test_a_remix_grows_from_the_largest_that_fits(tmp_path: Path) -> None:
     ]
     grown = growth.grow(remix_trial(9, 8, 3, "running"), list(known))
     assert grown.grown_from == 1
-    assert grown.described["initial_weights"] == str(tmp_path / "run-1")
-    assert grown.described["training.images"] == 32
+    assert grown.values_with_growth["initial_weights"] == str(tmp_path / "run-1")
+    assert grown.values_with_growth["training.images"] == 32
     assert growth.grow(remix_trial(9, 2, 1, "running"), list(known)).grown_from is None
 
 

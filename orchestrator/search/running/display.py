@@ -13,7 +13,6 @@ from orchestrator.plan.places import StudyDir
 from orchestrator.runs.description import spec_of
 from orchestrator.search.inference.statistics import Z_95
 from orchestrator.search.space.points import short_path, shown
-from orchestrator.search.study.plans import make_plans
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.survey import Survey, survey
 from orchestrator.search.study.trial import (
@@ -26,6 +25,7 @@ from orchestrator.search.study.trial import (
     rung_heading,
     total_images,
 )
+from orchestrator.search.study.trial_plans import plans_by_point
 from orchestrator.terminal.view import progress, si, wide_console
 
 LOOK_INTERVAL_S = 2.0
@@ -39,7 +39,7 @@ ENDED = {"finished", "stopped", "failed"}
 SHORT = {"finished": "done", "stopped": "stopped early", "failed": "failed", "interrupted": "interrupted"}
 
 
-class StudyView:
+class StudyDisplay:
     """Listens to the driver. Use as a context manager."""
 
     def __init__(self, study: Study, study_dir: StudyDir, known: Sequence[Trial], total: int | None) -> None:
@@ -57,9 +57,9 @@ class StudyView:
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task(study.name, total=total, now="", completed=self._num_ended)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="rememe-study-view", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="rememe-study-display", daemon=True)
 
-    def __enter__(self) -> "StudyView":
+    def __enter__(self) -> "StudyDisplay":
         self._bar.start()
         self._thread.start()
         return self
@@ -131,9 +131,9 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
 
 def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
     """Print how many configurations and distinct jobs a study has, and what reusing experts saves. Starts nothing."""
-    plans = make_plans(study, lambda config: spec_of(config, runs_dir))
+    plans_of = plans_by_point(study, lambda config: spec_of(config, runs_dir))
     with progress("planning", "configurations") as advance:
-        found = survey(study, plans, advance)
+        found = survey(study, plans_of, advance)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:

@@ -1,4 +1,4 @@
-"""From an earlier study's networks to the configurations of the next: what their losses by timestep say is best."""
+"""From an earlier study's networks to proposals for the next: what their losses by timestep say is best."""
 
 import json
 import statistics
@@ -29,22 +29,22 @@ from workloads.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Planned:
+class Forecast:
     """What was measured, and what it leads to."""
 
     measured: Sequence[Measured]
     proposals: Sequence[Proposal]
 
-    def predict(self, plans: Sequence[Plan]) -> float | None:
+    def predict(self, plan: Plan) -> float | None:
         """Held-out loss to expect of a configuration; None if it has an architecture that was never measured."""
-        planned = plans[0]
-        names = [architecture_of(job.job.model) for job in planned.jobs]
-        if not set(names) <= {one.architecture for one in self.measured} or len(names) != len(planned.config.intervals):
+        names = [architecture_of(job.job.model) for job in plan.jobs]
+        # A remix is one job for all intervals, and no network of it was measured alone.
+        if not set(names) <= {one.architecture for one in self.measured} or len(names) != len(plan.config.intervals):
             return None
-        return predicted_loss(self.measured, planned.config.intervals, names)
+        return predicted_loss(self.measured, plan.config.intervals, names)
 
 
-def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int) -> Planned:
+def forecast_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int) -> Forecast:
     """The best configurations of `study` that the networks of the `earlier` one predict.
 
     ConfigError if they cannot be planned: no losses were measured, the strategy has no experts of its own, or no
@@ -78,7 +78,7 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
         num_best=num_best,
     )
     proposals = [Proposal(_values(study, base, one, models), one.predicted_loss) for one in found]
-    return Planned(measured, [proposal for proposal in proposals if configurations.admits(proposal.values)])
+    return Forecast(measured, [proposal for proposal in proposals if configurations.admits(proposal.values)])
 
 
 def _expert_counts(study: Study, base: RunConfig) -> list[int]:

@@ -1,32 +1,35 @@
 """One configuration of a study from plan to score, in a process that holds no resources and knows no tracker."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from orchestrator.execution.tasks import held_out_curves, latencies_s
 from orchestrator.plan.errors import RunStoppedError
-from orchestrator.plan.jobs import PlannedJob, architecture_of, plan
+from orchestrator.plan.jobs import plan as make_plan
 from orchestrator.plan.places import RunsDir, StudyDir
 from orchestrator.runs.description import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
 from orchestrator.search.inference.statistics import Estimate, over_seeds
+from orchestrator.search.running.tune import ReportTrial
 from orchestrator.search.study.configurations import Configurations
-from orchestrator.search.study.options import BRIEF, FULL, LOSS, QUICK
-from orchestrator.search.study.plans import with_share
+from orchestrator.search.study.costs import used_job, with_costs
+from orchestrator.search.study.options import FULL, QUICK, loss_rung
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
+from orchestrator.search.study.trial_plans import with_training_share
 from orchestrator.store.experts import ExpertStore
 from workloads.analysis.curves import LossCurve, ensemble_loss
-from workloads.config import AnyModel, ProtocolConfig, RunConfig
+from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import RememeError
 from workloads.files import write_text
 from workloads.training.records import TrainingRecord
 
-Report = Callable[[Trial, float | None, float | None], None]
+FIRST_FOR = "first-for"
+"""File in a job's directory of the store: which configuration it was begun for."""
 
 PROGRESS_INTERVAL_S = 2.0
 
@@ -39,44 +42,46 @@ class TrialRunner:
     runs: RunsDir
     store_uri: str | None
 
-    def __call__(self, trial: Trial, report: Report) -> Trial:
+    def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
         """The configuration with its rungs, or with its error. The same call again does only what is missing."""
         started_s = time.perf_counter()
-        running = _Running(self, trial, report)
+        climb = _Climb(self, trial, report)
         try:
-            running.climb()
+            climb.all_rungs()
             state, error = "finished", ""
         except RunStoppedError:
             state, error = "interrupted", ""
         except RememeError as problem:
             state, error = "failed", str(problem)
         elapsed_s = trial.elapsed_s + time.perf_counter() - started_s
-        return running.trial.model_copy(update={"state": state, "error": error, "elapsed_s": elapsed_s})
+        return climb.trial.model_copy(update={"state": state, "error": error, "elapsed_s": elapsed_s})
 
     def finish(self, trial: Trial) -> Trial:
         """The full protocol for a finalist."""
-        running = _Running(self, trial, lambda *_: None)
-        running.train(1.0)
-        running.score(FULL)
-        return running.trial
+        climb = _Climb(self, trial, lambda *_: None)
+        climb.train(1.0)
+        climb.score(FULL)
+        return climb.trial
 
 
 @dataclass
-class _Running:
+class _Climb:
+    """A configuration on its way up the ladder. It acts; what is kept of it is worked out in study/."""
+
     runner: TrialRunner
     trial: Trial
-    report: Report
+    report: ReportTrial
     works: list[Work] = field(default_factory=list)
     """One per seed, of the training share that was last asked for."""
 
-    def climb(self) -> None:
+    def all_rungs(self) -> None:
         """Every rung the study has for all configurations."""
         ladder = self.runner.study.ladder
-        for share in (*ladder.brief, 1.0):
+        for share in ladder.shares:
             self.train(share)
             if ladder.held_out is not None:
                 self.report(self.trial, share, self.measure_loss(share))
-        self._note_costs()
+        self.measure_costs()
         if ladder.quick is not None:
             self.score(QUICK)
         if ladder.finalists is None:
@@ -86,15 +91,11 @@ class _Running:
         """Have every network of the configuration (and of each seed) trained with this share of the budget."""
         self.works = [self._work(config, share) for config in self._configs]
         for work in self.works:
-            progress = _Progress(self._dir.progress_file(self.trial.number), work, self._mark)
-            should_stop = self._dir.stop_file.exists
-            outcome = work.train(self._dataset, [progress], should_stop)
+            progress = _ProgressFile(self._dir.progress_file(self.trial.number), work, self._mark)
+            outcome = work.train(self._dataset, [progress], self._dir.stop_file.exists)
             work.require_complete(outcome)
-        found = {job.key: job for job in self.trial.jobs}
-        for work in self.works:
-            for job in work.planned.jobs:
-                found.setdefault(job.key, self._used(job, work, brief=share < 1))
-        self._update(jobs=tuple(found.values()))
+        used = [self._used(work, share) for work in self.works]
+        self.trial = self.trial.with_jobs(job for jobs in used for job in jobs)
 
     def measure_loss(self, share: float) -> float:
         """Held-out loss over all timesteps, each by the network that owns it; the mean over seeds."""
@@ -106,10 +107,18 @@ class _Running:
             folders = [work.store.path(job.key) for job in work.planned.jobs]
             curves = held_out_curves(work.planned.jobs, folders, self._dataset.path, spec)
             losses.append(ensemble_loss(_per_interval(curves, len(intervals)), intervals))
-        name = LOSS if share == 1 else f"{BRIEF}{share:g}"
+        # The held-out images and their noise are fixed, so a loss has no error of its own: only seeds differ.
         estimate = over_seeds([Estimate(loss, None) for loss in losses])
-        self._add(Rung(name=name, value=estimate.value, stderr=estimate.stderr, elapsed_s=_since(started_s)))
+        name, elapsed_s = loss_rung(share), _since(started_s)
+        self._add(Rung(name=name, value=estimate.value, stderr=estimate.stderr, elapsed_s=elapsed_s))
         return estimate.value
+
+    def measure_costs(self) -> None:
+        """What a denoising step takes; calls are timed only if the study asks for it."""
+        work, each_s = self.works[0], None
+        if self.runner.study.measures_latency:
+            each_s = latencies_s(work.gather(self._dataset), work.planned.jobs[0].resources)
+        self.trial = with_costs(self.trial, work.planned, each_s)
 
     def score(self, rung: str) -> None:
         """Sample and measure under the quick or the full protocol."""
@@ -143,58 +152,31 @@ class _Running:
 
     @cached_property
     def _configs(self) -> list[RunConfig]:
-        return Configurations(self.runner.study).seeded(self.trial.described, self.trial.number)
+        return Configurations(self.runner.study).seeded(self.trial.values_with_growth, self.trial.number)
 
     @cached_property
     def _dataset(self) -> PreparedDataset:
         return prepare_data_of(self._configs[0], self._runs)
 
     def _work(self, config: RunConfig, share: float) -> Work:
-        planned = plan(with_share(config, share), self._dataset.spec(config.data))
-        work = Work(
-            planned,
-            self._runs,
-            ExpertStore(self._runs.store, self.runner.store_uri),
-            self._runs.run(config.name, planned.fingerprint),
-        )
+        plan = make_plan(with_training_share(config, share), self._dataset.spec(config.data))
+        store = ExpertStore(self._runs.store, self.runner.store_uri)
+        work = Work(plan, self._runs, store, self._runs.run(config.name, plan.fingerprint))
+        # A part of the training is no run of its own: its directory would be listed beside the real ones.
         if share == 1:
             work.describe()
-            self._update(runs=tuple(dict.fromkeys((*self.trial.runs, work.run_dir.name))))
+            self.trial = self.trial.with_run(work.run_dir.name)
         return work
 
     def _protocol(self, config: RunConfig, rung: str) -> ProtocolConfig:
         return config.evaluation if rung == FULL else self.runner.study.quick_protocol(config)
 
-    def _note_costs(self) -> None:
-        planned = self.works[0].planned
-        latency_s, jobs = None, self.trial.jobs
-        if self.runner.study.measures_latency:
-            ensemble = self.works[0].gather(self._dataset)
-            each_s = latencies_s(ensemble, planned.jobs[0].resources)
-            latency_s = planned.mean_over_timesteps(each_s)
-            by_key = {job.key: value for job, value in zip(planned.jobs, each_s, strict=False)}
-            jobs = tuple(job.model_copy(update={"latency_s": by_key.get(job.key)}) for job in jobs)
-        self._update(
-            jobs=jobs,
-            num_parameters=sum(job.num_parameters for job in planned.jobs),
-            macs=planned.mean_over_timesteps([job.macs for job in planned.jobs]),
-            latency_s=latency_s,
-        )
-
-    def _used(self, job: PlannedJob, work: Work, *, brief: bool) -> UsedJob:
-        mark = work.store.path(job.key) / "first-for"
-        return UsedJob(
-            key=job.key,
-            name=job.name,
-            interval=job.interval,
-            architecture=architecture_of(job.job.model),
-            label=_label(job.job.model, self.runner.study.space),
-            images=job.job.training.images,
-            num_parameters=job.num_parameters,
-            macs=job.macs,
-            trained=mark.exists() and mark.read_text() == self._name,
-            brief=brief,
-        )
+    def _used(self, work: Work, share: float) -> list[UsedJob]:
+        paths = self.runner.study.space
+        return [
+            used_job(job, paths, trained=self._is_first(work.store.path(job.key)), brief=share < 1)
+            for job in work.planned.jobs
+        ]
 
     @property
     def _name(self) -> str:
@@ -202,19 +184,20 @@ class _Running:
 
     def _mark(self, folder: Path) -> None:
         """Leave word for which configuration a job was begun first, whoever ends it."""
-        mark = folder / "first-for"
+        mark = folder / FIRST_FOR
         if not mark.exists():
             write_text(mark, self._name)
 
+    def _is_first(self, folder: Path) -> bool:
+        mark = folder / FIRST_FOR
+        return mark.exists() and mark.read_text() == self._name
+
     def _add(self, rung: Rung) -> None:
-        self._update(rungs=(*(known for known in self.trial.rungs if known.name != rung.name), rung))
-
-    def _update(self, **changes: object) -> None:
-        self.trial = self.trial.model_copy(update=changes)
+        self.trial = self.trial.with_rung(rung)
 
 
-class _Progress:
-    """Writes how far training is into a small file that the terminal view reads; marks what is begun."""
+class _ProgressFile:
+    """Writes how far training is into a small file that the terminal display reads; marks what is begun."""
 
     def __init__(self, file: Path, work: Work, mark: Callable[[Path], None]) -> None:
         self._file, self._work, self._mark = file, work, mark
@@ -239,18 +222,6 @@ class _Progress:
         total = sum(job.job.training.images for job in self._work.planned.jobs)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(f"{state} {sum(self._images.values()) / total:.0%}")
-
-
-def _label(model: AnyModel, paths: Iterable[str]) -> str:
-    """What tells an architecture from others of the study: its varied fields, or its kind."""
-    dumped = model.model_dump(mode="json")
-    fields = [path.partition("model.")[2].split(".")[0] for path in paths if "model." in path]
-    words = [f"{field} {_spaced(dumped[field])}" for field in dict.fromkeys(fields) if field in dumped]
-    return ", ".join(words) or str(dumped["kind"])
-
-
-def _spaced(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _per_interval(curves: Sequence[LossCurve], num_intervals: int) -> list[LossCurve]:

@@ -104,7 +104,7 @@ class OptunaSampler:
 
     def tell(self, draws: Draws, objectives: Sequence[float], state: EndState) -> None:
         if not draws:
-            return  # not drawn here: the planner's
+            return  # not drawn here but proposed: the model knows no names for it
         trial = self._running.pop(json.dumps(draws, sort_keys=True), None)
         if trial is None:  # of an earlier call: have the same point drawn again
             self._study.enqueue_trial(draws)

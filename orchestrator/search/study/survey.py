@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.search.space.points import Values
 from orchestrator.search.study.configurations import Configurations
-from orchestrator.search.study.plans import Plans, images_by_key
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial_plans import PlansOf, images_by_key
 
 MAX_SURVEYED = 2000
 """Configurations looked at where the budget is not in their number."""
@@ -68,20 +68,20 @@ class Survey:
         }
 
 
-def survey(study: Study, plans: Plans, on_progress: Callable[[int, int], None]) -> Survey:
+def survey(study: Study, plans_of: PlansOf, on_progress: Callable[[int, int], None]) -> Survey:
     """Plan every configuration, in order; on_progress(done, total) hears of each."""
     images: dict[str, int] = {}
     rows, images_without_store = [], 0
     points = [values for values, _ in islice(Configurations(study), MAX_SURVEYED)]
     for index, values in enumerate(points):
-        found = plans(values, index)
-        wanted = images_by_key(found)
+        plans = plans_of(values, index)
+        wanted = images_by_key(plans)
         num_new = len(wanted.keys() - images.keys())
         images |= wanted
         images_without_store += sum(wanted.values())
-        jobs = found[-1].jobs  # the whole training's: what is trained for an early rung costs the same per step
+        jobs = plans[-1].jobs  # the whole training's: what is trained for an early rung costs the same per step
         num_parameters = sum(job.num_parameters for job in jobs)
-        macs = found[-1].mean_over_timesteps([job.macs for job in jobs])
+        macs = plans[-1].mean_over_timesteps([job.macs for job in jobs])
         rows.append(SurveyRow(values, len(wanted), num_new, num_parameters, macs))
         on_progress(index + 1, len(points))
     return Survey(study.name, rows, images, images_without_store)

@@ -1,6 +1,6 @@
-"""A configuration of a study and its scores: how far it came, what it cost, which is best. Pure."""
+"""A configuration of a study while and after it is tried: what it contains, its scores, which is best. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -77,7 +77,7 @@ class Trial(StrictConfig):
     """Names of the run directories, one per seed."""
 
     predicted_loss: float | None = None
-    """Held-out loss the planner expected."""
+    """Held-out loss that a forecast expected."""
 
     grown_from: int | None = None
     """Number of the configuration whose trained remix this one starts from."""
@@ -104,9 +104,24 @@ class Trial(StrictConfig):
         return next((rung for rung in self.rungs if rung.name == name), None)
 
     @property
-    def described(self) -> Values:
+    def values_with_growth(self) -> Values:
         """What the base becomes the configuration with: its point, and what growing changes."""
         return self.values | self.growth
+
+    def with_rung(self, rung: Rung) -> "Trial":
+        """The same with a score, in place of an earlier one of that name."""
+        return self.model_copy(update={"rungs": (*(known for known in self.rungs if known.name != rung.name), rung)})
+
+    def with_run(self, name: str) -> "Trial":
+        """The same with a run directory."""
+        return self.model_copy(update={"runs": tuple(dict.fromkeys((*self.runs, name)))})
+
+    def with_jobs(self, jobs: Iterable[UsedJob]) -> "Trial":
+        """The same with further networks; one that is known already stays as it is."""
+        found = {job.key: job for job in self.jobs}
+        for job in jobs:
+            found.setdefault(job.key, job)
+        return self.model_copy(update={"jobs": tuple(found.values())})
 
     @property
     def images_trained(self) -> int:
