@@ -36,13 +36,13 @@ def main() -> int:
     model_cost(load_config("demo-meme").model, channels=3, image_size=20, num_classes=10)
     before_bytes, started_s = peak_bytes(), time.perf_counter()
     config = RunConfig.model_validate(base | {"strategy": {"kind": "meme", "experts": experts}})
-    planned = make_plan(config, data)
-    keys = {job.key for job in planned.jobs}
+    plan = make_plan(config, data)
+    keys = {job.key for job in plan.jobs}
     elapsed_s, grown_bytes = time.perf_counter() - started_s, peak_bytes() - before_bytes
     assert len(keys) == options.experts
     report = {
         "experts": len(keys),
-        "architectures": len({job.num_parameters for job in planned.jobs}),
+        "architectures": len({job.num_parameters for job in plan.jobs}),
         "elapsed_s": round(elapsed_s, 3),
         "grown_mb": round(grown_bytes / 1e6, 1),
     }

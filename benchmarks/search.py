@@ -111,11 +111,13 @@ def found(trial: Any) -> float:
 
 def _replay(study: Any, trials: list[Any], budget: int) -> list[float]:
     """Images with the store, until the best score that the budget finds without it, over that budget; per seed."""
+    from orchestrator.search.study.configurations import Configurations
+
     known = {json.dumps(trial.values, sort_keys=True): trial for trial in trials}
 
     def order(seed: int) -> Iterator[Any]:
         random = study.model_copy(update={"sampler": "random", "seed": seed})
-        for values, _ in random.configurations():
+        for values, _ in Configurations(random):
             yield known[json.dumps(values, sort_keys=True)]
 
     shares = []
@@ -136,7 +138,7 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
     """A search whose configurations take no time: what is left is ours, Tune's and MLflow's."""
     from orchestrator.search.running import search
     from orchestrator.search.running.search import SearchOptions, run_study
-    from orchestrator.search.study.ledger import Trial
+    from orchestrator.search.study.trial import Trial
 
     class Instant(search.TrialRunner):
         """Has the score at once."""
@@ -187,26 +189,27 @@ def table(runs: Path, num_configurations: int, screenshot: Path) -> tuple[dict[s
     from mlflow import MlflowClient
 
     from orchestrator.plan.places import RunsDir
-    from orchestrator.runs.description import prepare_data_of
-    from orchestrator.search.running.log import StudyTracking
-    from orchestrator.search.study.ledger import Trial
-    from orchestrator.search.study.plans import make_plans
+    from orchestrator.runs.data import prepare_data_of
+    from orchestrator.search.running.log import StudyLog
+    from orchestrator.search.study.configurations import Configurations
+    from orchestrator.search.study.trial import Trial
+    from orchestrator.search.study.trial_plans import plans_by_point
     from orchestrator.store.experts import ExpertStore
     from orchestrator.tracking.tracker import Tracker
 
     study, places = _study(num_configurations), RunsDir(runs)
-    plans = make_plans(study, lambda config: prepare_data_of(config, places).spec(config.data))
+    plans_of = plans_by_point(study, lambda config: prepare_data_of(config, places).spec(config.data))
     started_s = time.perf_counter()
     if not (runs / "mlflow.db").exists():
         with Tracker(runs) as tracker:
-            tracking = StudyTracking(study, tracker, places, ExpertStore(places.store, None), plans)
-            for number, (values, _) in enumerate(study.configurations()):
+            log = StudyLog(study, tracker, places, ExpertStore(places.store, None), plans_of)
+            for number, (values, _) in enumerate(Configurations(study)):
                 score = (math.log10(values["training.learning_rate"]) + 3) ** 2
-                tracking(_scored(Trial(number=number, values=values), score, f"run-{number}"))
+                log(_scored(Trial(number=number, values=values), score, f"run-{number}"))
                 if number % 100 == 99:
                     tracker.flush()
                     print(f"{number + 1} configurations written", file=sys.stderr)
-            tracking.end("FINISHED", None)
+            log.end("FINISHED", None)
     written_s = time.perf_counter() - started_s
     client = MlflowClient(tracking_uri=f"sqlite:///{(runs / 'mlflow.db').absolute()}")
     experiment = client.get_experiment_by_name("rememe")
@@ -285,7 +288,7 @@ def _study(num_configurations: int) -> Any:
 
 
 def _scored(trial: Any, score: float, run: str) -> Any:
-    from orchestrator.search.study.ledger import Rung
+    from orchestrator.search.study.trial import Rung
 
     rung = Rung(name="full", value=score, stderr=0.1, score_name="score", protocol_hash="none", num_samples=1)
     return trial.model_copy(update={"state": "finished", "runs": (run,), "rungs": (rung,)})

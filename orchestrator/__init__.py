@@ -5,7 +5,8 @@
 4 runs/                    one configuration, from description to score
 3 execution/  tracking/    all of Ray; all of MLflow
 2 terminal/                progress and tables
-1 store/  plan/            experts by content key; pure plans, policies, places and events
+1 store/                   experts by content key
+0 plan/                    pure: plans, policies, places, events, errors
 
 tests/unit/test_imports.py holds every module to its floor. `workloads`, below all of them, trains and scores.
 """

@@ -157,3 +157,7 @@ class RunDir:
     def other_grid(self, protocol: str, protocol_hash: str) -> Path:
         """The same under another protocol; `*` as its name is a pattern for any."""
         return self.path / f"grid-{protocol}-{protocol_hash[:8]}.png"
+
+    def all_grids(self) -> list[Path]:
+        """Those there are."""
+        return sorted(self.path.glob("grid*.png"))

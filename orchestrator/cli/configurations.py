@@ -33,10 +33,12 @@ def plan(
     """
     from json import dumps as to_text
 
-    from orchestrator.search.study.find import find_study, plan_study
+    from orchestrator.search.study.find import find_study
 
     study = find_study(config, overrides or [])
     if study is not None:
+        from orchestrator.search.running.display import plan_study
+
         plan_study(study, runs_dir, as_json=json)
         return
     from workloads.config.load import load_config

@@ -72,3 +72,65 @@ class RunsDir:
     def picture(self, name: str) -> Path:
         """Of a comparison: samples of every row."""
         return self.path / f"{name}.png"
+
+    def study(self, name: str) -> "StudyDir":
+        """What a study keeps, whether it has begun or not."""
+        return StudyDir(self, name)
+
+    def all_studies(self) -> list["StudyDir"]:
+        """By name, those included that have not got further than a directory."""
+        return [self.study(folder.name) for folder in sorted(self.studies.glob("*/"))]
+
+
+class StudyDir:
+    """studies/NAME/{study.json, trials, progress, tune, report.html, stop, owner.txt, .lock}, and NAME.csv in the runs
+    directory.
+    """
+
+    def __init__(self, runs: RunsDir, name: str) -> None:
+        self.name = name
+        self.path = runs.studies / name
+        self.table_file = runs.path / f"{name}.csv"
+        """All configurations with their scores, where a user finds it."""
+
+    @property
+    def description_file(self) -> Path:
+        """What the study is; its presence means that the study has begun."""
+        return self.path / "study.json"
+
+    def trial_file(self, number: int) -> Path:
+        """One configuration: its point of the space, how far it came, what it scored, what it cost."""
+        return self.path / "trials" / f"{number:04d}.json"
+
+    def trial_files(self) -> list[Path]:
+        """Those there are, in order."""
+        return sorted((self.path / "trials").glob("[0-9]*.json"))
+
+    def progress_file(self, number: int) -> Path:
+        """How far the training of a running configuration is, in words."""
+        return self.path / "progress" / f"{number:04d}"
+
+    @property
+    def tune_dir(self) -> Path:
+        """Ray Tune's own state; thrown away at every start, nothing depends on it."""
+        return self.path / "tune"
+
+    @property
+    def report_file(self) -> Path:
+        """The HTML page, unless it is wanted elsewhere."""
+        return self.path / "report.html"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks running configurations to write checkpoints and end."""
+        return self.path / "stop"
+
+    @property
+    def owner_file(self) -> Path:
+        """Which process runs the study, for people."""
+        return self.path / "owner.txt"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by that process."""
+        return self.path / ".lock"

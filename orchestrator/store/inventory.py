@@ -90,10 +90,11 @@ def _users(runs: RunsDir) -> Counter[str]:
     for file in runs.path.glob("*/plan.json"):
         for job in json.loads(file.read_text())["jobs"]:
             found.setdefault(job["key"], set()).add(file.parent.name)
-    for file in runs.studies.glob("*/trials/*.json"):
-        trial = json.loads(file.read_text())
-        for job in trial["jobs"]:
-            found.setdefault(job["key"], set()).update(trial["runs"] or [f"{file.parts[-3]}/{file.stem}"])
+    for study in runs.all_studies():
+        for file in study.trial_files():
+            trial = json.loads(file.read_text())
+            for job in trial["jobs"]:
+                found.setdefault(job["key"], set()).update(trial["runs"] or [f"{study.name}/{file.stem}"])
     return Counter({key: len(names) for key, names in found.items()})
 
 

@@ -15,7 +15,8 @@ import yaml
 from mlflow import MlflowClient
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.study.ledger import Ledger, Trial
+from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.trial import Trial
 
 pytestmark = pytest.mark.e2e
 

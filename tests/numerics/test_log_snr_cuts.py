@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from orchestrator.search.space.basics import Context, RandomSource
+from orchestrator.search.space.context import Context
 from orchestrator.search.space.laws import Boundaries
+from orchestrator.search.space.sources import RandomSource
 from workloads.config.diffusion import DiffusionConfig
 from workloads.diffusion.log_snr import log_snr_cuts
 

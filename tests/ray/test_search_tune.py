@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.search.running.tune import Report, run_trials
-from orchestrator.search.study.ledger import Rung, Trial
+from orchestrator.search.running.tune import ReportTrial, run_trials
 from orchestrator.search.study.options import EarlyStop
+from orchestrator.search.study.trial import Rung, Trial
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import a test
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -24,7 +24,7 @@ class Loss:
     def __init__(self, folder: Path, *, kill_once: int | None = None, raise_at: int | None = None) -> None:
         self.folder, self.kill_once, self.raise_at = folder, kill_once, raise_at
 
-    def __call__(self, trial: Trial, report: Report) -> Trial:
+    def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
         starts = self.folder / f"{trial.number}.starts"
         starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
         if trial.number == self.raise_at:

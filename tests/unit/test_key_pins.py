@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.study import Study
 from workloads.config import DataSpec, RunConfig, load_config
 from workloads.config.load import list_presets, load_comparison, read_raw, validate
@@ -41,4 +42,4 @@ def test_keys_of_comparisons_stay_what_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", list_presets("studies"))
 def test_keys_of_a_studys_first_configuration_stay_what_they_are(name: str) -> None:
     study = validate(Study, read_raw(name, "studies"))
-    assert keys(next(study.configurations())[1]) == PINS["studies"][name]
+    assert keys(Configurations(study).first()[1]) == PINS["studies"][name]

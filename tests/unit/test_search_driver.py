@@ -10,10 +10,11 @@ import pytest
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.running.driver import Driver, Proposal
 from orchestrator.search.running.growth import Growth
-from orchestrator.search.running.search import make_sampler
-from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
-from orchestrator.search.study.plans import Plans, make_plans
+from orchestrator.search.study.configurations import Configurations, make_sampler
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Rung, Trial, UsedJob
+from orchestrator.search.study.trial_plans import PlansOf, plans_by_point
 from workloads.config import DataSpec
 from workloads.config.load import validate
 from workloads.errors import ConfigError
@@ -42,12 +43,16 @@ def make_study(**changes: Any) -> Study:
     return validate(Study, raw | changes)
 
 
+def identity(study: Study) -> dict[str, Any]:
+    return study.identity(Configurations(study).first()[1])
+
+
 def make_driver(study: Study, folder: Path, **options: Any) -> Driver:
     ledger = Ledger(RunsDir(folder), study.name)
-    plans: Plans = make_plans(study, lambda _: SPEC)
+    plans_of: PlansOf = plans_by_point(study, lambda _: SPEC)
     sampler = make_sampler(study, num_known=len(ledger.trials()))
     given = {"max_failures": 0, "predict": lambda _: None} | options
-    return Driver(study, ledger, sampler, plans, **given)
+    return Driver(study, ledger, sampler, plans_of, **given)
 
 
 def score(trial: Trial) -> float:
@@ -127,7 +132,7 @@ def test_the_budget_of_images_counts_shared_jobs_once(tmp_path: Path) -> None:
     driver = make_driver(study, tmp_path)
     done = []
     while (trial := driver.ask()) is not None:
-        jobs = make_plans(study, lambda _: SPEC)(trial.values, trial.number)[0].jobs
+        jobs = plans_by_point(study, lambda _: SPEC)(trial.values, trial.number)[0].jobs
         used = [
             UsedJob(
                 key=job.key,
@@ -157,12 +162,12 @@ def test_too_many_failures_end_the_search_and_failed_ones_are_tried_again(tmp_pa
         driver.tell(trial.model_copy(update={"state": "failed", "error": "no"}))
     assert driver.ask() is None
     assert "more than 1 configurations failed" in driver.ended_by
-    driver._ledger.begin(study.identity())
+    driver._ledger.begin(identity(study))
     again = make_driver(study, tmp_path, max_failures=1)
     assert [asked.number for _ in range(2) if (asked := again.ask())] == [0, 1]
 
 
-def test_what_the_planner_wants_comes_first(tmp_path: Path) -> None:
+def test_what_is_proposed_comes_first(tmp_path: Path) -> None:
     wanted = {"training.learning_rate": 1e-3, "strategy.cuts": [300]}
     driver = make_driver(make_study(), tmp_path, proposals=[Proposal(wanted, 0.25), Proposal(wanted, 0.25)])
     first, second = driver.ask(), driver.ask()
@@ -189,7 +194,8 @@ def test_a_damaged_record_is_set_aside_and_its_point_drawn_again(tmp_path: Path)
     carry_out(make_driver(study, tmp_path))
     ledger = Ledger(RunsDir(tmp_path), "s")
     lost = ledger.trials()[3]
-    ledger.file(3).write_text(ledger.file(3).read_text()[:40])
+    file = ledger.dir.trial_file(3)
+    file.write_text(file.read_text()[:40])
     driver = make_driver(study, tmp_path)
     assert carry_out(driver)[0].values == lost.values
     assert len(driver.trials) == 12
@@ -197,15 +203,15 @@ def test_a_damaged_record_is_set_aside_and_its_point_drawn_again(tmp_path: Path)
 
 def test_another_description_is_refused_with_what_changed(tmp_path: Path) -> None:
     ledger = Ledger(RunsDir(tmp_path), "s")
-    ledger.begin(make_study().identity())
-    ledger.require_same(make_study(budget={"num_configurations": 99}, sampler="tpe", max_concurrent=7).identity())
+    ledger.begin(identity(make_study()))
+    ledger.require_same(identity(make_study(budget={"num_configurations": 99}, sampler="tpe", max_concurrent=7)))
     other = make_study(space={"training.learning_rate": {"log_uniform": [1e-5, 1e-3]}}, base=BASE)
     with pytest.raises(ConfigError, match=r"space\.training\.learning_rate\.log_uniform was .* name=s-2") as raised:
-        ledger.require_same(other.identity())
+        ledger.require_same(identity(other))
     assert "\n" not in str(raised.value)
     protocol = make_study(base=BASE | {"evaluation": {"name": "demo", "num_samples": 7}})
     with pytest.raises(ConfigError, match=r"evaluation\.num_samples was 1000 and is 7"):
-        ledger.require_same(protocol.identity())
+        ledger.require_same(identity(protocol))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -236,8 +242,8 @@ def test_a_remix_grows_from_the_largest_that_fits(tmp_path: Path) -> None:
     ]
     grown = growth.grow(remix_trial(9, 8, 3, "running"), list(known))
     assert grown.grown_from == 1
-    assert grown.described["initial_weights"] == str(tmp_path / "run-1")
-    assert grown.described["training.images"] == 32
+    assert grown.values_with_growth["initial_weights"] == str(tmp_path / "run-1")
+    assert grown.values_with_growth["training.images"] == 32
     assert growth.grow(remix_trial(9, 2, 1, "running"), list(known)).grown_from is None
 
 

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.search.space.basics import Context, LogUniform, RandomSource, Values
+from orchestrator.search.space.context import Context
+from orchestrator.search.space.fields import LogUniform
 from orchestrator.search.space.laws import Boundaries, Each
+from orchestrator.search.space.points import Values
+from orchestrator.search.space.sources import RandomSource
 from orchestrator.search.space.split_ratios import SplitRatios
 from workloads.config import IUNetConfig
 from workloads.config.load import apply_value

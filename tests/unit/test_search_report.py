@@ -9,9 +9,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.inference.importance import columns, importances
+from orchestrator.search.inference.importance import importances
 from orchestrator.search.report.page import Page, write_report
-from orchestrator.search.study.ledger import Ledger, Rung, Trial, UsedJob
+from orchestrator.search.space.columns import columns
+from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from workloads.config import Interval
 from workloads.errors import ConfigError
 
@@ -113,10 +115,10 @@ def test_rank_correlations_are_scipys(tmp_path: Path) -> None:
     page = page_of(tmp_path, [trial(number, predicted_loss=LOSSES[number] ** 2) for number in range(6)])
     _, said = page.ladder
     assert f"rank correlation {spearmanr(LOSSES, SCORES).statistic:.2f} over 6 configurations: good" in said[0]
-    _, said = page.planned
+    _, said = page.forecast
     assert "rank correlation 1.00 over 6" in said[0]
     backwards = page_of(tmp_path, [trial(number, predicted_loss=-LOSSES[number]) for number in range(6)])
-    assert "the prediction was poor" in backwards.planned[1][0]
+    assert "the prediction was poor" in backwards.forecast[1][0]
 
 
 def test_the_front_and_its_knee(tmp_path: Path) -> None:

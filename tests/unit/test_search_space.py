@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.search.space.basics import RandomSource, flat_numbers, shown
 from orchestrator.search.space.condition import Condition
 from orchestrator.search.space.distributions import KINDS
+from orchestrator.search.space.points import flat_numbers, shown
+from orchestrator.search.space.sources import RandomSource
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.find import find_study
 from orchestrator.search.study.study import Study
 from workloads.config.load import apply_value, validate
@@ -92,6 +94,10 @@ def study(**changes: Any) -> Study:
     return validate(Study, {"name": "s", "base": REMIX, "budget": {"num_configurations": 20}} | changes)
 
 
+def configurations(**changes: Any) -> Configurations:
+    return Configurations(study(**changes))
+
+
 def chance(seed: int = 0) -> RandomSource:
     return RandomSource(random.Random(seed))
 
@@ -100,7 +106,7 @@ def chance(seed: int = 0) -> RandomSource:
 @given(seed=st.integers(0, 10**9))
 @settings(max_examples=40, deadline=None)
 def test_every_admitted_draw_is_a_valid_run_description(name: str, seed: int) -> None:
-    made, source = study(**SPACES[name]), chance(seed)
+    made, source = configurations(**SPACES[name]), chance(seed)
     for _ in range(25):
         values = made.point(source)
         num_cuts = len(values["strategy.cuts"])
@@ -112,12 +118,12 @@ def test_every_admitted_draw_is_a_valid_run_description(name: str, seed: int) ->
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_same_seed_finds_the_same_configurations(name: str) -> None:
-    made = study(**SPACES[name], seed=7)
-    found = list(made.configurations())
+    made = configurations(**SPACES[name], seed=7)
+    found = list(made)
     assert len(found) == 20
     assert [config.name for _, config in found] == [f"s-{index:04d}" for index in range(20)]
-    assert found == list(study(**SPACES[name], seed=7).configurations())
-    assert found != list(study(**SPACES[name], seed=8).configurations())
+    assert found == list(configurations(**SPACES[name], seed=7))
+    assert found != list(configurations(**SPACES[name], seed=8))
     made.check()
 
 
@@ -169,7 +175,7 @@ class Replay:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_a_point_is_a_function_of_named_numbers(name: str) -> None:
-    made, rng = study(**SPACES[name]), random.Random(3)
+    made, rng = configurations(**SPACES[name]), random.Random(3)
     for _ in range(30):
         recorder = Recorder(rng)
         values = made.point(recorder)
@@ -182,7 +188,7 @@ def test_a_grid_is_every_combination_that_satisfies_the_conditions() -> None:
         "strategy.cuts": {"boundaries": {"num_experts": [1, 2, 3], "step": 400}},
         "training.batch_size": {"choice": [16, 32]},
     }
-    made = study(space=space, conditions=["strategy.num_bases <= strategy.num_experts"], sampler="grid")
+    made = configurations(space=space, conditions=["strategy.num_bases <= strategy.num_experts"], sampler="grid")
     sets = [list(cuts) for number in range(3) for cuts in itertools.combinations([400, 800], number)]
     every = [
         {"strategy.num_bases": bases, "training.batch_size": size, "strategy.cuts": cuts}
@@ -191,7 +197,7 @@ def test_a_grid_is_every_combination_that_satisfies_the_conditions() -> None:
     assert list(made.grid_points()) == every
     wanted = [values for values in every if values["strategy.num_bases"] <= len(values["strategy.cuts"]) + 1]
     assert len(wanted) < 20
-    assert [values for values, _ in made.configurations()] == wanted
+    assert [values for values, _ in made] == wanted
     made.check()
 
 
@@ -200,7 +206,7 @@ def test_a_grid_follows_what_its_other_fields_change() -> None:
         "strategy.cuts": {"boundaries": {"num_experts": 2, "step": 100}},
         "diffusion.num_timesteps": {"choice": [200, 300]},
     }
-    found = [tuple(values.values()) for values in study(space=space, sampler="grid").grid_points()]
+    found = [tuple(values.values()) for values in configurations(space=space, sampler="grid").grid_points()]
     assert found == [(200, [100]), (300, [100]), (300, [200])]
 
 
@@ -209,14 +215,14 @@ def test_a_grid_is_not_kept_in_memory() -> None:
         "strategy.cuts": {"boundaries": {"num_experts": 9, "step": 1}},
         "training.warmup_images": {"int": [0, 10**9]},
     }
-    first = list(itertools.islice(study(space=space, sampler="grid").grid_points(), 2))
+    first = list(itertools.islice(configurations(space=space, sampler="grid").grid_points(), 2))
     assert [values["strategy.cuts"][-1] for values in first] == [8, 9]
 
 
 def test_the_grid_of_the_example_is_every_combination() -> None:
     made = find_study("search-ratios", [])
     assert made is not None
-    points = [tuple(map(str, values.values())) for values, _ in made.configurations()]
+    points = [tuple(map(str, values.values())) for values, _ in Configurations(made)]
     assert len(points) == len(set(points)) == 3**4
     assert find_study("demo-meme", []) is None
 
@@ -240,8 +246,8 @@ def test_conditions_compare_fields_and_numbers() -> None:
 def test_conditions_count_defaults_and_rule_out_what_is_invalid_too() -> None:
     # num_bases is 4 by default, which is more than two experts can use.
     space = {"strategy.num_experts": {"choice": [2, 4, 8]}}
-    made = study(space=space, conditions=["strategy.num_bases <= strategy.num_experts"], sampler="grid")
-    assert [values["strategy.num_experts"] for values, _ in made.configurations()] == [4, 8]
+    made = configurations(space=space, conditions=["strategy.num_bases <= strategy.num_experts"], sampler="grid")
+    assert [values["strategy.num_experts"] for values, _ in made] == [4, 8]
     assert not made.admits({"strategy.num_experts": 2})
     with pytest.raises(ConfigError, match="num_bases is 4, but 2 experts"):
         made.config({"strategy.num_experts": 2}, "x")
@@ -251,12 +257,12 @@ def test_the_space_may_give_what_the_base_lacks_or_says_otherwise() -> None:
     model = {key: value for key, value in IUNET.items() if key != "attention_share"}
     strategy = {"kind": "independent", "cuts": [100, 900]}
     space = {"model.attention_share": {"split_ratios": {}}, "strategy.num_experts": {"choice": [2]}}
-    made = study(base=INDEPENDENT | {"model": model, "strategy": strategy}, space=space, sampler="grid")
-    assert {tuple(config.intervals.cuts) for _, config in made.configurations()} == {(500,)}
+    made = configurations(base=INDEPENDENT | {"model": model, "strategy": strategy}, space=space, sampler="grid")
+    assert {tuple(config.intervals.cuts) for _, config in made} == {(500,)}
 
 
 def test_a_named_protocol_is_spelt_out() -> None:
-    assert study(**SPACES["remix"]).base_raw()["evaluation"] == {"name": "demo"}
+    assert study(**SPACES["remix"]).base_raw["evaluation"] == {"name": "demo"}
 
 
 def test_values_are_shown_briefly_or_exactly() -> None:
@@ -381,7 +387,7 @@ BAD = {
 @pytest.mark.parametrize(("changes", "expected"), BAD.values(), ids=BAD.keys())
 def test_mistakes_are_one_sentence(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        study(**changes).check()
+        configurations(**changes).check()
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
 

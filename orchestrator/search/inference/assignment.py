@@ -76,7 +76,7 @@ def _stand_in(measured: Sequence[Measured], architecture: str, interval: Interva
     return min(known, key=unlikeness)
 
 
-class _Label(NamedTuple):
+class _Partial(NamedTuple):
     """A partial assignment up to some timestep, as sums over timesteps."""
 
     loss: float
@@ -108,76 +108,76 @@ def best_assignments(
         for index, hi in enumerate(ends)
         for lo in (0, *ends[:index])
     }
-    states: dict[tuple[int, int], list[_Label]] = {(0, 0): [_Label(0.0, 0, 0.0, 0.0, (), ())]}
+    states: dict[tuple[int, int], list[_Partial]] = {(0, 0): [_Partial(0.0, 0, 0.0, 0.0, (), ())]}
     for hi in ends:
         for count in range(1, max(num_experts) + 1):
-            labels = [
-                _extended(label, step, hi)
+            partials = [
+                _extended(partial, step, hi)
                 for lo in (0, *(end for end in ends if end < hi))
-                for label in states.get((lo, count - 1), ())
+                for partial in states.get((lo, count - 1), ())
                 for step in steps[lo, hi]
             ]
-            states[hi, count] = _undominated(labels, num_best, limits, num_timesteps)
-    found = [label for count in num_experts for label in states.get((num_timesteps, count), ())]
+            states[hi, count] = _undominated(partials, num_best, limits, num_timesteps)
+    found = [partial for count in num_experts for partial in states.get((num_timesteps, count), ())]
     if not found:
         raise ConfigError(_why_none(architectures, ends, num_experts, limits))
-    found.sort(key=lambda label: (label.loss, label.cuts, label.architectures))
-    return [_assignment(label, num_timesteps, architectures) for label in found[:num_best]]
+    found.sort(key=lambda partial: (partial.loss, partial.cuts, partial.architectures))
+    return [_assignment(partial, num_timesteps, architectures) for partial in found[:num_best]]
 
 
-def _step(measured: Sequence[Measured], cost: Architecture, name: str, interval: Interval) -> _Label:
+def _step(measured: Sequence[Measured], cost: Architecture, name: str, interval: Interval) -> _Partial:
     number, mean = interval.num_timesteps, _stand_in(measured, name, interval).curve.mean(interval)
     latency_s = number * (cost.latency_s or 0.0)
-    return _Label(number * mean, cost.num_parameters, number * float(cost.macs), latency_s, (), (name,))
+    return _Partial(number * mean, cost.num_parameters, number * float(cost.macs), latency_s, (), (name,))
 
 
-def _extended(label: _Label, step: _Label, hi: int) -> _Label:
-    return _Label(
-        label.loss + step.loss,
-        label.num_parameters + step.num_parameters,
-        label.macs + step.macs,
-        label.latency_s + step.latency_s,
-        (*label.cuts, hi),
-        label.architectures + step.architectures,
+def _extended(partial: _Partial, step: _Partial, hi: int) -> _Partial:
+    return _Partial(
+        partial.loss + step.loss,
+        partial.num_parameters + step.num_parameters,
+        partial.macs + step.macs,
+        partial.latency_s + step.latency_s,
+        (*partial.cuts, hi),
+        partial.architectures + step.architectures,
     )
 
 
-def _undominated(labels: list[_Label], num_best: int, limits: Limits, num_timesteps: int) -> list[_Label]:
+def _undominated(partials: list[_Partial], num_best: int, limits: Limits, num_timesteps: int) -> list[_Partial]:
     """Those within the limits that fewer than num_best others make superfluous, by rising loss."""
-    kept: list[_Label] = []
-    for label in sorted(labels, key=lambda one: (one.loss, one.num_parameters, one.macs, one.latency_s)):
-        used = _used(label, limits)
-        if any(value > limit * scale * (1 + 1e-12) for value, limit, scale in _against(label, limits, num_timesteps)):
+    kept: list[_Partial] = []
+    for partial in sorted(partials, key=lambda one: (one.loss, one.num_parameters, one.macs, one.latency_s)):
+        used = _used(partial, limits)
+        if any(value > limit * scale * (1 + 1e-12) for value, limit, scale in _against(partial, limits, num_timesteps)):
             continue
         better = sum(all(a <= b for a, b in zip(_used(one, limits), used, strict=True)) for one in kept)
         if better < num_best:
-            kept.append(label)
+            kept.append(partial)
     return kept
 
 
-def _used(label: _Label, limits: Limits) -> tuple[float, ...]:
-    """What a label has used of everything that is limited."""
-    figures = (label.num_parameters, label.macs, label.latency_s)
+def _used(partial: _Partial, limits: Limits) -> tuple[float, ...]:
+    """What a partial has used of everything that is limited."""
+    figures = (partial.num_parameters, partial.macs, partial.latency_s)
     bounds = (limits.num_parameters, limits.macs, limits.latency_s)
     return tuple(figure for figure, bound in zip(figures, bounds, strict=True) if bound is not None)
 
 
-def _against(label: _Label, limits: Limits, num_timesteps: int) -> list[tuple[float, float, int]]:
+def _against(partial: _Partial, limits: Limits, num_timesteps: int) -> list[tuple[float, float, int]]:
     """(used, limit, what the limit is to be multiplied by) of everything that is limited."""
     bounds = ((limits.num_parameters, 1), (limits.macs, num_timesteps), (limits.latency_s, num_timesteps))
     given = [(bound, scale) for bound, scale in bounds if bound is not None]
-    return [(used, bound, scale) for used, (bound, scale) in zip(_used(label, limits), given, strict=True)]
+    return [(used, bound, scale) for used, (bound, scale) in zip(_used(partial, limits), given, strict=True)]
 
 
-def _assignment(label: _Label, num_timesteps: int, architectures: Mapping[str, Architecture]) -> Assignment:
-    timed = all(architectures[name].latency_s is not None for name in label.architectures)
+def _assignment(partial: _Partial, num_timesteps: int, architectures: Mapping[str, Architecture]) -> Assignment:
+    timed = all(architectures[name].latency_s is not None for name in partial.architectures)
     return Assignment(
-        cuts=label.cuts[:-1],
-        architectures=label.architectures,
-        predicted_loss=label.loss / num_timesteps,
-        num_parameters=label.num_parameters,
-        macs=label.macs / num_timesteps,
-        latency_s=label.latency_s / num_timesteps if timed else None,
+        cuts=partial.cuts[:-1],
+        architectures=partial.architectures,
+        predicted_loss=partial.loss / num_timesteps,
+        num_parameters=partial.num_parameters,
+        macs=partial.macs / num_timesteps,
+        latency_s=partial.latency_s / num_timesteps if timed else None,
     )
 
 

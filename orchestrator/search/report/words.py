@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.search.inference.statistics import Z_95, Estimate
-from orchestrator.search.study.ledger import Rung, Trial, metric_name
 from orchestrator.search.study.options import FULL, QUICK
-from orchestrator.terminal.view import si
+from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name, total_images
+from orchestrator.terminal.words import si
 
 GOOD, POOR = 0.7, 0.4
 """Rank correlations from which, and below which, one score is called a good and a poor guide to another."""
@@ -76,7 +76,7 @@ def saved(trials: Sequence[Trial]) -> str:
     if not jobs:
         return "Nothing has been trained yet."
     distinct, trained_here = len({job.key for job in jobs}), sum(job.trained for job in jobs)
-    trained, reused = images(trials)
+    trained, reused = total_images(trials)
     if not trained:
         return (
             f"All {distinct} experts were trained before this study; {si(reused).strip()} training images were reused."
@@ -84,19 +84,8 @@ def saved(trials: Sequence[Trial]) -> str:
     return (
         f"Its configurations have {len(jobs)} experts together: {trained_here} were trained for it and "
         f"{len(jobs) - trained_here} reused. {si(trained).strip()} training images did the work of "
-        f"{si(trained + reused).strip()}, a factor of {factor_saved(trials):.2f} saved."
+        f"{si(trained + reused).strip()}, a factor of {factor_saved(trained, reused):.2f} saved."
     )
-
-
-def images(trials: Sequence[Trial]) -> tuple[int, int]:
-    """Training images added, and had for nothing."""
-    return sum(trial.images_trained for trial in trials), sum(trial.images_reused for trial in trials)
-
-
-def factor_saved(trials: Sequence[Trial]) -> float | None:
-    """(trained + reused) / trained; None if nothing was trained."""
-    trained, reused = images(trials)
-    return (trained + reused) / trained if trained else None
 
 
 def trust(correlation: float | None, number: int, *, poor: str) -> str:

@@ -1,5 +1,6 @@
-"""A study in the terminal: one bar for all configurations, a line when one gets further, a table in the end."""
+"""A study in the terminal: what it would take, a bar and lines while it runs, a table in the end."""
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,25 +9,43 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from orchestrator.search.inference.statistics import Estimate, tied
-from orchestrator.search.space.basics import short_path, shown
-from orchestrator.search.study.ledger import Rung, Trial, metric_name, ranked
+from orchestrator.plan.places import StudyDir
+from orchestrator.runs.data import spec_of
+from orchestrator.search.inference.statistics import Z_95
+from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.study import Study
-from orchestrator.terminal.view import si, wide_console
+from orchestrator.search.study.survey import Survey, survey
+from orchestrator.search.study.trial import (
+    Rung,
+    Trial,
+    factor_saved,
+    is_tied,
+    metric_name,
+    ranked,
+    rung_heading,
+    total_images,
+)
+from orchestrator.search.study.trial_plans import plans_by_point
+from orchestrator.terminal.progress import progress
+from orchestrator.terminal.tables import wide_console
+from orchestrator.terminal.words import si
 
 LOOK_INTERVAL_S = 2.0
 NUM_SHOWN = 20
-"""Configurations the table lists, best first."""
+"""Configurations the table of results lists, best first."""
+
+MAX_SURVEY_ROWS = 12
+"""Configurations the table of what a study would take lists."""
 
 ENDED = {"finished", "stopped", "failed"}
 SHORT = {"finished": "done", "stopped": "stopped early", "failed": "failed", "interrupted": "interrupted"}
 
 
-class StudyView:
+class StudyDisplay:
     """Listens to the driver. Use as a context manager."""
 
-    def __init__(self, study: Study, study_dir: Path, known: Sequence[Trial], total: int | None) -> None:
-        self._study, self._progress_dir = study, study_dir / "progress"
+    def __init__(self, study: Study, study_dir: StudyDir, known: Sequence[Trial], total: int | None) -> None:
+        self._study, self._dir = study, study_dir
         self._trials = {trial.number: trial for trial in known}
         columns = (
             TextColumn("{task.description}"),
@@ -40,9 +59,9 @@ class StudyView:
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task(study.name, total=total, now="", completed=self._num_ended)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="rememe-study-view", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="rememe-study-display", daemon=True)
 
-    def __enter__(self) -> "StudyView":
+    def __enter__(self) -> "StudyDisplay":
         self._bar.start()
         self._thread.start()
         return self
@@ -78,7 +97,7 @@ class StudyView:
             running = [trial.number for trial in list(self._trials.values()) if trial.state == "running"]
             words = []
             for number in running:
-                file = self._progress_dir / f"{number:04d}"
+                file = self._dir.progress_file(number)
                 words.append(f"#{number} {file.read_text() if file.exists() else 'starting'}")
             self._bar.update(self._task, now=f"({', '.join(words)})" if words else "")
 
@@ -88,12 +107,12 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
     best = ranked(trials, study.ladder.rungs)
     rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
     table = Table(title=f"{study.name}: best of {len(trials)} configurations")
-    for column in ("", *(_heading(trials, name) for name in reversed(rungs)), *map(short_path, study.space)):
+    for column in ("", *(rung_heading(trials, name) for name in reversed(rungs)), *map(short_path, study.space)):
         table.add_column(column, no_wrap=True)
     for heading in ("params", "MACs", "run"):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, trial in enumerate(best[:NUM_SHOWN]):
-        mark = "=" if place and _is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
+        mark = "=" if place and is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
         scores = [_cell(trial.rung(name)) for name in reversed(rungs)]
         varied = [shown(trial.values, path) for path in study.space]
         table.add_row(mark, *scores, *varied, si(trial.num_parameters), si(trial.macs), ", ".join(trial.runs))
@@ -103,28 +122,47 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
         count = sum(trial.state == state for trial in trials)
         if count:
             console.print(f"{count} configurations {words}")
-    trained, reused = sum(trial.images_trained for trial in trials), sum(trial.images_reused for trial in trials)
-    if trained:
+    trained, reused = total_images(trials)
+    factor = factor_saved(trained, reused)
+    if factor is not None:
         console.print(
             f"= is tied with the best (within the 95 % interval of the difference). {si(trained)} training images "
-            f"served for {si(trained + reused)}: a factor of {(trained + reused) / trained:.2f} saved"
+            f"served for {si(trained + reused)}: a factor of {factor:.2f} saved"
         )
 
 
-def _is_tied(best: Trial, other: Trial, rungs: Sequence[str]) -> bool:
-    for name in reversed(rungs):
-        a, b = best.rung(name), other.rung(name)
-        if a is not None and b is not None:
-            return tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
-    return False
+def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
+    """Print how many configurations and distinct jobs a study has, and what reusing experts saves. Starts nothing."""
+    plans_of = plans_by_point(study, lambda config: spec_of(config, runs_dir))
+    with progress("planning", "configurations") as advance:
+        found = survey(study, plans_of, advance)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_survey(study, found)
 
 
-def _heading(trials: Sequence[Trial], name: str) -> str:
-    return metric_name(next(rung for trial in trials if (rung := trial.rung(name))))
+def print_survey(study: Study, found: Survey) -> None:
+    """The first configurations with what each adds, and the sums."""
+    table = Table(title=f"{study.name}: {len(found.rows)} configurations")
+    for column in (*map(short_path, study.space), "jobs", "new", "params", "MACs"):
+        table.add_column(column, no_wrap=True)
+    for row in found.rows[:MAX_SURVEY_ROWS]:
+        varied = [shown(row.values, path) for path in study.space]
+        table.add_row(*varied, str(row.num_jobs), str(row.num_new_jobs), si(row.num_parameters), si(row.macs))
+    console = wide_console()
+    console.print(table)
+    if len(found.rows) > MAX_SURVEY_ROWS:
+        console.print(f"... and {len(found.rows) - MAX_SURVEY_ROWS} more")
+    console.print(
+        f"{len(found.images)} distinct jobs instead of {found.num_jobs}: "
+        f"{si(found.images_trained)} training images instead of {si(found.images_without_store)}, "
+        f"{found.factor_saved:.1f} times fewer"
+    )
 
 
 def _cell(rung: Rung | None) -> str:
     if rung is None:
         return ""
-    half = "" if rung.stderr is None else f" +- {1.96 * rung.stderr:.2g}"
+    half = "" if rung.stderr is None else f" +- {Z_95 * rung.stderr:.2g}"
     return f"{rung.value:.4g}{half}"

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 from orchestrator.plan.jobs import Plan
 from orchestrator.search.running.growth import Growth
-from orchestrator.search.space.basics import MAX_TRIES, Values
+from orchestrator.search.space.points import Values
 from orchestrator.search.space.samplers import Sampler
-from orchestrator.search.study.ledger import Ledger, Trial, reached
+from orchestrator.search.space.sources import MAX_TRIES
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.options import FULL
-from orchestrator.search.study.plans import Plans, images_by_key
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, reached
+from orchestrator.search.study.trial_plans import PlansOf, images_by_key
 
-Listener = Callable[[Trial], None]
+TrialListener = Callable[[Trial], None]
 """Hears of every change of a configuration's state or score."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A point that the planner wants to see, and the held-out loss it expects there."""
+    """A point to look at first, and the held-out loss that a forecast expects there."""
 
     values: Values
     predicted_loss: float
@@ -35,16 +37,16 @@ class Driver:
         study: Study,
         ledger: Ledger,
         sampler: Sampler,
-        plans: Plans,
+        plans_of: PlansOf,
         *,
         max_failures: int,
-        predict: Callable[[Sequence[Plan]], float | None],
+        predict: Callable[[Plan], float | None],
         proposals: Sequence[Proposal] = (),
         growth: Growth | None = None,
-        listeners: Sequence[Listener] = (),
+        listeners: Sequence[TrialListener] = (),
     ) -> None:
-        """plans(values, number) gives a configuration's plans, one per training share and seed; predict its loss."""
-        self._study, self._ledger, self._sampler, self._plans = study, ledger, sampler, plans
+        """plans_of gives a configuration's plans; predict the loss to expect of the last of them."""
+        self._study, self._ledger, self._sampler, self._plans_of = study, ledger, sampler, plans_of
         self._max_failures, self._predict, self._growth, self._listeners = max_failures, predict, growth, listeners
         self.trials = {trial.number: trial for trial in ledger.trials()}
         self._seen = {_key(trial.values) for trial in self.trials.values()}
@@ -64,8 +66,8 @@ class Driver:
                 self._tell_sampler(trial)
 
     def ask(self) -> Trial | None:
-        """The next configuration: what was begun before first, then what the planner wants, then the sampler."""
-        if self.ended_by or self._ledger.stop_file.exists():
+        """The next configuration: what was begun before first, then proposals, then the sampler."""
+        if self.ended_by or self._ledger.dir.stop_file.exists():
             return None
         if self._unfinished:
             return self._begin(self._unfinished.popleft())
@@ -90,7 +92,7 @@ class Driver:
         num_failed = sum(known.state == "failed" for known in self.trials.values())
         if num_failed > self._max_failures and not self.ended_by:
             self.ended_by = f"more than {self._max_failures} configurations failed"
-            self._ledger.stop_file.touch()
+            self._ledger.dir.stop_file.touch()
 
     def update(self, trial: Trial) -> None:
         """Keep a further score of a configuration that has ended."""
@@ -141,12 +143,12 @@ class Driver:
         number = max(self.trials, default=-1) + 1
         trial = Trial.model_validate({"number": number, "values": values, "draws": dict(draws), **more})
         if trial.predicted_loss is None:
-            predicted = self._predict(self._plans(values, number)[-1:])
+            predicted = self._predict(self._plans_of(values, number)[-1])
             trial = trial.model_copy(update={"predicted_loss": predicted})
         return trial if self._growth is None else self._growth.grow(trial, list(self.trials.values()))
 
     def _is_affordable(self, trial: Trial) -> bool:
-        plans = self._plans(trial.described, trial.number)
+        plans = self._plans_of(trial.values_with_growth, trial.number)
         if not self._study.limits.admits(plans[-1]):
             return False
         limit = self._study.budget.images_trained

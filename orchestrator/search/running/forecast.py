@@ -1,4 +1,4 @@
-"""From an earlier study's networks to the configurations of the next: what their losses by timestep say is best."""
+"""From an earlier study's networks to proposals for the next: what their losses by timestep say is best."""
 
 import json
 import statistics
@@ -17,9 +17,12 @@ from orchestrator.search.inference.assignment import (
     predicted_loss,
 )
 from orchestrator.search.running.driver import Proposal
-from orchestrator.search.space.basics import Values
-from orchestrator.search.study.ledger import Trial, UsedJob, open_ledger
+from orchestrator.search.space.laws import Boundaries
+from orchestrator.search.space.points import Values
+from orchestrator.search.study.configurations import Configurations
+from orchestrator.search.study.ledger import open_ledger
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, UsedJob
 from workloads.analysis.curves import LossCurve, newest_curve
 from workloads.config import RunConfig
 from workloads.config.job import expert_job
@@ -27,22 +30,22 @@ from workloads.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Planned:
+class Forecast:
     """What was measured, and what it leads to."""
 
     measured: Sequence[Measured]
     proposals: Sequence[Proposal]
 
-    def predict(self, plans: Sequence[Plan]) -> float | None:
+    def predict(self, plan: Plan) -> float | None:
         """Held-out loss to expect of a configuration; None if it has an architecture that was never measured."""
-        planned = plans[0]
-        names = [architecture_of(job.job.model) for job in planned.jobs]
-        if not set(names) <= {one.architecture for one in self.measured} or len(names) != len(planned.config.intervals):
+        names = [architecture_of(job.job.model) for job in plan.jobs]
+        # A remix is one job for all intervals, and no network of it was measured alone.
+        if not set(names) <= {one.architecture for one in self.measured} or len(names) != len(plan.config.intervals):
             return None
-        return predicted_loss(self.measured, planned.config.intervals, names)
+        return predicted_loss(self.measured, plan.config.intervals, names)
 
 
-def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int) -> Planned:
+def forecast_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int) -> Forecast:
     """The best configurations of `study` that the networks of the `earlier` one predict.
 
     ConfigError if they cannot be planned: no losses were measured, the strategy has no experts of its own, or no
@@ -54,7 +57,8 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
         raise ConfigError(
             f"study {earlier} has no network whose held-out loss is known; give it ladder.held_out and search again"
         )
-    base = study.config(next(study.configurations())[0], study.name)
+    configurations = Configurations(study)
+    base = configurations.config(configurations.first()[0], study.name)
     strategy = base.strategy
     if not strategy.trains_alone:
         raise ConfigError(f"--plan-from plans experts that are trained alone, and strategy.kind is {strategy.kind}")
@@ -69,13 +73,34 @@ def plan_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int)
         measured,
         costs,
         num_timesteps=base.diffusion.num_timesteps,
-        positions=study.cut_positions(base),
-        num_experts=study.expert_counts(base),
+        positions=_cut_positions(study, base),
+        num_experts=_expert_counts(study, base),
         limits=limits,
         num_best=num_best,
     )
     proposals = [Proposal(_values(study, base, one, models), one.predicted_loss) for one in found]
-    return Planned(measured, [proposal for proposal in proposals if study.admits(proposal.values)])
+    return Forecast(measured, [proposal for proposal in proposals if configurations.admits(proposal.values)])
+
+
+def _expert_counts(study: Study, base: RunConfig) -> list[int]:
+    """How many intervals a proposal may have."""
+    law = study.space.get("strategy.cuts")
+    # The experts of a MEME are listed in the base, so their number is given.
+    if isinstance(law, Boundaries) and base.strategy.architectures is None:
+        given = law.boundaries
+        return sorted({*given.num_experts, *(len(cuts) + 1 for cuts in given.cuts)})
+    return [len(base.intervals)]
+
+
+def _cut_positions(study: Study, base: RunConfig) -> list[int]:
+    """Where a proposal may have its cuts."""
+    law = study.space.get("strategy.cuts")
+    if not isinstance(law, Boundaries):
+        return list(base.intervals.cuts)
+    given = law.boundaries
+    if given.cuts:
+        return sorted({cut for cuts in given.cuts for cut in cuts})
+    return list(range(given.step, base.diffusion.num_timesteps, given.step))
 
 
 def _measured(

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.study.ledger import Trial
+from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial
 from workloads.config import RunConfig
 
 
@@ -13,7 +14,7 @@ class Growth:
 
     def __init__(self, study: Study, runs: RunsDir) -> None:
         assert study.warm_growth is not None
-        self._study, self._runs, self._share = study, runs, study.warm_growth
+        self._configurations, self._runs, self._share = Configurations(study), runs, study.warm_growth
         self._finished: dict[int, _Shape | None] = {}
         """By number, so that a long study does not read every configuration again for each new one."""
 
@@ -42,7 +43,7 @@ class Growth:
         return trial.model_copy(update={"growth": changes, "grown_from": parent.number})
 
     def _config(self, trial: Trial) -> RunConfig:
-        return self._study.config(trial.values, self._study.name)
+        return self._configurations.config(trial.values, self._configurations.study.name)
 
     def _shape_of(self, finished: Trial) -> "_Shape | None":
         if finished.number not in self._finished:

@@ -5,19 +5,26 @@ from pathlib import Path
 
 from orchestrator.plan.jobs import Plan
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.space.basics import flat_numbers
-from orchestrator.search.study.ledger import Trial, metric_name
-from orchestrator.search.study.plans import Plans
+from orchestrator.search.space.points import flat_numbers
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, factor_saved, metric_name
+from orchestrator.search.study.trial_plans import PlansOf
 from orchestrator.store.experts import ExpertStore
-from orchestrator.tracking.logged import log_expert, open_configuration, open_expert
-from orchestrator.tracking.tracker import STUDY_TAG, Status, TrackedRun, Tracker
+from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
+from orchestrator.tracking.names import STUDY_TAG
+from orchestrator.tracking.tracker import RunStatus, Tracker
+from workloads.places import RunDir
 from workloads.training.records import read_records
 
-STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
+RUN_STATUS: dict[str, RunStatus] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
 
 
-class StudyTracking:
+class StudyLog:
     """Hands on what ended. A listener of the driver."""
 
     def __init__(
@@ -26,11 +33,11 @@ class StudyTracking:
         tracker: Tracker,
         runs: RunsDir,
         store: ExpertStore,
-        plans: Plans,
+        plans_of: PlansOf,
         known: Sequence[Trial] = (),
     ) -> None:
         """known: configurations of earlier calls, which are in MLflow already."""
-        self._study, self._tracker, self._runs, self._store, self._plans = study, tracker, runs, store, plans
+        self._study, self._tracker, self._runs, self._store, self._plans_of = study, tracker, runs, store, plans_of
         # MLflow takes no asterisk in a name.
         space = {f"space.{path.replace('*', 'each')}": law.model_dump(mode="json") for path, law in study.space.items()}
         self.run = tracker.study(study.name, {**space, "sampler": study.sampler, "objectives": study.objectives})
@@ -41,25 +48,26 @@ class StudyTracking:
         """Write down a configuration that has ended (again, when a finalist got its full score)."""
         if trial.state == "running":
             return
-        plans = self._plans(trial.described, trial.number)[-len(self._study.seeds) :]
-        for planned, run in zip(plans, trial.runs, strict=False):
-            self._log(trial, planned, run)
+        # The last plans are those of the whole training, one per seed; others have no run directory.
+        plans = self._plans_of(trial.values_with_growth, trial.number)[-len(self._study.seeds) :]
+        for plan, run_name in zip(plans, trial.runs, strict=False):
+            self._log(trial, plan, run_name)
         self._log_study(trial)
 
-    def end(self, status: Status, report: Path | None) -> None:
+    def end(self, status: RunStatus, report: Path | None) -> None:
         """The study's last word for now."""
         if report is not None:
             self.run.log_artifact(report)
         self.run.finish(status)
 
-    def _log(self, trial: Trial, planned: Plan, run: str) -> None:
+    def _log(self, trial: Trial, plan: Plan, run_name: str) -> None:
         varied = {f"space.{path}": value for path, value in flat_numbers(trial.values).items()}
-        tracked = open_configuration(self._tracker, planned, run, parent=self.run, more=varied)
-        for job in planned.jobs:
+        run = open_configuration(self._tracker, plan, run_name, parent=self.run, more=varied)
+        for job in plan.jobs:
             result = self._store.completed(job.key)
             if result is not None:
-                expert = open_expert(self._tracker, tracked, job)
-                log_expert(expert, result, read_records(self._store.path(job.key) / "records.jsonl"))
+                expert = open_expert(self._tracker, run, job)
+                log_expert(expert, result, read_records(self._runs.job(job.key).records))
         metrics: dict[str, float] = {"images_trained": trial.images_trained, "images_reused": trial.images_reused}
         metrics |= {"num_parameters": trial.num_parameters, "macs": trial.macs}
         if trial.latency_s is not None:
@@ -70,26 +78,22 @@ class StudyTracking:
             metrics |= {metric_name(rung): rung.value}
             if rung.stderr is not None:
                 metrics |= {f"{metric_name(rung)}_stderr": rung.stderr}
-        tracked.log_metrics(metrics)
-        self._log_artifacts(tracked, self._runs.path / run)
+        run.log_metrics(metrics)
+        for file in RunDir(self._runs.path / run_name).all_grids():
+            run.log_artifact(file)
         tags = {STUDY_TAG: self._study.name, "rememe.number": str(trial.number), "rememe.state": trial.state}
         hashes = {f"rememe.protocol_hash.{rung.name}": rung.protocol_hash for rung in trial.rungs if rung.protocol_hash}
-        tracked.set_tags(tags | hashes | ({"rememe.error": trial.error} if trial.error else {}))
-        tracked.finish(STATUS[trial.state])
-
-    def _log_artifacts(self, tracked: TrackedRun, run_dir: Path) -> None:
-        for file in sorted(run_dir.glob("grid*.png")):
-            tracked.log_artifact(file)
-        for file in sorted((run_dir / "figures").glob("*.png")):
-            tracked.log_artifact(file, "figures")
+        run.set_tags(tags | hashes | ({"rememe.error": trial.error} if trial.error else {}))
+        run.finish(RUN_STATUS[trial.state])
 
     def _log_study(self, trial: Trial) -> None:
         self._images[trial.number] = (trial.images_trained, trial.images_reused)
         trained = sum(count for count, _ in self._images.values())
         reused = sum(count for _, count in self._images.values())
         metrics = {"images_trained": float(trained), "images_reused": float(reused)}
-        if trained:
-            metrics["factor_saved"] = (trained + reused) / trained
+        factor = factor_saved(trained, reused)
+        if factor is not None:
+            metrics["factor_saved"] = factor
         rung = trial.rung(self._study.ladder.target)
         if rung is not None and (self._best is None or rung.value < self._best):
             self._best = metrics[f"best_{metric_name(rung)}"] = rung.value

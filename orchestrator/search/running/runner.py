@@ -8,24 +8,26 @@ from pathlib import Path
 
 from orchestrator.execution.tasks import held_out_curves, latencies_s
 from orchestrator.plan.errors import RunStoppedError
-from orchestrator.plan.jobs import PlannedJob, architecture_of, plan
-from orchestrator.plan.places import RunsDir
-from orchestrator.runs.description import prepare_data_of, prepare_reference_of
+from orchestrator.plan.events import Checkpointed, ExpertEvent, ExpertState, Progressed
+from orchestrator.plan.jobs import make_plan
+from orchestrator.plan.places import RunsDir, StudyDir
+from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
 from orchestrator.search.inference.statistics import Estimate, over_seeds
-from orchestrator.search.study.ledger import Rung, Trial, UsedJob
-from orchestrator.search.study.options import BRIEF, FULL, LOSS, QUICK
-from orchestrator.search.study.plans import with_share
+from orchestrator.search.running.tune import ReportTrial
+from orchestrator.search.study.configurations import Configurations
+from orchestrator.search.study.costs import used_job, with_costs
+from orchestrator.search.study.options import FULL, QUICK, loss_rung
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Rung, Trial, UsedJob
+from orchestrator.search.study.trial_plans import with_training_share
 from orchestrator.store.experts import ExpertStore
 from workloads.analysis.curves import LossCurve, ensemble_loss
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import RememeError
 from workloads.files import write_text
-from workloads.training.records import TrainingRecord
-
-Report = Callable[[Trial, float | None, float | None], None]
+from workloads.places import JobDir
 
 PROGRESS_INTERVAL_S = 2.0
 
@@ -35,48 +37,49 @@ class TrialRunner:
     """What every configuration of a study has in common; called with one, it carries it out."""
 
     study: Study
-    runs_dir: Path
+    runs: RunsDir
     store_uri: str | None
-    study_dir: Path
 
-    def __call__(self, trial: Trial, report: Report) -> Trial:
+    def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
         """The configuration with its rungs, or with its error. The same call again does only what is missing."""
         started_s = time.perf_counter()
-        running = _Running(self, trial, report)
+        climb = _Climb(self, trial, report)
         try:
-            running.climb()
+            climb.all_rungs()
             state, error = "finished", ""
         except RunStoppedError:
             state, error = "interrupted", ""
         except RememeError as problem:
             state, error = "failed", str(problem)
         elapsed_s = trial.elapsed_s + time.perf_counter() - started_s
-        return running.trial.model_copy(update={"state": state, "error": error, "elapsed_s": elapsed_s})
+        return climb.trial.model_copy(update={"state": state, "error": error, "elapsed_s": elapsed_s})
 
     def finish(self, trial: Trial) -> Trial:
         """The full protocol for a finalist."""
-        running = _Running(self, trial, lambda *_: None)
-        running.train(1.0)
-        running.score(FULL)
-        return running.trial
+        climb = _Climb(self, trial, lambda *_: None)
+        climb.train(1.0)
+        climb.score(FULL)
+        return climb.trial
 
 
 @dataclass
-class _Running:
+class _Climb:
+    """A configuration on its way up the ladder. It acts; what is kept of it is worked out in study/."""
+
     runner: TrialRunner
     trial: Trial
-    report: Report
+    report: ReportTrial
     works: list[Work] = field(default_factory=list)
     """One per seed, of the training share that was last asked for."""
 
-    def climb(self) -> None:
+    def all_rungs(self) -> None:
         """Every rung the study has for all configurations."""
         ladder = self.runner.study.ladder
-        for share in (*ladder.brief, 1.0):
+        for share in ladder.shares:
             self.train(share)
             if ladder.held_out is not None:
                 self.report(self.trial, share, self.measure_loss(share))
-        self._note_costs()
+        self.measure_costs()
         if ladder.quick is not None:
             self.score(QUICK)
         if ladder.finalists is None:
@@ -86,15 +89,11 @@ class _Running:
         """Have every network of the configuration (and of each seed) trained with this share of the budget."""
         self.works = [self._work(config, share) for config in self._configs]
         for work in self.works:
-            progress = _Progress(self.runner.study_dir / "progress" / f"{self.trial.number:04d}", work, self._mark)
-            should_stop = (self.runner.study_dir / "stop").exists
-            outcome = work.train(self._dataset, [progress], should_stop)
+            progress = _ProgressFile(self._dir.progress_file(self.trial.number), work, self._mark)
+            outcome = work.train(self._dataset, [progress], self._dir.stop_file.exists)
             work.require_complete(outcome)
-        found = {job.key: job for job in self.trial.jobs}
-        for work in self.works:
-            for job in work.planned.jobs:
-                found.setdefault(job.key, self._used(job, work, brief=share < 1))
-        self._update(jobs=tuple(found.values()))
+        used = [self._used(work, share) for work in self.works]
+        self.trial = self.trial.with_jobs(job for jobs in used for job in jobs)
 
     def measure_loss(self, share: float) -> float:
         """Held-out loss over all timesteps, each by the network that owns it; the mean over seeds."""
@@ -102,21 +101,29 @@ class _Running:
         assert spec is not None
         started_s, losses = time.perf_counter(), []
         for work in self.works:
-            intervals = work.planned.config.intervals
-            folders = [work.store.path(job.key) for job in work.planned.jobs]
-            curves = held_out_curves(work.planned.jobs, folders, self._dataset.path, spec)
+            intervals = work.plan.config.intervals
+            folders = [work.store.path(job.key) for job in work.plan.jobs]
+            curves = held_out_curves(work.plan.jobs, folders, self._dataset.path, spec)
             losses.append(ensemble_loss(_per_interval(curves, len(intervals)), intervals))
-        name = LOSS if share == 1 else f"{BRIEF}{share:g}"
+        # The held-out images and their noise are fixed, so a loss has no error of its own: only seeds differ.
         estimate = over_seeds([Estimate(loss, None) for loss in losses])
-        self._add(Rung(name=name, value=estimate.value, stderr=estimate.stderr, elapsed_s=_since(started_s)))
+        name, elapsed_s = loss_rung(share), _since(started_s)
+        self._add(Rung(name=name, value=estimate.value, stderr=estimate.stderr, elapsed_s=elapsed_s))
         return estimate.value
+
+    def measure_costs(self) -> None:
+        """What a denoising step takes; calls are timed only if the study asks for it."""
+        work, each_s = self.works[0], None
+        if self.runner.study.measures_latency:
+            each_s = latencies_s(work.gather(self._dataset), work.plan.jobs[0].resources)
+        self.trial = with_costs(self.trial, work.plan, each_s)
 
     def score(self, rung: str) -> None:
         """Sample and measure under the quick or the full protocol."""
         started_s, estimates = time.perf_counter(), []
-        reference = prepare_reference_of(self.works[0].planned.config, self._runs)
+        reference = prepare_reference_of(self.works[0].plan.config, self._runs)
         for work in self.works:
-            protocol = self._protocol(work.planned.config, rung)
+            protocol = self._protocol(work.plan.config, rung)
             ensemble = work.gather(self._dataset)
             scored = work.score(ensemble, protocol, reference, with_stderr=True, on_cluster=True)
             estimates.append(Estimate(scored.score.value, scored.score.stderr))
@@ -133,64 +140,41 @@ class _Running:
             )
         )
 
-    @cached_property
+    @property
     def _runs(self) -> RunsDir:
-        return RunsDir(self.runner.runs_dir)
+        return self.runner.runs
+
+    @property
+    def _dir(self) -> StudyDir:
+        return self._runs.study(self.runner.study.name)
 
     @cached_property
     def _configs(self) -> list[RunConfig]:
-        return self.runner.study.seeded(self.trial.described, self.trial.number)
+        return Configurations(self.runner.study).seeded(self.trial.values_with_growth, self.trial.number)
 
     @cached_property
     def _dataset(self) -> PreparedDataset:
         return prepare_data_of(self._configs[0], self._runs)
 
     def _work(self, config: RunConfig, share: float) -> Work:
-        planned = plan(with_share(config, share), self._dataset.spec(config.data))
-        work = Work(
-            planned,
-            self._runs,
-            ExpertStore(self._runs.store, self.runner.store_uri),
-            self._runs.run(config.name, planned.fingerprint),
-        )
+        plan = make_plan(with_training_share(config, share), self._dataset.spec(config.data))
+        store = ExpertStore(self._runs.store, self.runner.store_uri)
+        work = Work(plan, self._runs, store, self._runs.run(config.name, plan.fingerprint))
+        # A part of the training is no run of its own: its directory would be listed beside the real ones.
         if share == 1:
-            work.describe()
-            self._update(runs=tuple(dict.fromkeys((*self.trial.runs, work.run_dir.name))))
+            work.write_description()
+            self.trial = self.trial.with_run(work.run.path.name)
         return work
 
     def _protocol(self, config: RunConfig, rung: str) -> ProtocolConfig:
         return config.evaluation if rung == FULL else self.runner.study.quick_protocol(config)
 
-    def _note_costs(self) -> None:
-        planned = self.works[0].planned
-        latency_s, jobs = None, self.trial.jobs
-        if self.runner.study.measures_latency:
-            ensemble = self.works[0].gather(self._dataset)
-            each_s = latencies_s(ensemble, planned.jobs[0].resources)
-            latency_s = planned.mean_over_timesteps(each_s)
-            by_key = {job.key: value for job, value in zip(planned.jobs, each_s, strict=False)}
-            jobs = tuple(job.model_copy(update={"latency_s": by_key.get(job.key)}) for job in jobs)
-        self._update(
-            jobs=jobs,
-            num_parameters=sum(job.num_parameters for job in planned.jobs),
-            macs=planned.mean_over_timesteps([job.macs for job in planned.jobs]),
-            latency_s=latency_s,
-        )
-
-    def _used(self, job: PlannedJob, work: Work, *, brief: bool) -> UsedJob:
-        mark = work.store.path(job.key) / "first-for"
-        return UsedJob(
-            key=job.key,
-            name=job.name,
-            interval=job.interval,
-            architecture=architecture_of(job.job.model),
-            label=self.runner.study.label(job.job.model),
-            images=job.job.training.images,
-            num_parameters=job.num_parameters,
-            macs=job.macs,
-            trained=mark.exists() and mark.read_text() == self._name,
-            brief=brief,
-        )
+    def _used(self, work: Work, share: float) -> list[UsedJob]:
+        paths = self.runner.study.space
+        return [
+            used_job(job, paths, trained=self._is_first(work.store.path(job.key)), brief=share < 1)
+            for job in work.plan.jobs
+        ]
 
     @property
     def _name(self) -> str:
@@ -198,43 +182,43 @@ class _Running:
 
     def _mark(self, folder: Path) -> None:
         """Leave word for which configuration a job was begun first, whoever ends it."""
-        mark = folder / "first-for"
+        mark = JobDir(folder).first_for
         if not mark.exists():
             write_text(mark, self._name)
 
+    def _is_first(self, folder: Path) -> bool:
+        mark = JobDir(folder).first_for
+        return mark.exists() and mark.read_text() == self._name
+
     def _add(self, rung: Rung) -> None:
-        self._update(rungs=(*(known for known in self.trial.rungs if known.name != rung.name), rung))
-
-    def _update(self, **changes: object) -> None:
-        self.trial = self.trial.model_copy(update=changes)
+        self.trial = self.trial.with_rung(rung)
 
 
-class _Progress:
-    """Writes how far training is into a small file that the terminal view reads; marks what is begun."""
+class _ProgressFile:
+    """Writes how far training is into a small file that the terminal display reads; marks what is begun."""
 
     def __init__(self, file: Path, work: Work, mark: Callable[[Path], None]) -> None:
         self._file, self._work, self._mark = file, work, mark
-        self._images = dict.fromkeys((job.key for job in work.planned.jobs), 0)
+        self._images = dict.fromkeys((job.key for job in work.plan.jobs), 0)
         self._written_s = 0.0
 
-    def on_state(self, key: str, state: str, detail: str = "") -> None:  # noqa: ARG002
-        if state == "starting":
-            self._mark(self._work.store.path(key))
-        if state in {"done", "reused"}:
-            self._images[key] = self._work.planned.by_key[key].job.training.images
-        self._write(state)
+    def __call__(self, event: ExpertEvent) -> None:
+        if event.state is ExpertState.STARTING:
+            self._mark(self._work.store.path(event.key))
+        if event.state.has_weights:
+            self._images[event.key] = self._work.plan.by_key[event.key].job.training.images
+        elif isinstance(event, Progressed):
+            self._images[event.key] = event.images_seen
+        if not isinstance(event, Checkpointed):
+            self._write(event.state)
 
-    def on_records(self, key: str, records: Sequence[TrainingRecord]) -> None:
-        self._images[key] = records[-1].images_seen
-        self._write("training")
-
-    def _write(self, state: str) -> None:
+    def _write(self, state: ExpertState) -> None:
         if time.monotonic() - self._written_s < PROGRESS_INTERVAL_S:
             return
         self._written_s = time.monotonic()
-        total = sum(job.job.training.images for job in self._work.planned.jobs)
+        total = sum(job.job.training.images for job in self._work.plan.jobs)
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(f"{state} {sum(self._images.values()) / total:.0%}")
+        self._file.write_text(f"{state.value} {sum(self._images.values()) / total:.0%}")
 
 
 def _per_interval(curves: Sequence[LossCurve], num_intervals: int) -> list[LossCurve]:

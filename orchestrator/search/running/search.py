@@ -1,30 +1,30 @@
 """`rememe search`: carry out a study, each network trained once; the same command again goes on where it stopped."""
 
-import csv
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
-from orchestrator.execution.supervisor import stop_signals
+from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
-from orchestrator.runs.description import prepare_data_of, prepare_reference_of
-from orchestrator.search.running.display import StudyView, print_study
+from orchestrator.runs.data import prepare_data_of, prepare_reference_of
+from orchestrator.search.running.csv_file import write_csv
+from orchestrator.search.running.display import StudyDisplay, print_study
 from orchestrator.search.running.driver import Driver
-from orchestrator.search.running.forecast import Planned, plan_from_study
+from orchestrator.search.running.forecast import Forecast, forecast_from_study
 from orchestrator.search.running.growth import Growth
-from orchestrator.search.running.log import StudyTracking
+from orchestrator.search.running.log import StudyLog
 from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
-from orchestrator.search.space.basics import Values, shown
-from orchestrator.search.space.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
-from orchestrator.search.study.ledger import Ledger, Trial, metric_name, ranked
-from orchestrator.search.study.plans import Plans, images_by_key, make_plans
+from orchestrator.search.study.configurations import Configurations, make_sampler
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial
+from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.errors import ConfigError, RememeError
@@ -33,11 +33,8 @@ from workloads.evaluation.extractors import check_extractor
 NUM_CHECKED = 200
 """Configurations looked at for one that the budget admits."""
 
-EXACT = 17
-"""Significant digits that keep every bit of a number."""
-
 NUM_PLANNED = 3
-"""Configurations the planner proposes, unless told otherwise."""
+"""Configurations --plan-from proposes, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -58,46 +55,50 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     """
     runs = RunsDir(runs_dir)
     ledger = Ledger(runs, study.name)
-    study.check()
-    ledger.require_same(study.identity())
-    plans = make_plans(study, lambda config: prepare_data_of(config, runs).spec(config.data))
-    planned = _prepare(study, runs, plans, options)
+    configurations = Configurations(study)
+    configurations.check()
+    identity = study.identity(configurations.first()[1])
+    ledger.require_same(identity)
+    plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
+    forecast = _prepare(configurations, runs, plans_of, options)
     with ledger.locked():
-        ledger.begin(study.identity())
-        with connect(options.address, plans(*_first(study))[-1].jobs), Tracker(runs.path) as tracker:
-            search = _Search(study, runs, ledger, plans, planned, options, tracker)
-            with search.tracked() as note:
+        ledger.begin(identity)
+        with connect(options.address, plans_of(configurations.first()[0], 0)[-1].jobs), Tracker(runs.path) as tracker:
+            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
+            with search.logged():
                 search.carry_out()
-                note(search.conclude())
+                search.conclude()
     return list(search.driver.trials.values())
 
 
-def _first(study: Study) -> tuple[Values, int]:
-    values, _ = next(study.configurations())
-    return values, 0
-
-
-def _prepare(study: Study, runs: RunsDir, plans: Plans, options: SearchOptions) -> Planned | None:
-    """Everything that can be found wrong before Ray starts, and the earlier study's plan if one is named."""
-    values, number = _first(study)
-    config = study.seeded(values, number)[0]
+def _prepare(
+    configurations: Configurations, runs: RunsDir, plans_of: PlansOf, options: SearchOptions
+) -> Forecast | None:
+    """Everything that can be found wrong before Ray starts, and what an earlier study forecasts if one is named."""
+    study = configurations.study
+    config = configurations.seeded(configurations.first()[0], 0)[0]
     check_extractor(config.evaluation)
     prepare_reference_of(config, runs)
     if study.ladder.held_out is not None and not config.data.held_out:
         raise ConfigError("ladder.held_out measures on images kept out of training; set base.data.held_out, e.g. 500")
-    limit = study.budget.images_trained
-    if limit is not None:
-        cheapest = min(
-            sum(images_by_key(plans(values, 0)).values()) for values, _ in islice(study.configurations(), NUM_CHECKED)
-        )
-        if cheapest > limit:
-            raise ConfigError(
-                f"budget.images_trained is {limit}, but the cheapest configuration trains on {cheapest} images; "
-                "raise the budget or lower training.images"
-            )
+    _require_affordable(configurations, plans_of)
     if options.plan_from is None:
         return None
-    return plan_from_study(study, options.plan_from, runs, num_best=options.num_planned)
+    return forecast_from_study(study, options.plan_from, runs, num_best=options.num_planned)
+
+
+def _require_affordable(configurations: Configurations, plans_of: PlansOf) -> None:
+    limit = configurations.study.budget.images_trained
+    if limit is None:
+        return
+    cheapest = min(
+        sum(images_by_key(plans_of(values, 0)).values()) for values, _ in islice(configurations, NUM_CHECKED)
+    )
+    if cheapest > limit:
+        raise ConfigError(
+            f"budget.images_trained is {limit}, but the cheapest configuration trains on {cheapest} images; "
+            "raise the budget or lower training.images"
+        )
 
 
 class _Search:
@@ -106,44 +107,39 @@ class _Search:
         study: Study,
         runs: RunsDir,
         ledger: Ledger,
-        plans: Plans,
-        planned: Planned | None,
+        plans_of: PlansOf,
+        forecast: Forecast | None,
         options: SearchOptions,
         tracker: Tracker,
     ) -> None:
         self._study, self._runs, self._ledger, self._options, self._tracker = study, runs, ledger, options, tracker
+        self._report: Path | None = None
         known = ledger.trials()
         store = ExpertStore(runs.store, options.store_uri)
-        self._tracking = StudyTracking(study, tracker, runs, store, plans, known)
-        self._view = StudyView(study, ledger.path, known, study.size)
-        self._runner = TrialRunner(study, runs.path, options.store_uri, ledger.path)
+        self._log = StudyLog(study, tracker, runs, store, plans_of, known)
+        self._display = StudyDisplay(study, ledger.dir, known, Configurations(study).count())
+        self._runner = TrialRunner(study, runs, options.store_uri)
         self.driver = Driver(
             study,
             ledger,
             make_sampler(study, num_known=len(known)),
-            plans,
+            plans_of,
             max_failures=options.max_failures,
-            predict=planned.predict if planned else lambda _: None,
-            proposals=planned.proposals if planned else (),
+            predict=forecast.predict if forecast else lambda _: None,
+            proposals=forecast.proposals if forecast else (),
             growth=Growth(study, runs) if study.warm_growth is not None else None,
-            listeners=[self._tracking, self._view],
+            listeners=[self._log, self._display],
         )
 
     @contextmanager
-    def tracked(self) -> Iterator[Callable[[Path | None], None]]:
+    def logged(self) -> Iterator[None]:
         """The study's MLflow run ends as the block does."""
-        report: Path | None = None
-
-        def note(written: Path | None) -> None:
-            nonlocal report
-            report = written
-
         try:
-            yield note
+            yield
         except BaseException as error:
-            self._tracking.end("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED", None)
+            self._log.end("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED", None)
             raise
-        self._tracking.end("FINISHED", report)
+        self._log.end("FINISHED", self._report)
 
     def carry_out(self) -> None:
         """Every configuration, then the finalists.
@@ -151,41 +147,32 @@ class _Search:
         Raises RunStoppedError if it was interrupted, RememeError if too many failed.
         """
         study, stop = self._study, threading.Event()
-        with stop_signals(stop), self._view:
+        with stop_signals(stop), self._display:
             watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
             watch.start()
             run_trials(
                 self.driver.ask,
                 self._runner,
                 self.driver.tell,
-                state_dir=self._ledger.tune_dir,
+                state_dir=self._ledger.dir.tune_dir,
                 max_concurrent=study.max_concurrent,
                 early_stop=study.early_stop,
-                first_percent=round(100 * (*study.ladder.brief, 1.0)[0]),
+                first_percent=round(100 * study.ladder.shares[0]),
             )
-            self._raise_if_stopped(stop)
+            self._raise_if_over(stop)
             for trial in self.driver.finalists():
                 self.driver.update(self._runner.finish(trial))
-                self._raise_if_stopped(stop)
+                self._raise_if_over(stop)
 
     def _watch(self, stop: threading.Event) -> None:
         stop.wait()
-        self._ledger.stop_file.touch()
+        self._ledger.dir.stop_file.touch()
 
-    def _raise_if_stopped(self, stop: threading.Event) -> None:
-        trials = self.driver.trials.values()
-        failed = [trial for trial in trials if trial.state == "failed"]
-        if len(failed) > self._options.max_failures:
-            raise RememeError(
-                f"{len(failed)} of {len(trials)} configurations failed, more than --max-failures "
-                f"{self._options.max_failures} allows; raise it to go on without them. The last: {failed[-1].error}"
-            )
-        if stop.is_set():
-            done = sum(trial.state in {"finished", "stopped"} for trial in trials)
-            raise RunStoppedError(
-                f"stopped with {done} configurations done; checkpoints are written, "
-                "run the same command again to continue"
-            )
+    def _raise_if_over(self, stop: threading.Event) -> None:
+        trials = list(self.driver.trials.values())
+        problem = _why_over(trials, stopped=stop.is_set(), max_failures=self._options.max_failures)
+        if problem is not None:
+            raise problem
 
     def conclude(self) -> Path:
         """Table, CSV and report."""
@@ -194,43 +181,27 @@ class _Search:
         trials = list(self.driver.trials.values())
         print_study(self._study, trials)
         print(f"ended because {self.driver.ended_by or 'all is done'}")
-        file = self._runs.path / f"{self._study.name}.csv"
+        file = self._ledger.dir.table_file
         write_csv(file, self._study, trials)
-        report = write_report(self._runs.path, self._study.name, None)
+        self._report = write_report(self._runs.path, self._study.name, None)
         self._tracker.flush()
         print(f"kept in      {file}")
-        print(f"report       {report}")
-        print(f"MLflow       {run_url(self._tracker, self._tracking.run)}")
-        return report
+        print(f"report       {self._report}")
+        print(f"MLflow       {run_url(self._tracker, self._log.run)}")
+        return self._report
 
 
-def make_sampler(study: Study, *, num_known: int = 0) -> Sampler:
-    """The study's way to choose; num_known configurations of earlier calls are told to it afterwards."""
-    if study.sampler == "grid":
-        return GridSampler(values for values in study.grid_points() if study.admits(values))
-    if study.sampler == "random":
-        return RandomSampler(study.point, study.admits, study.seed)
-    return OptunaSampler(
-        study.point,
-        study.admits,
-        kind=study.sampler,
-        num_objectives=len(study.objectives),
-        seed=study.seed + num_known,  # going on is not to draw the same beginning again
-    )
-
-
-def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:
-    """One line per configuration, best first, failed ones last."""
-    rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
-    best = ranked(trials, study.ladder.rungs)
-    with file.open("w", newline="") as target:
-        writer = csv.writer(target)
-        scores = [part for name in rungs for part in (name, f"{name}_stderr")]
-        writer.writerow(["number", "state", "run", *scores, "score_name", "protocol_hash", *study.space, "error"])
-        for trial in [*best, *(trial for trial in trials if trial not in best)]:
-            found = [trial.rung(name) for name in rungs]
-            cells = [cell for rung in found for cell in ((rung.value, rung.stderr) if rung else ("", ""))]
-            last = next((rung for rung in reversed(found) if rung), None)
-            named = [metric_name(last), last.protocol_hash] if last else ["", ""]
-            varied = [shown(trial.values, path, digits=EXACT) for path in study.space]
-            writer.writerow([trial.number, trial.state, " ".join(trial.runs), *cells, *named, *varied, trial.error])
+def _why_over(trials: Sequence[Trial], *, stopped: bool, max_failures: int) -> RememeError | None:
+    """What ends a search before its budget does; None if nothing."""
+    failed = [trial for trial in trials if trial.state == "failed"]
+    if len(failed) > max_failures:
+        return RememeError(
+            f"{len(failed)} of {len(trials)} configurations failed, more than --max-failures "
+            f"{max_failures} allows; raise it to go on without them. The last: {failed[-1].error}"
+        )
+    if stopped:
+        done = sum(trial.state in {"finished", "stopped"} for trial in trials)
+        return RunStoppedError(
+            f"stopped with {done} configurations done; checkpoints are written, run the same command again to continue"
+        )
+    return None

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.search.study.ledger import Trial
 from orchestrator.search.study.options import EarlyStop
+from orchestrator.search.study.trial import Trial
 
-Report = Callable[[Trial, float | None, float | None], None]
+ReportTrial = Callable[[Trial, float | None, float | None], None]
 """Tell how far a configuration is: its record, and a loss at a share of the training that may be judged (or None)."""
 
-Run = Callable[[Trial, Report], Trial]
+RunTrial = Callable[[Trial, ReportTrial], Trial]
 """Carry a configuration out; runs in a process of its own on the cluster, and must survive pickling."""
 
 NO_RESOURCES = {"cpu": 0, "memory": 1}
@@ -31,7 +31,7 @@ LAST_PERCENT = 100
 
 def run_trials(
     ask: Callable[[], Trial | None],
-    run: Run,
+    run: RunTrial,
     tell: Callable[[Trial], None],
     *,
     state_dir: Path,
@@ -53,11 +53,11 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_run_one, run=run), NO_RESOURCES),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(_Here(ask, tell)), scheduler=_scheduler(early_stop, first_percent), **options
+            search_alg=_searcher(_InThisProcess(ask, tell)), scheduler=_scheduler(early_stop, first_percent), **options
         ),
         run_config=tune.RunConfig(
             verbose=0,
-            callbacks=[_failures(_Here(ask, tell))],
+            callbacks=[_failures(_InThisProcess(ask, tell))],
             failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
             **names,
         ),
@@ -65,7 +65,7 @@ def run_trials(
     tuner.fit()
 
 
-def _run_one(config: dict[str, Any], run: Run) -> None:
+def _run_one(config: dict[str, Any], run: RunTrial) -> None:
     from ray import tune
 
     latest: dict[str, Any] = {}
@@ -91,7 +91,7 @@ def _quiet() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told in one sentence
 
 
-class _Here:
+class _InThisProcess:
     """What only this process can do. Tune pickles its parts into a state that nobody reads; this is empty there."""
 
     def __init__(
@@ -100,10 +100,10 @@ class _Here:
         self.ask, self.tell = ask, tell
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Here, ()
+        return _InThisProcess, ()
 
 
-def _searcher(here: _Here) -> Any:
+def _searcher(here: _InThisProcess) -> Any:
     from ray.tune.search import Searcher
 
     class AskTell(Searcher):  # type: ignore[misc]
@@ -165,7 +165,7 @@ def _scheduler(early_stop: EarlyStop | None, first_percent: int) -> Any:
     )
 
 
-def _failures(here: _Here) -> Any:
+def _failures(here: _InThisProcess) -> Any:
     from ray import tune
 
     class Failures(tune.Callback):  # type: ignore[misc]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from orchestrator.search.space.basics import as_number
+from orchestrator.search.space.points import as_number
 from workloads.config.base import StrictConfig
 from workloads.config.explain import suggest
 from workloads.errors import ConfigError

@@ -1,10 +1,19 @@
-"""What a field of a study's space may be drawn from, by the key that names it in YAML."""
+"""All distributions by the key that names them in YAML. Pure; knows no search algorithm.
+
+space:
+  training.learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}
+  strategy.cuts: {boundaries: {num_experts: 4, law: [free, equal_log_snr], step: 50}}
+  strategy.experts.*.model.attention_share: {split_ratios: {at_most: 3/4, monotone: true}}
+conditions: [strategy.cuts.0 >= 100]
+
+Those of a single field are in fields.py, those over experts in laws.py and split_ratios.py, conditions in condition.py.
+"""
 
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.search.space.basics import Choice, Int, LogUniform, Uniform
+from orchestrator.search.space.fields import Choice, Int, LogUniform, Uniform
 from orchestrator.search.space.laws import Boundaries, Each
 from orchestrator.search.space.split_ratios import SPLIT_RATIOS_PATH, SplitRatios
 from workloads.config.explain import describe, suggest

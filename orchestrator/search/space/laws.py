@@ -7,7 +7,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from orchestrator.search.space.basics import Context, Options, Source, Values
+from orchestrator.search.space.context import Context
+from orchestrator.search.space.fields import Options
+from orchestrator.search.space.points import Values
+from orchestrator.search.space.sources import NumberSource
 from workloads.config.base import StrictConfig
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.explain import suggest
@@ -26,7 +29,7 @@ class Each(StrictConfig):
     monotone: bool = False
     """Never fall back to an earlier value as the index rises (MEME's design rule: attention rises with t)."""
 
-    def draw(self, source: Source, path: str, context: Context) -> Values:
+    def draw(self, source: NumberSource, path: str, context: Context) -> Values:
         places = context.spread(path)
         if self.monotone:
             return dict(zip(places, draw_rising(source, path, self.each, len(places)), strict=True))
@@ -40,7 +43,7 @@ class Each(StrictConfig):
         return (dict(zip(places, sequence, strict=True)) for sequence in sequences)
 
 
-def draw_rising(source: Source, name: str, options: Sequence[Option], count: int) -> list[Option]:
+def draw_rising(source: NumberSource, name: str, options: Sequence[Option], count: int) -> list[Option]:
     """One of the sequences that never fall back to an earlier option, by "stars and bars" as likely as any other."""
     chosen = source.combination(name, len(options) + count - 1, count)
     return [options[place - index] for index, place in enumerate(chosen)]
@@ -83,7 +86,7 @@ class Boundaries(StrictConfig):
 
     boundaries: BoundariesLaw
 
-    def draw(self, source: Source, path: str, context: Context) -> Values:
+    def draw(self, source: NumberSource, path: str, context: Context) -> Values:
         law, diffusion = self.boundaries, context.diffusion
         if law.cuts:
             return {path: list(source.category(path, self._checked_cuts(path, diffusion)))}
@@ -128,7 +131,7 @@ class Boundaries(StrictConfig):
         return places
 
 
-def _one_of(source: Source, name: str, options: Sequence[Option]) -> Option:
+def _one_of(source: NumberSource, name: str, options: Sequence[Option]) -> Option:
     drawn: Option = options[0] if len(options) == 1 else source.category(name, options)
     return drawn
 

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
-from orchestrator.search.space.basics import MAX_TRIES, RandomSource, Source, Values
+from orchestrator.search.space.points import Values
+from orchestrator.search.space.sources import MAX_TRIES, NumberSource, RandomSource
 
-Draw = Callable[[Source], Values]
+DrawPoint = Callable[[NumberSource], Values]
 Draws = dict[str, Any]
 """What a model-based sampler drew, by the names it knows; empty for others."""
 
-State = Literal["finished", "stopped", "failed"]
+EndState = Literal["finished", "stopped", "failed"]
 
 
 class Sampler(Protocol):
@@ -21,7 +22,7 @@ class Sampler(Protocol):
     def ask(self) -> tuple[Values, Draws] | None:
         """A point that has not been asked for before; None if there is none left."""
 
-    def tell(self, draws: Draws, objectives: Sequence[float], state: State) -> None:
+    def tell(self, draws: Draws, objectives: Sequence[float], state: EndState) -> None:
         """What a configuration scored (lower is better), now or in an earlier call."""
 
 
@@ -35,14 +36,14 @@ class GridSampler:
         values = next(self._points, None)
         return None if values is None else (values, {})
 
-    def tell(self, draws: Draws, objectives: Sequence[float], state: State) -> None:
+    def tell(self, draws: Draws, objectives: Sequence[float], state: EndState) -> None:
         """A grid learns nothing."""
 
 
 class RandomSampler:
     """Independent draws; the same seed draws the same points in the same order."""
 
-    def __init__(self, draw: Draw, admits: Callable[[Values], bool], seed: int) -> None:
+    def __init__(self, draw: DrawPoint, admits: Callable[[Values], bool], seed: int) -> None:
         self._draw, self._admits = draw, admits
         self._source = RandomSource(random.Random(seed))
         self._asked: set[str] = set()
@@ -55,7 +56,7 @@ class RandomSampler:
                 return values, {}
         return None
 
-    def tell(self, draws: Draws, objectives: Sequence[float], state: State) -> None:
+    def tell(self, draws: Draws, objectives: Sequence[float], state: EndState) -> None:
         """Random draws learn nothing."""
 
 
@@ -67,7 +68,7 @@ class OptunaSampler:
 
     def __init__(
         self,
-        draw: Draw,
+        draw: DrawPoint,
         admits: Callable[[Values], bool],
         *,
         kind: Literal["tpe", "nsga2"],
@@ -101,9 +102,9 @@ class OptunaSampler:
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return None
 
-    def tell(self, draws: Draws, objectives: Sequence[float], state: State) -> None:
+    def tell(self, draws: Draws, objectives: Sequence[float], state: EndState) -> None:
         if not draws:
-            return  # not drawn here: the planner's
+            return  # not drawn here but proposed: the model knows no names for it
         trial = self._running.pop(json.dumps(draws, sort_keys=True), None)
         if trial is None:  # of an earlier call: have the same point drawn again
             self._study.enqueue_trial(draws)

@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic import model_validator
 
-from orchestrator.search.space.basics import Context, Source, Values
+from orchestrator.search.space.context import Context
 from orchestrator.search.space.laws import draw_rising
+from orchestrator.search.space.points import Values
+from orchestrator.search.space.sources import NumberSource
 from workloads.config.base import StrictConfig
 from workloads.config.load import validate
 from workloads.config.models import IUNetConfig, Share
@@ -46,7 +48,7 @@ class SplitRatios(StrictConfig):
 
     split_ratios: SplitRatiosLaw
 
-    def draw(self, source: Source, path: str, context: Context) -> Values:
+    def draw(self, source: NumberSource, path: str, context: Context) -> Values:
         networks = self._networks(path, context)
         if self.split_ratios.monotone:
             columns = [

@@ -1,141 +1,29 @@
 """What a study knows of itself on disk: its description and one file per configuration, each written in one step.
 
-runs/studies/NAME/
-  study.json        what the study is; a later call must describe the same
-  trials/0007.json  one configuration: its point of the space, how far it came, what it scored, what it cost
-  tune/             Ray Tune's own state; thrown away at every start, nothing depends on it
+Where its files lie is said by StudyDir in orchestrator/plan/places.py; what is in one is Trial in trial.py.
 """
 
 import json
+import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.space.basics import Values
-from orchestrator.search.study.options import BRIEF, FULL, LOSS
-from orchestrator.terminal.view import print_note
-from workloads.config import Interval
-from workloads.config.base import StrictConfig
+from orchestrator.search.study.trial import Trial
 from workloads.errors import ConfigError
 from workloads.files import write_text
 
+logger = logging.getLogger(__name__)
+
 MAX_CHANGES = 3
 """Named in an error message."""
-
-State = Literal["running", "interrupted", "finished", "stopped", "failed"]
-"""running, interrupted: begun, and to be gone on with; stopped: given up early because others were better."""
-
-
-class Rung(StrictConfig):
-    """One score of a configuration. Rungs rise in cost: held-out loss (perhaps after brief training), quick, full."""
-
-    name: str
-    """loss@0.25 (after a quarter of the training), loss, quick or full."""
-
-    value: float
-    """Lower is better."""
-
-    stderr: float | None = None
-    """Standard error, where it was measured."""
-
-    score_name: str = "held_out_loss"
-    protocol_hash: str = ""
-    """Of the score's protocol; empty for a loss."""
-
-    num_samples: int = 0
-    """Generated images behind it."""
-
-    elapsed_s: float = 0.0
-    """What measuring took, training left out."""
-
-
-class UsedJob(StrictConfig):
-    """A network that a configuration contains."""
-
-    key: str
-    name: str
-    interval: Interval
-    architecture: str
-    """Hash of the model's description: equal for equal architectures."""
-
-    label: str
-    """What tells the architecture from others of the study, for people."""
-
-    images: int
-    num_parameters: int
-    macs: int
-    latency_s: float | None = None
-    """Of one call for one image; None if not measured."""
-
-    trained: bool
-    """False if it was there already, or was trained for another configuration meanwhile."""
-
-    brief: bool = False
-    """Trained with a part of the budget for an early rung only."""
-
-
-class Trial(StrictConfig):
-    """One configuration of a study."""
-
-    number: int
-    values: Values
-    draws: dict[str, Any] = Field(default_factory=dict)
-    """What a model-based sampler drew."""
-
-    state: State = "running"
-    origin: Literal["sampler", "planner"] = "sampler"
-    runs: tuple[str, ...] = ()
-    """Names of the run directories, one per seed."""
-
-    predicted_loss: float | None = None
-    """Held-out loss the planner expected."""
-
-    grown_from: int | None = None
-    """Number of the configuration whose trained remix this one starts from."""
-
-    growth: Values = Field(default_factory=dict)
-    """What growing changes of the configuration at its point."""
-
-    rungs: tuple[Rung, ...] = ()
-    jobs: tuple[UsedJob, ...] = ()
-    num_parameters: int = 0
-    """Stored parameters of all networks together."""
-
-    macs: float = 0.0
-    """Multiply-adds of a denoising step, averaged over timesteps."""
-
-    latency_s: float | None = None
-    """Of one call for one image, averaged over timesteps; None if not measured."""
-
-    error: str = ""
-    elapsed_s: float = 0.0
-
-    def rung(self, name: str) -> Rung | None:
-        """The rung of that name, if it was reached."""
-        return next((rung for rung in self.rungs if rung.name == name), None)
-
-    @property
-    def described(self) -> Values:
-        """What the base becomes the configuration with: its point, and what growing changes."""
-        return self.values | self.growth
-
-    @property
-    def images_trained(self) -> int:
-        """Training images this configuration added."""
-        return sum(job.images for job in self.jobs if job.trained)
-
-    @property
-    def images_reused(self) -> int:
-        """Training images it had for nothing."""
-        return sum(job.images for job in self.jobs if not job.trained)
 
 
 class Ledger:
@@ -143,17 +31,12 @@ class Ledger:
 
     def __init__(self, runs: RunsDir, name: str) -> None:
         self.name = name
-        self.path = runs.studies / name
-        self.tune_dir = self.path / "tune"
-
-    @property
-    def stop_file(self) -> Path:
-        """Its presence asks running configurations to write checkpoints and end."""
-        return self.path / "stop"
+        self.dir = runs.study(name)
+        self._runs = runs
 
     def description(self) -> dict[str, Any] | None:
         """What the study was when it began; None if it has not."""
-        file = self.path / "study.json"
+        file = self.dir.description_file
         try:
             described: dict[str, Any] = json.loads(file.read_text())
         except FileNotFoundError:
@@ -162,12 +45,12 @@ class Ledger:
             raise ConfigError(f"{file} is damaged; remove it and run the same command again") from None
         return described
 
-    def require_same(self, described: Mapping[str, Any]) -> None:
+    def require_same(self, description: Mapping[str, Any]) -> None:
         """Raise ConfigError that says what changed, unless the study on disk is this one (or there is none)."""
         known = self.description()
         if known is None:
             return
-        before, now = _flatten(known), _flatten(described)
+        before, now = _flatten(known), _flatten(description)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if not changed:
             return
@@ -180,18 +63,17 @@ class Ledger:
             "(experts that did not change are reused)"
         )
 
-    def begin(self, described: Mapping[str, Any]) -> None:
+    def begin(self, description: Mapping[str, Any]) -> None:
         """Keep the description, and forget what Tune kept of an earlier call."""
-        write_text(self.path / "study.json", json.dumps(described, indent=2))
-        shutil.rmtree(self.tune_dir, ignore_errors=True)
-        self.stop_file.unlink(missing_ok=True)
+        write_text(self.dir.description_file, json.dumps(description, indent=2))
+        shutil.rmtree(self.dir.tune_dir, ignore_errors=True)
+        self.dir.stop_file.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time runs a study. ConfigError that names the other one; a dead one's lock is free."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        owner = self.path / "owner.txt"
-        lock = FileLock(self.path / ".lock")
+        self.dir.path.mkdir(parents=True, exist_ok=True)
+        owner, lock = self.dir.owner_file, FileLock(self.dir.lock_file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -209,33 +91,29 @@ class Ledger:
     def trials(self) -> list[Trial]:
         """Every configuration so far, in order. A damaged file is named, set aside, and its point drawn again."""
         found = []
-        for file in sorted((self.path / "trials").glob("[0-9]*.json")):
+        for file in self.dir.trial_files():
             try:
                 found.append(Trial.model_validate_json(file.read_text()))
             except (ValidationError, UnicodeDecodeError):
                 aside = file.with_suffix(".damaged")
                 file.replace(aside)
-                print_note(f"{file} is damaged and was moved to {aside.name}; what was trained for it is reused")
+                logger.warning("%s is damaged and was moved to %s; what was trained for it is reused", file, aside.name)
         return found
 
     def write(self, trial: Trial) -> None:
         """Replace the configuration's file in one step."""
-        write_text(self.file(trial.number), trial.model_dump_json(indent=2))
-
-    def file(self, number: int) -> Path:
-        """Where a configuration is kept."""
-        return self.path / "trials" / f"{number:04d}.json"
+        write_text(self.dir.trial_file(trial.number), trial.model_dump_json(indent=2))
 
     def _new_name(self) -> str:
         number = 2
-        while (self.path.parent / f"{self.name}-{number}").exists():
+        while self._runs.study(f"{self.name}-{number}").path.exists():
             number += 1
         return f"{self.name}-{number}"
 
 
 def list_studies(runs: RunsDir) -> list[str]:
     """Names of the studies that have begun."""
-    return sorted(file.parent.name for file in runs.studies.glob("*/study.json"))
+    return [study.name for study in runs.all_studies() if study.description_file.exists()]
 
 
 def open_ledger(runs: RunsDir, name: str) -> Ledger:
@@ -258,31 +136,3 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def reached(trials: Sequence[Trial], rung: str) -> list[Trial]:
-    """Those that have a score on that rung, best first."""
-    return sorted((trial for trial in trials if trial.rung(rung)), key=lambda trial: _value(trial, rung))
-
-
-def _value(trial: Trial, rung: str) -> float:
-    found = trial.rung(rung)
-    assert found is not None
-    return found.value
-
-
-def ranked(trials: Sequence[Trial], rungs: Sequence[str]) -> list[Trial]:
-    """Best first: by the dearest rung a configuration has, those with a dearer one in front."""
-    best: list[Trial] = []
-    for name in reversed(rungs):
-        best += [trial for trial in reached(trials, name) if trial not in best]
-    return best
-
-
-def metric_name(rung: Rung) -> str:
-    """One name per rung in all of MLflow: held_out_loss_0.25, held_out_loss, fid_quick, fid."""
-    if rung.name.startswith(BRIEF):
-        return f"held_out_loss_{rung.name.removeprefix(BRIEF)}"
-    if rung.name == LOSS:
-        return "held_out_loss"
-    return rung.score_name if rung.name == FULL else f"{rung.score_name}_{rung.name}"

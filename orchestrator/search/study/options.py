@@ -68,16 +68,26 @@ class Ladder(StrictConfig):
         return LOSS if self.quick is None else QUICK
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the training, each on networks of its own; the whole comes last."""
+        return (*self.brief, 1.0)
+
+    @property
     def rungs(self) -> tuple[str, ...]:
         """All of them, cheapest first."""
-        names = [f"{BRIEF}{share:g}" for share in self.brief]
+        names = [loss_rung(share) for share in self.brief]
         names += [LOSS] if self.held_out is not None else []
         names += [QUICK] if self.quick is not None else []
         return (*names, FULL)
 
 
+def loss_rung(share: float) -> str:
+    """Name of the held-out loss after a share of the training."""
+    return LOSS if share == 1 else f"{BRIEF}{share:g}"
+
+
 class LimitsConfig(StrictConfig):
-    """What a configuration may cost at most; others are not begun, and the planner plans within."""
+    """What a configuration may cost at most; others are not begun, and a forecast proposes none."""
 
     num_parameters: int | None = Field(None, ge=1)
     """Stored parameters of all networks together."""
@@ -86,12 +96,12 @@ class LimitsConfig(StrictConfig):
     """Multiply-adds of a denoising step, averaged over timesteps."""
 
     latency_s: float | None = Field(None, gt=0)
-    """Seconds of a call for one image, averaged over timesteps; only the planner can tell beforehand."""
+    """Seconds of a call for one image, averaged over timesteps; only a forecast can tell beforehand."""
 
-    def admits(self, planned: Plan) -> bool:
+    def admits(self, plan: Plan) -> bool:
         """Whether a configuration keeps to those limits that its plan tells."""
-        num_parameters = sum(job.num_parameters for job in planned.jobs)
-        macs = planned.mean_over_timesteps([job.macs for job in planned.jobs])
+        num_parameters = sum(job.num_parameters for job in plan.jobs)
+        macs = plan.mean_over_timesteps([job.macs for job in plan.jobs])
         return (self.num_parameters is None or num_parameters <= self.num_parameters) and (
             self.macs is None or macs <= self.macs
         )

@@ -1,31 +1,21 @@
-"""A study: a base run description, what may vary in it, and how many configurations to look at. Pure."""
+"""What a study is: a base run description, what may vary in it, what is measured, when to stop. Pure.
 
-import json
-import random
+configurations.py makes run descriptions of it, trial_plans.py the plans behind them.
+"""
+
 import re
-from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice, permutations
+from itertools import permutations
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.search.space.basics import MAX_TRIES, Context, RandomSource, Source, Values
 from orchestrator.search.space.condition import Condition
-from orchestrator.search.space.distributions import AnyDistribution, parse_distribution
-from orchestrator.search.space.laws import Boundaries, Each
-from orchestrator.search.space.split_ratios import SplitRatios
+from orchestrator.search.space.distributions import parse_distribution
 from orchestrator.search.study.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
-from workloads.config import AnyModel, ProtocolConfig, RunConfig
+from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.base import StrictConfig, merge
-from workloads.config.load import apply_value, read_raw, validate
-from workloads.errors import ConfigError
-
-NUM_CHECKED = 1000
-"""Configurations that `check` looks at."""
-
-INSTEAD = {"strategy.cuts": "num_experts", "strategy.num_experts": "cuts"}
-"""Fields that stand for one another: the drawn one replaces the base's other one."""
+from workloads.config.load import read_raw, validate
 
 
 class Study(StrictConfig):
@@ -104,45 +94,30 @@ class Study(StrictConfig):
             raise ValueError(f"budget: missing; a {self.sampler} search needs to know when to stop")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """What may not change while a study goes on, for configurations could not be compared any more."""
-        some = next(self.configurations())[1]
-        quick = None if self.ladder.quick is None else self.quick_protocol(some).model_dump(mode="json")
+    def identity(self, first: RunConfig) -> dict[str, Any]:
+        """What may not change while a study goes on, for configurations could not be compared any more.
+
+        first: the run description of its first configuration.
+        """
+        quick = None if self.ladder.quick is None else self.quick_protocol(first).model_dump(mode="json")
         return {
             "name": self.name,
-            "base": _without(self._base, "evaluation", "execution"),
+            "base": _without(self.base_raw, "evaluation", "execution"),
             "space": {path: law.model_dump(mode="json", exclude_defaults=True) for path, law in self.space.items()},
             "conditions": [str(condition) for condition in self.conditions],
             "objectives": list(self.objectives),
             "ladder": self.ladder.model_dump(mode="json", exclude={"quick", "finalists"}),
-            "evaluation": some.evaluation.model_dump(mode="json"),
+            "evaluation": first.evaluation.model_dump(mode="json"),
             "quick": quick,
-            "num_timesteps": some.diffusion.num_timesteps,
+            "num_timesteps": first.diffusion.num_timesteps,
             "seeds": list(self.seeds),
             "warm_growth": self.warm_growth,
         }
 
     @property
-    def size(self) -> int | None:
-        """How many configurations it will have, as far as that is known."""
-        limit = self.budget.num_configurations
-        if self.sampler != "grid":
-            return limit
-        return sum(1 for _ in islice(self._distinct(), limit))
-
-    @property
     def measures_latency(self) -> bool:
         """Whether calls are timed: it takes a while, and only these ask for it."""
         return "latency_s" in self.objectives or self.limits.latency_s is not None
-
-    def seeded(self, values: Values, number: int) -> list[RunConfig]:
-        """The run descriptions of a configuration, one per training seed."""
-        name = f"{self.name}-{number:04d}"
-        configs = []
-        for seed in self.seeds:
-            full = name if len(self.seeds) == 1 else f"{name}-seed{seed}"
-            configs.append(self.config(values, full).model_copy(update={"seed": seed}))
-        return configs
 
     def quick_protocol(self, config: RunConfig) -> ProtocolConfig:
         """The cheaper protocol of a run."""
@@ -152,188 +127,14 @@ class Study(StrictConfig):
         )
         return validate(ProtocolConfig, raw)
 
-    def label(self, model: AnyModel) -> str:
-        """What tells an architecture from others of the study: its varied fields, or its kind."""
-        dumped = model.model_dump(mode="json")
-        fields = [path.partition("model.")[2].split(".")[0] for path in self.space if "model." in path]
-        words = [f"{field} {_words(dumped[field])}" for field in dict.fromkeys(fields) if field in dumped]
-        return ", ".join(words) or str(dumped["kind"])
-
-    def expert_counts(self, base: RunConfig) -> list[int]:
-        """How many intervals a planned configuration may have."""
-        law = self.space.get("strategy.cuts")
-        if isinstance(law, Boundaries) and base.strategy.architectures is None:
-            given = law.boundaries
-            return sorted({*given.num_experts, *(len(cuts) + 1 for cuts in given.cuts)})
-        return [len(base.intervals)]
-
-    def cut_positions(self, base: RunConfig) -> list[int]:
-        """Where a planned configuration may have its cuts."""
-        law = self.space.get("strategy.cuts")
-        if not isinstance(law, Boundaries):
-            return list(base.intervals.cuts)
-        given = law.boundaries
-        if given.cuts:
-            return sorted({cut for cuts in given.cuts for cut in cuts})
-        return list(range(given.step, base.diffusion.num_timesteps, given.step))
-
+    @cached_property
     def base_raw(self) -> dict[str, Any]:
         """The base as a mapping, a named protocol spelt as one. ConfigError if there is no such preset or file."""
-        return dict(self._base)
-
-    def point(self, source: Source) -> Values:
-        """One draw; conditions are not checked."""
-        raw, values = self._base, Values()
-        for path, distribution in self._in_order:
-            drawn = distribution.draw(source, path, Context(raw))
-            raw = _applied(raw, drawn)
-            values |= drawn
-        return values
-
-    def config(self, values: Values, name: str) -> RunConfig:
-        """The run description at a point. ConfigError if it is not a valid one."""
-        try:
-            return validate(RunConfig, _applied(self._base, values) | {"name": name})
-        except ConfigError as error:
-            raise ConfigError(f"study {self.name}, configuration {name}: {error}") from None
-
-    def admits(self, values: Values) -> bool:
-        """Whether the configuration is valid and satisfies all conditions.
-
-        ConfigError if a condition compares what is no number there.
-        """
-        try:
-            config = self.config(values, self.name)
-        except ConfigError:
-            return False
-        return self._satisfies(config)
-
-    def grid_points(self) -> Iterator[Values]:
-        """Every combination, one by one; conditions are not checked. ConfigError if a field is continuous."""
-        return self._grid(self._in_order, self._base)
-
-    def configurations(self) -> Iterator[tuple[Values, RunConfig]]:
-        """Distinct points that satisfy the conditions, with their run descriptions, in the study's order.
-
-        Of a search that learns, what a random one would look at. ConfigError if a point is no valid run description
-        though it breaks no condition, or if no point satisfies the conditions.
-        """
-        yield from islice(self._distinct(), self.budget.num_configurations)
-
-    def check(self) -> None:
-        """Raise ConfigError for what can be known to be wrong before anything starts."""
-        for _ in islice(self._distinct(), NUM_CHECKED):
-            pass
-
-    @cached_property
-    def _base(self) -> dict[str, Any]:
+        # Read once: a process on another node gets it with the study, and need not see the file.
         raw = read_raw(self.base) if isinstance(self.base, str) else self.base
         evaluation = raw.get("evaluation")
         return raw | {"evaluation": {"name": evaluation}} if isinstance(evaluation, str) else raw
 
-    @cached_property
-    def _base_with_defaults(self) -> dict[str, Any]:
-        """The base with what it leaves out; as it is if it is no valid run description without the space."""
-        try:
-            return validate(RunConfig, self._base | {"name": self.name}).model_dump(mode="json")
-        except ConfigError:
-            return self._base
-
-    @property
-    def _in_order(self) -> list[tuple[str, AnyDistribution]]:
-        """Those that look at the run description come last, so that they see what the others have changed."""
-        return sorted(self.space.items(), key=lambda item: isinstance(item[1], Each | Boundaries | SplitRatios))
-
-    def _grid(self, space: list[tuple[str, AnyDistribution]], raw: dict[str, Any]) -> Iterator[Values]:
-        if not space:
-            yield {}
-            return
-        path, distribution = space[0]
-        options = distribution.grid(path, Context(raw))
-        if options is None:
-            raise ConfigError(f"space.{path} is continuous; a grid needs choice, int, each, boundaries or split_ratios")
-        for values in options:
-            for others in self._grid(space[1:], _applied(raw, values)):
-                yield values | others
-
-    def _draws(self) -> Iterator[Values]:
-        source = RandomSource(random.Random(self.seed))
-        while True:
-            yield self.point(source)
-
-    def _distinct(self) -> Iterator[tuple[Values, RunConfig]]:
-        """Configurations in the order of the grid or of the random draws, until there are no more."""
-        seen: set[str] = set()
-        num_found, tries_left = 0, float(MAX_TRIES)
-        for values in self.grid_points() if self.sampler == "grid" else self._draws():
-            key = json.dumps(values)
-            config = None if key in seen else self._admitted(values, f"{self.name}-{num_found:04d}")
-            seen.add(key)
-            if config is not None:
-                yield values, config
-                num_found, tries_left = num_found + 1, MAX_TRIES
-            elif self.sampler != "grid":
-                tries_left -= 1
-                if not tries_left:
-                    break
-        if not num_found:
-            listed = ", ".join(map(str, self.conditions))
-            raise ConfigError(f"no configuration of study {self.name} satisfies its conditions: {listed}")
-
-    def _admitted(self, values: Values, name: str) -> RunConfig | None:
-        """The configuration, if conditions hold. ConfigError if it is invalid though no condition rules it out."""
-        try:
-            config = self.config(values, name)
-        except ConfigError:
-            if self._is_ruled_out(values):
-                return None
-            raise
-        return config if self._satisfies(config) else None
-
-    def _satisfies(self, config: RunConfig) -> bool:
-        if not self.conditions:
-            return True
-        description = _counted(config.model_dump(mode="json"))
-        return all(condition.holds(description) for condition in self.conditions)
-
-    def _is_ruled_out(self, values: Values) -> bool:
-        """Whether an invalid point breaks a condition, as far as that can be told."""
-        description = _counted(_applied(self._base_with_defaults, values))
-        for condition in self.conditions:
-            try:
-                if not condition.holds(description):
-                    return True
-            except ConfigError:
-                continue
-        return False
-
 
 def _without(raw: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in keys}
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _applied(raw: dict[str, Any], values: Values) -> dict[str, Any]:
-    for path, value in values.items():
-        raw = apply_value(raw, path, value)
-        section, _, _ = path.rpartition(".")
-        other = INSTEAD.get(path)
-        if other is not None and f"{section}.{other}" not in values:
-            raw = raw | {section: {key: kept for key, kept in raw[section].items() if key != other}}
-    return raw
-
-
-def _counted(description: dict[str, Any]) -> dict[str, Any]:
-    """The same with strategy.num_experts where cuts or experts say it."""
-    strategy = description.get("strategy")
-    if not isinstance(strategy, dict):
-        return description
-    cuts, experts = strategy.get("cuts"), strategy.get("experts")
-    if isinstance(cuts, list):
-        return description | {"strategy": strategy | {"num_experts": len(cuts) + 1}}
-    if isinstance(experts, list):
-        return description | {"strategy": strategy | {"num_experts": len(experts)}}
-    return description

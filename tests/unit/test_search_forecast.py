@@ -7,9 +7,11 @@ import pytest
 
 from orchestrator.plan.jobs import architecture_of
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.running.forecast import plan_from_study
-from orchestrator.search.study.ledger import Ledger, Trial, UsedJob
+from orchestrator.search.running.forecast import forecast_from_study
+from orchestrator.search.study.configurations import Configurations
+from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Trial, UsedJob
 from workloads.analysis.curves import LossCurve
 from workloads.config import DataSpec, RunConfig
 from workloads.config.load import validate
@@ -57,35 +59,35 @@ def earlier(base: dict[str, Any], folder: Path, latencies_s: dict[str, float | N
 
 def test_the_best_cut_and_shares_are_proposed(base: dict[str, Any], tmp_path: Path) -> None:
     runs = earlier(base, tmp_path, dict.fromkeys(SHARES))
-    planned = plan_from_study(make_study(base), "earlier", runs, num_best=2)
-    best, second = planned.proposals
+    forecast = forecast_from_study(make_study(base), "earlier", runs, num_best=2)
+    best, second = forecast.proposals
     assert best.values["strategy.cuts"] == [300]
     shares = [best.values[f"strategy.experts.{index}.model.attention_share"] for index in (0, 1)]
     assert shares == [["1/4"], ["3/4"]]
     assert best.predicted_loss == pytest.approx(0.3 * 0.1 + 0.7 * 0.2)
     # Next best: the cut moves by a step; [200, 300) costs 0.4 instead of 0.1, or [300, 400) 0.5 instead of 0.2.
     assert second.predicted_loss == pytest.approx(best.predicted_loss + 0.1 * 0.3)
-    assert make_study(base).admits(best.values)
+    assert Configurations(make_study(base)).admits(best.values)
 
 
 def test_a_limit_on_latency_needs_timed_calls(base: dict[str, Any], tmp_path: Path) -> None:
     runs = earlier(base, tmp_path, dict.fromkeys(SHARES))
     with pytest.raises(ConfigError, match="study earlier has timed no calls"):
-        plan_from_study(make_study(base, limits={"latency_s": 0.5}), "earlier", runs, num_best=1)
+        forecast_from_study(make_study(base, limits={"latency_s": 0.5}), "earlier", runs, num_best=1)
 
 
 def test_a_limit_on_latency_is_kept(base: dict[str, Any], tmp_path: Path) -> None:
     """Mean seconds are 0.2 + 0.8 of the steps above the cut; 0.5 allows 375 timesteps, and steps of 100 only 300."""
     runs = earlier(base, tmp_path, {"1/4": 0.2, "3/4": 1.0})
-    (best,) = plan_from_study(make_study(base, limits={"latency_s": 0.5}), "earlier", runs, num_best=1).proposals
+    (best,) = forecast_from_study(make_study(base, limits={"latency_s": 0.5}), "earlier", runs, num_best=1).proposals
     assert best.values["strategy.cuts"] == [700]
     assert best.predicted_loss == pytest.approx((300 * 0.1 + 400 * 0.5 + 300 * 0.2) / 1000)
 
 
-def test_a_study_without_losses_cannot_be_planned_from(base: dict[str, Any], tmp_path: Path) -> None:
+def test_a_study_without_losses_forecasts_nothing(base: dict[str, Any], tmp_path: Path) -> None:
     runs = RunsDir(tmp_path)
     ledger = Ledger(runs, "earlier")
     ledger.begin({})
     ledger.write(Trial(number=0, values={}))
     with pytest.raises(ConfigError, match=r"give it ladder\.held_out"):
-        plan_from_study(make_study(base), "earlier", runs, num_best=1)
+        forecast_from_study(make_study(base), "earlier", runs, num_best=1)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from orchestrator.cli.store import store_gc, store_ls, store_verify
 from orchestrator.plan.places import RunsDir
-from orchestrator.search.study.ledger import Ledger, Trial
+from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
-from orchestrator.store.inventory import collect_garbage, list_store, verify_store
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.errors import ConfigError
@@ -45,8 +47,15 @@ def keys(trained: tuple[Path, list[str]], tmp_path: Path) -> list[str]:
 
 def listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, int]]:
     capsys.readouterr()
-    list_store(folder, as_json=True)
+    store_ls(folder, json=True)
     return {entry["key"]: (entry["state"], entry["num_users"]) for entry in json.loads(capsys.readouterr().out)}
+
+
+def exit_code(folder: Path) -> int:
+    """Of `rememe store verify`."""
+    with pytest.raises(typer.Exit) as ended:
+        store_verify(folder)
+    return ended.value.exit_code
 
 
 def test_what_is_there(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,18 +65,18 @@ def test_what_is_there(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFi
     found = listed(tmp_path, capsys)
     assert found == {keys[0]: ("finished", 1), keys[1]: ("finished", 0), "begun": ("training", 0)}
     claim.release()
-    list_store(tmp_path, as_json=False)
+    store_ls(tmp_path, json=False)
     assert "[0, 500)" in capsys.readouterr().out
 
 
 def test_a_flipped_byte_is_found(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify_store(tmp_path) == 0
+    assert exit_code(tmp_path) == 0
     assert "2 of 2 finished jobs are whole" in capsys.readouterr().out
     (file,) = ExpertStore(RunsDir(tmp_path).store).path(keys[1]).rglob("*.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert verify_store(tmp_path) == 1
+    assert exit_code(tmp_path) == 1
     out = capsys.readouterr().out
     assert keys[1] in out
     assert "1 of 2" in out
@@ -81,20 +90,20 @@ def test_gc_removes_what_nothing_needs_and_only_when_told(
     store = ExpertStore(RunsDir(tmp_path).store)
     claim = store.claim("begun")
     assert claim is not None
-    collect_garbage(tmp_path, yes=False)
+    store_gc(tmp_path, yes=False)
     assert "1 jobs" in capsys.readouterr().out
     assert len(listed(tmp_path, capsys)) == 3
-    collect_garbage(tmp_path, yes=True)
+    store_gc(tmp_path, yes=True)
     # What is being trained stays though no configuration is known to contain it yet.
     assert set(listed(tmp_path, capsys)) == {keys[0], "begun"}
     claim.release()
     used: dict[str, Any] = {"key": "begun", "name": "e", "interval": [0, 500], "architecture": "a", "label": "a"}
     used |= {"images": 1, "num_parameters": 1, "macs": 1, "trained": True}
     ledger.write(Trial.model_validate({"number": 0, "values": {}, "jobs": [used]}))
-    collect_garbage(tmp_path, yes=True)
+    store_gc(tmp_path, yes=True)
     assert set(listed(tmp_path, capsys)) == {keys[0], "begun"}
 
 
 def test_no_store_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no expert store"):
-        verify_store(tmp_path)
+        store_verify(tmp_path)

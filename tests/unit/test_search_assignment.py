@@ -1,4 +1,4 @@
-"""The planner against enumeration of everything."""
+"""The best assignments against enumeration of everything."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,0 +1,56 @@
+"""What the best configurations are: their samples, and which expert owns which timesteps."""
+
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.report import words
+from orchestrator.search.report.pictures import Picture, data_uri, picture_of
+from orchestrator.search.report.standing import Standing
+from orchestrator.search.study.options import FULL, QUICK
+from orchestrator.search.study.trial import metric_name
+from workloads.analysis.curves import newest_curve
+from workloads.analysis.study_figures import Strip, boundary_figure
+
+NUM_STRIPS, NUM_GRIDS = 10, 3
+GRID_WIDTH_PX = 640
+
+
+def grid_pictures(standing: Standing, runs: RunsDir) -> list[Picture]:
+    """Samples of the best configurations, all drawn by the same protocol."""
+    choices = [_grids(standing, runs, name) for name in (FULL, QUICK)]
+    return max(choices, key=len)
+
+
+def _grids(standing: Standing, runs: RunsDir, name: str) -> list[Picture]:
+    found = []
+    for trial in standing.best[:NUM_GRIDS]:
+        rung = trial.rung(name)
+        if rung is None or not trial.runs:
+            continue
+        folder = runs.path / trial.runs[0]
+        own = [folder / "grid.png"] if name == FULL else folder.glob(f"grid-*-{rung.protocol_hash[:8]}.png")
+        for file in [file for file in own if file.exists()][:1]:
+            caption = f"{metric_name(rung)} {words.score(rung)}; {standing.one_line(trial)}"
+            found.append(Picture(data_uri(file.read_bytes()), GRID_WIDTH_PX, f"#{trial.number}", caption))
+    return found
+
+
+def boundary_picture(standing: Standing, runs: RunsDir) -> Picture | None:
+    """Who owns which timesteps in the best configurations."""
+    strips: list[Strip] = []
+    labels: dict[str, str] = {}
+    for trial in standing.best[:NUM_STRIPS]:
+        jobs = [job for job in trial.jobs if not job.brief]
+        labels |= {job.architecture: job.label for job in jobs}
+        owners = sorted({job.interval: job.architecture for job in jobs}.items())  # of several seeds once
+        strips.append(Strip(f"#{trial.number}", words.score(trial.rung(standing.judged_by)), owners))
+    if not labels:
+        return None
+    ends = [job.interval.hi for trial in standing.best for job in trial.jobs]
+    num_timesteps = int(standing.description.get("num_timesteps", max(ends)))
+    curves = {
+        job.interval: curve
+        for job in standing.best[0].jobs
+        if not job.brief and (curve := newest_curve(runs.store / job.key)) is not None
+    }
+    title = standing.heading(standing.judged_by)
+    figure = boundary_figure(strips, title, labels, num_timesteps, sorted(curves.items()))
+    return picture_of(figure, "which expert owns which timesteps", standing.protocol(standing.judged_by))
