@@ -104,10 +104,12 @@ def best_assignments(
     """
     ends = [*sorted(positions), num_timesteps]
     steps = {
+        # Sorted by name, so that equal losses are settled alike on every machine.
         (lo, hi): [_step(measured, architectures[name], name, Interval(lo, hi)) for name in sorted(architectures)]
         for index, hi in enumerate(ends)
         for lo in (0, *ends[:index])
     }
+    # By the timestep and the number of experts a partial assignment ends with.
     states: dict[tuple[int, int], list[_Partial]] = {(0, 0): [_Partial(0.0, 0, 0.0, 0.0, (), ())]}
     for hi in ends:
         for count in range(1, max(num_experts) + 1):
@@ -147,8 +149,10 @@ def _undominated(partials: list[_Partial], num_best: int, limits: Limits, num_ti
     kept: list[_Partial] = []
     for partial in sorted(partials, key=lambda one: (one.loss, one.num_parameters, one.macs, one.latency_s)):
         used = _used(partial, limits)
+        # Sums of floats: a limit that is met exactly is kept.
         if any(value > limit * scale * (1 + 1e-12) for value, limit, scale in _against(partial, limits, num_timesteps)):
             continue
+        # With num_best of them in front it can be in no answer.
         better = sum(all(a <= b for a, b in zip(_used(one, limits), used, strict=True)) for one in kept)
         if better < num_best:
             kept.append(partial)

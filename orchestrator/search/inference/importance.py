@@ -21,6 +21,7 @@ def importances(varying: Mapping[str, Sequence[float | str]], scores: Sequence[f
         return "All scores are equal, so nothing can be told about what matters."
     import optuna
 
+    # It announces every study and trial on stderr.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     laws = {name: _law(optuna, column) for name, column in varying.items()}
     study = optuna.create_study()
@@ -29,6 +30,7 @@ def importances(varying: Mapping[str, Sequence[float | str]], scores: Sequence[f
         study.add_trial(optuna.trial.create_trial(params=params, distributions=laws, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # A fixed seed: the same study has the same page every time.
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found: dict[str, float] = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return dict(found)
@@ -37,5 +39,6 @@ def importances(varying: Mapping[str, Sequence[float | str]], scores: Sequence[f
 def _law(optuna: Any, column: Sequence[float | str]) -> Any:
     numbers = [value for value in column if not isinstance(value, str)]
     if len(numbers) < len(column):
+        # Sorted, for the order of categories enters the estimate and that of a set is not fixed.
         return optuna.distributions.CategoricalDistribution(sorted({str(value) for value in column}))
     return optuna.distributions.FloatDistribution(min(numbers), max(numbers))

@@ -36,6 +36,7 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     if len(estimates) == 1:
         return estimates[0]
     number = len(estimates)
+    # The spread has each seed's own error in it already; counting it twice errs towards a tie.
     own = statistics.fmean((estimate.stderr or 0.0) ** 2 for estimate in estimates)
     between = statistics.variance(estimate.value for estimate in estimates)
     mean = statistics.fmean(estimate.value for estimate in estimates)
@@ -46,6 +47,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's; None for fewer than three pairs, or if either does not vary."""
     if len(a) < MIN_PAIRS or len(set(a)) == 1 or len(set(b)) == 1:
         return None
+    # Slow to import, and most commands never ask.
     from scipy.stats import spearmanr
 
     return float(spearmanr(a, b).statistic)

@@ -26,6 +26,7 @@ def _grids(standing: Standing, runs: RunsDir, name: str) -> list[Picture]:
         if rung is None or not trial.runs:
             continue
         folder = runs.path / trial.runs[0]
+        # A quick protocol's grid has its hash in its name; that of the run's own protocol is grid.png.
         own = [folder / "grid.png"] if name == FULL else folder.glob(f"grid-*-{rung.protocol_hash[:8]}.png")
         for file in [file for file in own if file.exists()][:1]:
             caption = f"{metric_name(rung)} {words.score(rung)}; {standing.one_line(trial)}"

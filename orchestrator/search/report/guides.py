@@ -14,6 +14,7 @@ from workloads.analysis.study_figures import Pair, pairs_figure
 def ladder_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
     """How well each rung predicts the next: picture and sentences."""
     pairs, said = [], []
+    # Neighbours only: each rung decides who climbs to the next.
     for cheap, dear in zip(standing.rungs, standing.rungs[1:], strict=False):
         both = [trial for trial in standing.trials if trial.rung(cheap) and trial.rung(dear)]
         if len(both) > 1:

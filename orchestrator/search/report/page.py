@@ -32,6 +32,7 @@ def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
     runs = RunsDir(runs_dir)
     ledger = open_ledger(runs, study)
     page = Page(runs, study, ledger.description() or {}, ledger.trials())
+    # Errors are text from outside and are escaped; a name that the template misspells is no gap but an error.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(TEMPLATE.read_text()).render(page=page, version=version("rememe"))
     target = out or ledger.dir.report_file

@@ -51,6 +51,7 @@ def _front(standing: Standing, cost: str) -> tuple[Picture, str] | None:
     rungs = [rung_of(trial, standing.judged_by) for trial in trials]
     points = [(rung.value, float(getattr(trial, cost))) for rung, trial in zip(rungs, trials, strict=True)]
     found = {value for _, value in points}
+    # Where all cost the same there is no front.
     if len(found) < 2:
         return None
     front = pareto_front(points)

@@ -23,6 +23,7 @@ def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:
         for trial in [*best, *(trial for trial in trials if trial not in best)]:
             found = [trial.rung(name) for name in rungs]
             cells = [cell for rung in found for cell in ((rung.value, rung.stderr) if rung else ("", ""))]
+            # The dearest score names the protocol.
             last = next((rung for rung in reversed(found) if rung), None)
             named = [metric_name(last), last.protocol_hash] if last else ["", ""]
             varied = [shown(trial.values, path, digits=EXACT) for path in study.space]

@@ -77,6 +77,7 @@ class StudyDisplay:
         before = self._trials.get(trial.number)
         self._trials[trial.number] = trial
         if before is None or before.state != trial.state or len(before.rungs) != len(trial.rungs):
+            # Shares like [1/4] are no markup.
             self._bar.print(self._line(trial), highlight=False, markup=False)
         self._bar.update(self._task, completed=self._num_ended)
 
@@ -94,9 +95,11 @@ class StudyDisplay:
     def _look(self) -> None:
         """What running configurations say of their training."""
         while not self._ended.wait(LOOK_INTERVAL_S):
+            # A copy, for the driver adds to it meanwhile.
             running = [trial.number for trial in list(self._trials.values()) if trial.state == "running"]
             words = []
             for number in running:
+                # Runners are processes, perhaps on other nodes: a file is all they share with this one.
                 file = self._dir.progress_file(number)
                 words.append(f"#{number} {file.read_text() if file.exists() else 'starting'}")
             self._bar.update(self._task, now=f"({', '.join(words)})" if words else "")

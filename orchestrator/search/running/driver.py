@@ -60,6 +60,7 @@ class Driver:
         self.ended_by = ""
         """Why no further configuration is begun."""
 
+        # A sampler begins empty in every call, so what is known is told again.
         for trial in self.trials.values():
             self._images |= {job.key: job.images for job in trial.jobs if job.trained}
             if trial.state in {"finished", "stopped"}:
@@ -67,10 +68,12 @@ class Driver:
 
     def ask(self) -> Trial | None:
         """The next configuration: what was begun before first, then proposals, then the sampler."""
+        # Whoever asks a study to end leaves the file, and nothing new is begun while the others write checkpoints.
         if self.ended_by or self._ledger.dir.stop_file.exists():
             return None
         if self._unfinished:
             return self._begin(self._unfinished.popleft())
+        # One beyond the budget is passed over, for a cheaper one may still fit.
         for _ in range(MAX_TRIES):
             if self._is_over():
                 return None
@@ -113,6 +116,7 @@ class Driver:
         return begun
 
     def _keep(self, trial: Trial) -> None:
+        # On disk before anybody hears of it: a killed process goes on from there.
         self._ledger.write(trial)
         self.trials[trial.number] = trial
         for listener in self._listeners:
@@ -122,6 +126,7 @@ class Driver:
         budget = self._study.budget
         if budget.num_configurations is not None and len(self.trials) >= budget.num_configurations:
             self.ended_by = f"the budget of {budget.num_configurations} configurations is used up"
+        # Of this call; what an earlier one took is not known after a kill.
         elif budget.wall_clock_s is not None and time.monotonic() - self._started_s > budget.wall_clock_s:
             self.ended_by = f"the budget of {budget.wall_clock_s:g} s is used up"
         return bool(self.ended_by)
@@ -130,6 +135,7 @@ class Driver:
         """A point that was not looked at yet, as a configuration."""
         while self._proposals:
             proposal = self._proposals.popleft()
+            # An earlier call may have looked at it.
             if _key(proposal.values) not in self._seen:
                 return self._make(proposal.values, {}, origin="planner", predicted_loss=proposal.predicted_loss)
         while (asked := self._sampler.ask()) is not None:
@@ -149,15 +155,18 @@ class Driver:
 
     def _is_affordable(self, trial: Trial) -> bool:
         plans = self._plans_of(trial.values_with_growth, trial.number)
+        # The last plan is the whole training's; a brief one has the same networks.
         if not self._study.limits.admits(plans[-1]):
             return False
         limit = self._study.budget.images_trained
+        # A job that was begun for another configuration costs nothing more.
         return limit is None or sum((self._images | images_by_key(plans)).values()) <= limit
 
     def _tell_sampler(self, trial: Trial) -> None:
         objectives = self._objectives(trial)
         state = trial.state
         assert state in {"finished", "stopped", "failed"}
+        # An earlier call may have climbed to another rung, for the number of finalists may change.
         if state == "finished" and objectives is None:
             state = "failed"
         self._sampler.tell(trial.draws, objectives or (), state)
@@ -170,9 +179,11 @@ class Driver:
         if rung is None:
             return None
         figures = {"score": rung.value, "macs": trial.macs, "num_parameters": float(trial.num_parameters)}
+        # Not measured is not fast: a sampler counts a NaN as a failure.
         figures["latency_s"] = trial.latency_s if trial.latency_s is not None else float("nan")
         return [figures[name] for name in self._study.objectives]
 
 
 def _key(values: Values) -> str:
+    # Proposals name fields in another order than draws do.
     return json.dumps(values, sort_keys=True)

@@ -48,7 +48,7 @@ class Forecast:
 def forecast_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: int) -> Forecast:
     """The best configurations of `study` that the networks of the `earlier` one predict.
 
-    ConfigError if they cannot be planned: no losses were measured, the strategy has no experts of its own, or no
+    ConfigError if nothing can be predicted: no losses were measured, the strategy has no experts of its own, or no
     configuration satisfies the study's limits.
     """
     ledger = open_ledger(runs, earlier)
@@ -58,6 +58,7 @@ def forecast_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: 
             f"study {earlier} has no network whose held-out loss is known; give it ladder.held_out and search again"
         )
     configurations = Configurations(study)
+    # The base alone may be no valid run description; the first configuration is.
     base = configurations.config(configurations.first()[0], study.name)
     strategy = base.strategy
     if not strategy.trains_alone:
@@ -79,6 +80,7 @@ def forecast_from_study(study: Study, earlier: str, runs: RunsDir, *, num_best: 
         num_best=num_best,
     )
     proposals = [Proposal(_values(study, base, one, models), one.predicted_loss) for one in found]
+    # The dynamic programme knows limits but no conditions, so these are held against its answer.
     return Forecast(measured, [proposal for proposal in proposals if configurations.admits(proposal.values)])
 
 
@@ -113,6 +115,7 @@ def _measured(
     jobs = {job.key: job for trial in trials for job in trial.jobs}
     curves = {key: curve for key in jobs if (curve := newest_curve(runs.store / key)) is not None}
     whole = {key for key in curves if not jobs[key].brief}
+    # One that was only trained briefly would never be proposed otherwise, so brief training is compared for all.
     if {jobs[key].architecture for key in curves} != {jobs[key].architecture for key in whole}:
         whole = {key for key in curves if jobs[key].brief}
     models = {jobs[key].architecture: (_model(runs, key), _cost(jobs[key], jobs.values())) for key in whole}
@@ -125,6 +128,7 @@ def _entry(job: UsedJob, curve: LossCurve) -> Measured:
 
 def _cost(job: UsedJob, jobs: Iterable[UsedJob]) -> Architecture:
     """The job's parameters and multiply-adds, which are its architecture's; its latency is the median of all such."""
+    # Single timings scatter.
     timed_s = [one.latency_s for one in jobs if one.architecture == job.architecture and one.latency_s is not None]
     return Architecture(job.num_parameters, job.macs, statistics.median(timed_s) if timed_s else None)
 
@@ -150,6 +154,7 @@ def _values(
             known = listed[index].model_dump(mode="json")
             for field, value in model.items():
                 path = f"strategy.experts.{index}.model.{field}"
+                # What does not vary is named only where the network that was measured differs in it.
                 if f"strategy.experts.*.model.{field}" in study.space or known.get(field) != value:
                     values[path] = value
     return values

@@ -34,9 +34,11 @@ class Growth:
         ]
         if not parents:
             return trial
+        # Of equally large ones the earliest, so that a search that is gone on with chooses alike.
         _, _, parent = max(parents, key=lambda one: one[:2])
         training = config.training
         changes = {
+            # The first run is the only one, for warm_growth takes a single seed.
             "initial_weights": str(self._runs.path / parent.runs[0]),
             "training.images": max(training.batch_size, round(self._share * training.images)),
         }

@@ -46,6 +46,7 @@ class StudyLog:
 
     def __call__(self, trial: Trial) -> None:
         """Write down a configuration that has ended (again, when a finalist got its full score)."""
+        # What it has so far is in the ledger; a run that is written once is never half a run.
         if trial.state == "running":
             return
         # The last plans are those of the whole training, one per seed; others have no run directory.
@@ -65,6 +66,7 @@ class StudyLog:
         run = open_configuration(self._tracker, plan, run_name, parent=self.run, more=varied)
         for job in plan.jobs:
             result = self._store.completed(job.key)
+            # A configuration that failed has experts that are not there.
             if result is not None:
                 expert = open_expert(self._tracker, run, job)
                 log_expert(expert, result, read_records(self._runs.job(job.key).records))
@@ -97,4 +99,5 @@ class StudyLog:
         rung = trial.rung(self._study.ladder.target)
         if rung is not None and (self._best is None or rung.value < self._best):
             self._best = metrics[f"best_{metric_name(rung)}"] = rung.value
+        # A step per configuration, so that MLflow draws the best score over the course of the search.
         self.run.log_metrics(metrics, step=len(self._images))

@@ -49,8 +49,10 @@ class TrialRunner:
             state, error = "finished", ""
         except RunStoppedError:
             state, error = "interrupted", ""
+        # Other errors are faults of ours: Tune ends the configuration, and its last line is told.
         except RememeError as problem:
             state, error = "failed", str(problem)
+        # Over all calls that worked on it.
         elapsed_s = trial.elapsed_s + time.perf_counter() - started_s
         return climb.trial.model_copy(update={"state": state, "error": error, "elapsed_s": elapsed_s})
 
@@ -121,12 +123,14 @@ class _Climb:
     def score(self, rung: str) -> None:
         """Sample and measure under the quick or the full protocol."""
         started_s, estimates = time.perf_counter(), []
+        # Seeds share data and protocol, so one reference does for all.
         reference = prepare_reference_of(self.works[0].plan.config, self._runs)
         for work in self.works:
             protocol = self._protocol(work.plan.config, rung)
             ensemble = work.gather(self._dataset)
             scored = work.score(ensemble, protocol, reference, with_stderr=True, on_cluster=True)
             estimates.append(Estimate(scored.score.value, scored.score.stderr))
+        # Name, protocol and number of samples are the same for every seed.
         estimate, score = over_seeds(estimates), scored.score
         self._add(
             Rung(

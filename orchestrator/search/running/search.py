@@ -56,6 +56,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     runs = RunsDir(runs_dir)
     ledger = Ledger(runs, study.name)
     configurations = Configurations(study)
+    # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
@@ -63,6 +64,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     forecast = _prepare(configurations, runs, plans_of, options)
     with ledger.locked():
         ledger.begin(identity)
+        # One configuration stands for all: hardly any space varies what experts ask for.
         with connect(options.address, plans_of(configurations.first()[0], 0)[-1].jobs), Tracker(runs.path) as tracker:
             search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
             with search.logged():
@@ -160,11 +162,13 @@ class _Search:
                 first_percent=round(100 * study.ladder.shares[0]),
             )
             self._raise_if_over(stop)
+            # Only now is it known who is best. One after the other, as each fills the cluster with sampling.
             for trial in self.driver.finalists():
                 self.driver.update(self._runner.finish(trial))
                 self._raise_if_over(stop)
 
     def _watch(self, stop: threading.Event) -> None:
+        # A signal reaches this process only; the file reaches those on other nodes.
         stop.wait()
         self._ledger.dir.stop_file.touch()
 
@@ -176,6 +180,7 @@ class _Search:
 
     def conclude(self) -> Path:
         """Table, CSV and report."""
+        # Brings matplotlib, which nothing before the end needs.
         from orchestrator.search.report.page import write_report
 
         trials = list(self.driver.trials.values())
@@ -184,6 +189,7 @@ class _Search:
         file = self._ledger.dir.table_file
         write_csv(file, self._study, trials)
         self._report = write_report(self._runs.path, self._study.name, None)
+        # So that whoever opens the address below finds all of it there.
         self._tracker.flush()
         print(f"kept in      {file}")
         print(f"report       {self._report}")
@@ -194,6 +200,7 @@ class _Search:
 def _why_over(trials: Sequence[Trial], *, stopped: bool, max_failures: int) -> RememeError | None:
     """What ends a search before its budget does; None if nothing."""
     failed = [trial for trial in trials if trial.state == "failed"]
+    # First, for too many failures interrupt the others too.
     if len(failed) > max_failures:
         return RememeError(
             f"{len(failed)} of {len(trials)} configurations failed, more than --max-failures "

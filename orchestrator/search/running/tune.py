@@ -48,6 +48,7 @@ def run_trials(
     from ray import tune
 
     names = {"storage_path": str(state_dir.parent), "name": state_dir.name}
+    # num_samples -1: ask() says when there is nothing left.
     options = {"reuse_actors": True, "num_samples": -1, "max_concurrent_trials": max_concurrent}
     # A process that is used again costs a tenth of a second per configuration, a new one ten seconds of imports.
     tuner = tune.Tuner(
@@ -62,6 +63,7 @@ def run_trials(
             **names,
         ),
     )
+    # What it returns is dropped, for tell() has heard all of it.
     tuner.fit()
 
 
@@ -74,6 +76,7 @@ def _run_one(config: dict[str, Any], run: RunTrial) -> None:
     def report(trial: Trial, share: float | None = None, loss: float | None = None) -> None:
         if share is not None and loss is not None:
             latest.update(percent=round(LAST_PERCENT * share), loss=loss)
+        # As text: Tune would flatten a mapping into a column per field.
         tune.report({"record": trial.model_dump_json(), **latest})
 
     report(run(Trial.model_validate_json(config["trial"]), report))
@@ -81,10 +84,13 @@ def _run_one(config: dict[str, Any], run: RunTrial) -> None:
 
 def _quiet() -> None:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Results are kept in the ledger and in MLflow, not in Tune's CSV and TensorBoard files.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # A study without held-out losses reports no figures.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: running experts write checkpoints
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+    # Reports are told one by one, so that the display and early stopping are not behind.
     os.environ["TUNE_RESULT_BUFFER_LENGTH"] = "0"
     import logging
 
@@ -135,6 +141,7 @@ def _searcher(here: _InThisProcess) -> Any:
                 here.tell(trial.model_copy(update={"state": "stopped"}) if ended_early else trial)
 
         def save(self, checkpoint_path: str) -> None:
+            # Tune wants a file; what is in it does not matter.
             Path(checkpoint_path).write_text(json.dumps("the ledger is what counts"))
 
         def restore(self, checkpoint_path: str) -> None:
@@ -168,6 +175,7 @@ def _scheduler(early_stop: EarlyStop | None, first_percent: int) -> Any:
 def _failures(here: _InThisProcess) -> Any:
     from ray import tune
 
+    # A searcher hears only that there was an error; a callback may look at which.
     class Failures(tune.Callback):  # type: ignore[misc]
         """A configuration whose process died for good, or that met an error nobody expected."""
 

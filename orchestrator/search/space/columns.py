@@ -18,11 +18,13 @@ def columns(points: Sequence[Mapping[str, float | str]]) -> Columns:
     for path in paths:
         column = [point[path] for point in points]
         if any(isinstance(value, str) for value in column):
+            # The estimator takes a column as numbers or as categories, not as both.
             column = [f"{value:g}" if isinstance(value, float) else value for value in column]
         if len(set(column)) > 1:
             alike.setdefault(tuple(column), []).append(path)
     names = [_name(paths) for paths in alike.values()]
     if len(set(names)) < len(names):
+        # Two parameters end in the same word: whole paths tell them apart.
         names = [paths[0] for paths in alike.values()]
     return {name: list(column) for name, column in zip(names, alike, strict=True)}
 

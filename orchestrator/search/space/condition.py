@@ -39,6 +39,7 @@ class Condition(StrictConfig):
         return bool(COMPARISONS[self.comparison](left, right))
 
     def _number(self, description: Mapping[str, Any], side: str) -> float:
+        # No field is called like a number, so a number is one.
         number = as_number(side)
         if number is not None:
             return number

@@ -29,6 +29,7 @@ class Context:
         model = self.raw.get("model")
         if section == "model":
             return model
+        # An expert of a MEME writes down only what differs from the common model.
         expert = self.raw["strategy"]["experts"][int(section.split(".")[2])]
         return merge(model, expert.get("model", {})) if isinstance(expert, dict) else None
 

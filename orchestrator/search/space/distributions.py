@@ -9,14 +9,29 @@ conditions: [strategy.cuts.0 >= 100]
 Those of a single field are in fields.py, those over experts in laws.py and split_ratios.py, conditions in condition.py.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from orchestrator.search.space.context import Context
 from orchestrator.search.space.fields import Choice, Int, LogUniform, Uniform
 from orchestrator.search.space.laws import Boundaries, Each
+from orchestrator.search.space.points import Values
+from orchestrator.search.space.sources import NumberSource
 from orchestrator.search.space.split_ratios import SPLIT_RATIOS_PATH, SplitRatios
 from workloads.config.explain import describe, suggest
+
+
+class Distribution(Protocol):
+    """What each of them does; path is the field's, with `*` where it stands for every element of a list."""
+
+    def draw(self, source: NumberSource, path: str, context: Context) -> Values:
+        """A value for every field of the path, all of it from numbers that the source gives by name."""
+
+    def grid(self, path: str, context: Context) -> Iterable[Values] | None:
+        """Every value there is, in order, one by one; None if they are continuous."""
+
 
 AnyDistribution = Choice | Uniform | LogUniform | Int | Each | Boundaries | SplitRatios
 KINDS: dict[str, type[AnyDistribution]] = {

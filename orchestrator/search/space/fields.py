@@ -15,6 +15,7 @@ from workloads.config.base import StrictConfig
 def _check_json(options: tuple[Any, ...]) -> tuple[Any, ...]:
     for option in options:
         try:
+            # Ledger, MLflow and Optuna keep values as JSON.
             json.dumps(option)
         except TypeError:
             raise ValueError(f"{option!r} is neither number, text, list nor mapping; put a text in quotes") from None

@@ -50,6 +50,7 @@ def draw_rising(source: NumberSource, name: str, options: Sequence[Option], coun
 
 
 def _listed(raw: Any) -> Any:
+    # A single one is written without brackets.
     return raw if isinstance(raw, list | tuple) else (raw,)
 
 

@@ -30,6 +30,7 @@ def flat_numbers(values: Values) -> dict[str, float | str]:
             items = value.items() if isinstance(value, dict) else enumerate(value)
             flat |= flat_numbers({f"{path}.{key}": item for key, item in items})
         else:
+            # True is a number in Python, but nobody means 1.0 by it.
             number = None if isinstance(value, bool) else as_number(value)
             flat[path] = str(value) if number is None else number
     return flat

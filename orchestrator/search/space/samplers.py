@@ -99,6 +99,7 @@ class OptunaSampler:
                 self._asked.add(text)
                 self._running[json.dumps(trial.params, sort_keys=True)] = trial
                 return values, dict(trial.params)
+            # Neither a repeat nor what the conditions exclude is evidence of anything.
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         return None
 
@@ -113,6 +114,7 @@ class OptunaSampler:
         states = self._optuna.trial.TrialState
         if state == "finished":
             self._study.tell(trial, list(objectives))
+        # With several objectives Optuna has no notion of a pruned trial.
         elif state == "stopped" and len(self._study.directions) == 1 and objectives:
             trial.report(objectives[0], step=0)
             self._study.tell(trial, state=states.PRUNED)

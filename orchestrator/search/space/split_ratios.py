@@ -109,6 +109,7 @@ class SplitRatios(StrictConfig):
         return tuple(
             share
             for share in shares
+            # Unless told otherwise, a mixer has some attention and something beside it.
             if (share > 0 if law.at_least is None else share >= law.at_least)
             and (share < 1 if law.at_most is None else share <= law.at_most)
         )
@@ -153,6 +154,7 @@ def _whole_heads(width: int, head_dim: int) -> Iterator[Fraction]:
 
 def _common(path: str, networks: dict[str, _Network]) -> list[tuple[Fraction, ...]]:
     """For each level: what all networks allow."""
+    # Monotone means level by level, so all must have the same levels.
     if len({len(network.shares) for network in networks.values()}) > 1:
         raise ConfigError(f"space.{path}: experts differ in their number of mixer_levels; set monotone to false")
     first, *others = [network.shares for network in networks.values()]
@@ -167,6 +169,7 @@ def _common(path: str, networks: dict[str, _Network]) -> list[tuple[Fraction, ..
 
 def _written(networks: dict[str, _Network], rows: Iterable[Sequence[Fraction]]) -> Values:
     return {
+        # As text: JSON has no exact 1/3.
         place: [str(share) for share in row] * network.num_repeats
         for (place, network), row in zip(networks.items(), rows, strict=True)
     }

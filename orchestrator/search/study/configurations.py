@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from orchestrator.search.space.context import Context
-from orchestrator.search.space.distributions import AnyDistribution
+from orchestrator.search.space.distributions import Distribution
 from orchestrator.search.space.laws import Boundaries, Each
 from orchestrator.search.space.points import Values
 from orchestrator.search.space.samplers import GridSampler, OptunaSampler, RandomSampler, Sampler
@@ -55,6 +55,7 @@ class Configurations:
         name = f"{self.study.name}-{number:04d}"
         configs = []
         for seed in self.study.seeds:
+            # A single seed is not named, so that its runs are called like the configuration.
             full = name if len(self.study.seeds) == 1 else f"{name}-seed{seed}"
             configs.append(self.config(values, full).model_copy(update={"seed": seed}))
         return configs
@@ -92,6 +93,7 @@ class Configurations:
 
     def check(self) -> None:
         """Raise ConfigError for what can be known to be wrong before anything starts."""
+        # A grid may be too long to look at all of it.
         for _ in islice(self._distinct(), NUM_CHECKED):
             pass
 
@@ -104,11 +106,12 @@ class Configurations:
             return self.study.base_raw
 
     @property
-    def _in_order(self) -> list[tuple[str, AnyDistribution]]:
+    def _in_order(self) -> list[tuple[str, Distribution]]:
         """Those that look at the run description come last, so that they see what the others have changed."""
+        # The sort is stable: beyond that, the order is the user's, on which draws depend.
         return sorted(self.study.space.items(), key=lambda item: isinstance(item[1], Each | Boundaries | SplitRatios))
 
-    def _grid(self, space: list[tuple[str, AnyDistribution]], raw: dict[str, Any]) -> Iterator[Values]:
+    def _grid(self, space: list[tuple[str, Distribution]], raw: dict[str, Any]) -> Iterator[Values]:
         if not space:
             yield {}
             return
@@ -136,6 +139,7 @@ class Configurations:
             if config is not None:
                 yield values, config
                 num_found, tries_left = num_found + 1, MAX_TRIES
+            # A grid ends by itself; draws could go on for ever.
             elif self.study.sampler != "grid":
                 tries_left -= 1
                 if not tries_left:
@@ -149,6 +153,7 @@ class Configurations:
         try:
             config = self.config(values, name)
         except ConfigError:
+            # Conditions are how a user excludes what is invalid; only what they let through is a mistake.
             if self._is_ruled_out(values):
                 return None
             raise
@@ -193,6 +198,7 @@ def _applied(raw: dict[str, Any], values: Values) -> dict[str, Any]:
         raw = apply_value(raw, path, value)
         section, _, _ = path.rpartition(".")
         other = INSTEAD.get(path)
+        # If the space gives both, that is a mistake to be reported, not one to be hidden here.
         if other is not None and f"{section}.{other}" not in values:
             raw = raw | {section: {key: kept for key, kept in raw[section].items() if key != other}}
     return raw

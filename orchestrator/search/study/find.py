@@ -9,11 +9,13 @@ from workloads.errors import ConfigError
 
 def find_study(source: str, overrides: list[str]) -> Study | None:
     """The study of this name or in this YAML file; None if it is a run description, or nothing."""
+    # A study's name goes before a run's, and both before a file.
     if source not in list_presets("studies") and (source in list_presets() or not Path(source).is_file()):
         return None
     raw = read_raw(source, "studies")
     if "space" not in raw:
         return None
+    # Only a mapping can be changed, so a base that is named is read first.
     if isinstance(raw.get("base"), str) and any(override.startswith("base.") for override in overrides):
         raw["base"] = read_raw(raw["base"])
     for override in overrides:

@@ -67,6 +67,7 @@ class Ledger:
         """Keep the description, and forget what Tune kept of an earlier call."""
         write_text(self.dir.description_file, json.dumps(description, indent=2))
         shutil.rmtree(self.dir.tune_dir, ignore_errors=True)
+        # Left by a call that was stopped.
         self.dir.stop_file.unlink(missing_ok=True)
 
     @contextmanager
@@ -75,6 +76,7 @@ class Ledger:
         self.dir.path.mkdir(parents=True, exist_ok=True)
         owner, lock = self.dir.owner_file, FileLock(self.dir.lock_file)
         try:
+            # The system frees the lock of a dead process; the owner file is only for the message.
             lock.acquire(timeout=0)
         except Timeout:
             who = owner.read_text() if owner.exists() else "another process"
@@ -95,6 +97,7 @@ class Ledger:
             try:
                 found.append(Trial.model_validate_json(file.read_text()))
             except (ValidationError, UnicodeDecodeError):
+                # Kept, not deleted: what it cost may be worth a look.
                 aside = file.with_suffix(".damaged")
                 file.replace(aside)
                 logger.warning("%s is damaged and was moved to %s; what was trained for it is reused", file, aside.name)

@@ -68,6 +68,7 @@ class Study(StrictConfig):
     @classmethod
     def _parse_space(cls, space: dict[str, Any]) -> dict[str, Any]:
         for path, other in permutations(space, 2):
+            # The later one would silently win.
             if re.fullmatch(re.escape(path).replace(r"\*", r"\d+"), other):
                 raise ValueError(f"{path} and {other} give the same field a value; leave one of them out")
         return {path: parse_distribution(path, raw) for path, raw in space.items()}
@@ -102,10 +103,12 @@ class Study(StrictConfig):
         quick = None if self.ladder.quick is None else self.quick_protocol(first).model_dump(mode="json")
         return {
             "name": self.name,
+            # The protocol is written out below, and how a run is executed does not change its result.
             "base": _without(self.base_raw, "evaluation", "execution"),
             "space": {path: law.model_dump(mode="json", exclude_defaults=True) for path, law in self.space.items()},
             "conditions": [str(condition) for condition in self.conditions],
             "objectives": list(self.objectives),
+            # The quick protocol is written out too, and the number of finalists changes no score.
             "ladder": self.ladder.model_dump(mode="json", exclude={"quick", "finalists"}),
             "evaluation": first.evaluation.model_dump(mode="json"),
             "quick": quick,

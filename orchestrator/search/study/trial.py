@@ -147,6 +147,7 @@ def _value(trial: Trial, rung: str) -> float:
 
 def ranked(trials: Sequence[Trial], rungs: Sequence[str]) -> list[Trial]:
     """Best first: by the dearest rung a configuration has, those with a dearer one in front."""
+    # It was the best who got a dearer score, so it leads whatever its value.
     best: list[Trial] = []
     for name in reversed(rungs):
         best += [trial for trial in reached(trials, name) if trial not in best]
