@@ -28,7 +28,7 @@ from workloads.data.prepared import (
 )
 from workloads.data.sources import Item, Source, open_source
 from workloads.errors import DataError
-from workloads.files import clear_storage_errors, sha256_file, sync, write_text
+from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
 
 SHARD_IMAGES = 8192
 SHARD_LATENTS = 1024
@@ -158,7 +158,7 @@ def _claim(out: Path, config: AnyData, source: Source, encoder: LatentEncoder | 
         if json.loads(plan.read_text()) != wanted:
             raise DataError(f"{out} holds data prepared from another source, size or VAE; choose another directory")
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
 
@@ -218,15 +218,13 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
         width = int(np.prod(shape)) * rows.itemsize
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
         batch = pa.record_batch({"image": column, "label": pa.array(block.labels)})
-        scratch = file.with_name(f".{file.name}.partial")
-        try:
-            with clear_storage_errors(file):
-                with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                sync(scratch)
-                scratch.replace(file)
-        finally:
-            scratch.unlink(missing_ok=True)
+        remove_unfinished_file(file)
+        with (
+            new_file(file) as scratch,
+            pa.OSFile(str(scratch), "wb") as sink,
+            pa.ipc.new_file(sink, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
     write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, "bad": block.bad}))
 
