@@ -26,9 +26,10 @@ from workloads.data.prepared import (
     read_manifest,
     rows_in_order,
 )
-from workloads.data.sources import Item, Source, open_source
+from workloads.data.sources import ImageSource, Item, open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
+from workloads.progress import Progress
 
 SHARD_IMAGES = 8192
 SHARD_LATENTS = 1024
@@ -37,8 +38,6 @@ SHARD_LATENTS = 1024
 PROGRESS_EVERY = 256
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
-
-Progress = Callable[[int, int], None]
 
 
 class PrepareSummary(NamedTuple):
@@ -97,7 +96,7 @@ def prepare(
             raise DataError(f"{len(bad)} images do not decode ({named}), more than --max-bad {max_bad}")
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
-    manifest = _finish(out, source, tuple(bad), encoder, describe_source(config))
+    manifest = _finish(out, source, tuple(bad), encoder, name_of_source(config))
     return PrepareSummary(out, manifest.num_images, manifest.bad, manifest)
 
 
@@ -114,8 +113,8 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
     return PreparedDataset(prepare(config, out, on_progress=on_progress).path)
 
 
-def describe_source(config: AnyData) -> str:
-    """For people."""
+def name_of_source(config: AnyData) -> str:
+    """What the images come from, for people."""
     parts = [
         config.kind,
         getattr(config, "dataset", None),
@@ -138,7 +137,7 @@ def _check_against(config: PreparedData, dataset: PreparedDataset) -> None:
 
 
 def _determinants(
-    config: AnyData, source: Source, encoder: LatentEncoder | None, shard_images: int
+    config: AnyData, source: ImageSource, encoder: LatentEncoder | None, shard_images: int
 ) -> dict[str, object]:
     """What the content of a prepared directory depends on."""
     return {
@@ -151,7 +150,7 @@ def _determinants(
     }
 
 
-def _claim(out: Path, config: AnyData, source: Source, encoder: LatentEncoder | None, shard_images: int) -> None:
+def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncoder | None, shard_images: int) -> None:
     wanted = content_hash(_determinants(config, source, encoder, shard_images))
     plan = out / PLAN
     if plan.is_file():
@@ -230,7 +229,7 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
 
 
 def _finish(
-    out: Path, source: Source, bad: tuple[str, ...], encoder: LatentEncoder | None, description: str
+    out: Path, source: ImageSource, bad: tuple[str, ...], encoder: LatentEncoder | None, description: str
 ) -> Manifest:
     sidecars = [json.loads(file.read_text()) for file in sorted(out.glob("shard-*.json"))]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]

@@ -26,9 +26,6 @@ from workloads.locks import locked
 FEATURE_BATCH = 64
 """Images through the feature network at once: part of the protocol, because it changes the last bits."""
 
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
-
 
 class ImageSet(Protocol):
     """What torch-fidelity reads: a torch Dataset of uint8 (3, H, W)."""
@@ -77,7 +74,7 @@ class TensorImages(Dataset[Tensor]):
         return list(to_rgb(self.images_NCHW[indices]))
 
 
-class _Counted(Dataset[Tensor]):
+class _CountedImages(Dataset[Tensor]):
     """Passes images through and counts them."""
 
     def __init__(self, images: ImageSet, advance: Callable[[int], None]) -> None:
@@ -120,7 +117,7 @@ def extract_all(
         # Not TF32: rounding features to ten bits moves a distance as much as a better model does.
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         found: dict[str, Tensor] = get_featuresdict_from_dataset(
-            _Counted(images, advance or (lambda _: None)),
+            _CountedImages(images, advance or (lambda _: None)),
             extractor.module,
             batch_size=FEATURE_BATCH,
             cuda=on_gpu,
