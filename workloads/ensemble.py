@@ -1,7 +1,7 @@
 """An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from workloads.files import new_directory, sha256_file, write_text
 from workloads.models.build import WEIGHTS, load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
 from workloads.places import EnsembleDir, JobDir, RunDir
+from workloads.progress import Progress
 from workloads.training.result import completed
 
 INDEX, REMIX = EnsembleDir(Path()).index.name, EnsembleDir(Path()).remix.name
@@ -67,7 +68,7 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
     return Ensemble.load(target)
 
 
-def bake(ensemble: "Ensemble", target: Path, on_progress: Callable[[int, int], None]) -> "Ensemble":
+def bake(ensemble: "Ensemble", target: Path, on_progress: Progress) -> "Ensemble":
     """Write the experts of a remix out as plain networks; sampling then mixes nothing and costs what one does."""
     digests, num_experts = [], len(ensemble.intervals)
     with new_directory(target) as scratch:

@@ -37,13 +37,17 @@ def clear_storage_errors(target: Path) -> Iterator[None]:
         raise
 
 
+SCRATCH = ".*.partial"
+"""Pattern of the names of what is being written, or was when its process was killed."""
+
+
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
     """A scratch directory that becomes `target` when the block ends well, and vanishes when it does not.
 
     Raises StorageError when the disk is full.
     """
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    scratch = _scratch_of(target)
     try:
         with clear_storage_errors(target):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -58,26 +62,44 @@ def new_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """The same for a file: the block writes it, and a reader of `target` finds the old one or all of the new one."""
+    scratch = _scratch_of(target)
+    try:
+        with clear_storage_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield scratch
+            sync(scratch)
+            scratch.replace(target)
+            sync(target.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Replace a text file in one step. Raises StorageError when the disk is full."""
+    with new_file(target) as scratch:
+        scratch.write_text(text)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what processes that were killed inside new_directory left anywhere under a folder.
 
     Only for who knows that no one else writes there.
     """
-    for scratch in [path for path in folder.rglob(".*.partial") if path.is_dir()]:
+    for scratch in [path for path in folder.rglob(SCRATCH) if path.is_dir()]:
         shutil.rmtree(scratch)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Replace a text file in one step. Raises StorageError when the disk is full."""
-    with clear_storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            scratch.write_text(text)
-            sync(scratch)
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+def remove_unfinished_file(target: Path) -> None:
+    """Remove what processes that were killed inside new_file left of one file; only for who alone writes it."""
+    for scratch in target.parent.glob(f".{target.name}.*partial"):
+        scratch.unlink(missing_ok=True)
+
+
+def _scratch_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
 
 
 def sync(path: Path) -> None:

@@ -158,6 +158,16 @@ def test_a_shard_damaged_in_between_is_made_again(folder: Path, tmp_path: Path) 
     assert prepare(folder_config(folder), out, shard_images=4).manifest == whole.manifest
 
 
+@pytest.mark.parametrize("leftover", [".preparation.json.1.partial", ".shard-00000.arrow.1.partial"])
+def test_what_a_killed_process_was_writing_is_no_data(folder: Path, tmp_path: Path, leftover: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / leftover).write_bytes(b"half")
+    found = prepare(folder_config(folder), out, shard_images=4)
+    assert found.manifest == prepare(folder_config(folder), tmp_path / "other", shard_images=4).manifest
+    assert not list(out.glob(".shard-*"))
+
+
 def test_another_source_may_not_use_the_same_directory(folder: Path, tmp_path: Path) -> None:
     prepare(folder_config(folder), tmp_path / "out")
     with pytest.raises(DataError, match="another source, size or VAE"):

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from workloads.errors import StorageError
-from workloads.files import new_directory, sha256_file, write_text
+from workloads.files import new_directory, new_file, remove_unfinished_file, sha256_file, write_text
 
 
 @pytest.fixture
@@ -43,6 +43,38 @@ def test_a_directory_whose_writing_failed_leaves_the_old_one(tmp_path: Path) -> 
         fail_inside(target)
     assert (target / "file").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def write_half(target: Path) -> None:
+    with new_file(target) as scratch:
+        scratch.write_bytes(b"half")
+        raise RuntimeError("stop")
+
+
+def test_a_file_whose_writing_failed_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "out.bin"
+    with new_file(target) as scratch:
+        scratch.write_bytes(b"whole")
+        assert not target.exists()
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half(target)
+    assert target.read_bytes() == b"whole"
+    assert [path.name for path in target.parent.iterdir()] == ["out.bin"]
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, synced = tmp_path / "out", []
+    monkeypatch.setattr("workloads.files.sync", lambda path: synced.append((path, target.exists())))
+    with new_file(target) as scratch:
+        scratch.write_text("whole")
+    assert synced == [(scratch, False), (tmp_path, True)]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_and_no_other(tmp_path: Path) -> None:
+    for name in (".a.1.partial", ".a.partial", ".ab.1.partial", "a"):
+        (tmp_path / name).touch()
+    remove_unfinished_file(tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {".ab.1.partial", "a"}
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_disk: Path) -> None:

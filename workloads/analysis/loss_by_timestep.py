@@ -1,11 +1,10 @@
 """How well every expert of an ensemble denoises at each part of the timestep axis."""
 
-from collections.abc import Callable
-
 from workloads.config.intervals import Interval, IntervalTable
 from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.process import DiffusionProcess
 from workloads.ensemble import Ensemble
+from workloads.progress import Progress
 from workloads.training.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
 
 
@@ -16,7 +15,7 @@ def ensemble_loss_by_timestep(
     num_bins: int = NUM_BINS,
     num_images: int = 256,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Progress = lambda _done, _total: None,
 ) -> tuple[Curve, ...]:
     """One curve over all of [0, T) per expert, in bins that no interval cuts through: a matrix expert x timestep."""
     process = DiffusionProcess(ensemble.diffusion, ensemble.device)

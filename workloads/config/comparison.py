@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from workloads.config.base import StrictConfig, merge
-from workloads.config.explain import describe
+from workloads.config.explain import explain_error
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
 
@@ -52,4 +52,4 @@ class Comparison(StrictConfig):
         try:
             return RunConfig.model_validate(raw)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {describe(RunConfig, error)}") from None
+            raise ConfigError(f"{where}: {explain_error(RunConfig, error)}") from None

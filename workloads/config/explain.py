@@ -16,7 +16,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(words)}" if words else hint
 
 
-def describe(model: type[BaseModel], error: ValidationError) -> str:
+def explain_error(model: type[BaseModel], error: ValidationError) -> str:
     """One sentence about the error that explains most: unknown keys first, they often cause the others."""
     details = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path, owner = _locate(model, details["loc"])

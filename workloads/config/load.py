@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from workloads.config.comparison import Comparison
-from workloads.config.explain import describe, suggest
+from workloads.config.explain import explain_error, suggest
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
 
@@ -106,4 +106,4 @@ def validate(model: type[Model], raw: Any) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(describe(model, error)) from None
+        raise ConfigError(explain_error(model, error)) from None

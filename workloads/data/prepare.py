@@ -26,9 +26,10 @@ from workloads.data.prepared import (
     read_manifest,
     rows_in_order,
 )
-from workloads.data.sources import Item, Source, open_source
+from workloads.data.sources import ImageSource, Item, open_source
 from workloads.errors import DataError
-from workloads.files import clear_storage_errors, sha256_file, sync, write_text
+from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
+from workloads.progress import Progress
 
 SHARD_IMAGES = 8192
 SHARD_LATENTS = 1024
@@ -37,8 +38,6 @@ SHARD_LATENTS = 1024
 PROGRESS_EVERY = 256
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
-
-Progress = Callable[[int, int], None]
 
 
 class PrepareSummary(NamedTuple):
@@ -97,7 +96,7 @@ def prepare(
             raise DataError(f"{len(bad)} images do not decode ({named}), more than --max-bad {max_bad}")
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
-    manifest = _finish(out, source, tuple(bad), encoder, describe_source(config))
+    manifest = _finish(out, source, tuple(bad), encoder, name_of_source(config))
     return PrepareSummary(out, manifest.num_images, manifest.bad, manifest)
 
 
@@ -114,8 +113,8 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
     return PreparedDataset(prepare(config, out, on_progress=on_progress).path)
 
 
-def describe_source(config: AnyData) -> str:
-    """For people."""
+def name_of_source(config: AnyData) -> str:
+    """What the images come from, for people."""
     parts = [
         config.kind,
         getattr(config, "dataset", None),
@@ -138,7 +137,7 @@ def _check_against(config: PreparedData, dataset: PreparedDataset) -> None:
 
 
 def _determinants(
-    config: AnyData, source: Source, encoder: LatentEncoder | None, shard_images: int
+    config: AnyData, source: ImageSource, encoder: LatentEncoder | None, shard_images: int
 ) -> dict[str, object]:
     """What the content of a prepared directory depends on."""
     return {
@@ -151,14 +150,14 @@ def _determinants(
     }
 
 
-def _claim(out: Path, config: AnyData, source: Source, encoder: LatentEncoder | None, shard_images: int) -> None:
+def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncoder | None, shard_images: int) -> None:
     wanted = content_hash(_determinants(config, source, encoder, shard_images))
     plan = out / PLAN
     if plan.is_file():
         if json.loads(plan.read_text()) != wanted:
             raise DataError(f"{out} holds data prepared from another source, size or VAE; choose another directory")
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
 
@@ -218,21 +217,19 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
         width = int(np.prod(shape)) * rows.itemsize
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
         batch = pa.record_batch({"image": column, "label": pa.array(block.labels)})
-        scratch = file.with_name(f".{file.name}.partial")
-        try:
-            with clear_storage_errors(file):
-                with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                sync(scratch)
-                scratch.replace(file)
-        finally:
-            scratch.unlink(missing_ok=True)
+        remove_unfinished_file(file)
+        with (
+            new_file(file) as scratch,
+            pa.OSFile(str(scratch), "wb") as sink,
+            pa.ipc.new_file(sink, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
     write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, "bad": block.bad}))
 
 
 def _finish(
-    out: Path, source: Source, bad: tuple[str, ...], encoder: LatentEncoder | None, description: str
+    out: Path, source: ImageSource, bad: tuple[str, ...], encoder: LatentEncoder | None, description: str
 ) -> Manifest:
     sidecars = [json.loads(file.read_text()) for file in sorted(out.glob("shard-*.json"))]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]

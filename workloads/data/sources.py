@@ -36,7 +36,7 @@ class Item(NamedTuple):
     decode: Callable[[], Image.Image]
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """A finite, ordered sequence of images with classes."""
 
     class_names: tuple[str, ...]
@@ -51,7 +51,7 @@ class Source(ABC):
         """Changes when the source does; cheap, so it looks at names, sizes and times rather than at pixels."""
 
 
-class FolderSource(Source):
+class FolderSource(ImageSource):
     """One subfolder per class, in alphabetical order."""
 
     def __init__(self, config: FolderData) -> None:
@@ -76,7 +76,7 @@ class FolderSource(Source):
         return _files_signature([file for file, _ in self._files], self._root)
 
 
-class ParquetSource(Source):
+class ParquetSource(ImageSource):
     """Parquet files in the Hugging Face layout: a struct image{bytes, path} and an integer label."""
 
     def __init__(self, config: ParquetData) -> None:
@@ -120,7 +120,7 @@ class ParquetSource(Source):
         return _files_signature(self._files, root)
 
 
-class ArraySource(Source):
+class ArraySource(ImageSource):
     """Images already in memory as uint8 (N, H, W, C) or (N, H, W)."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], signature: str) -> None:
@@ -138,7 +138,7 @@ class ArraySource(Source):
         return self._signature
 
 
-class TorchvisionSource(Source):
+class TorchvisionSource(ImageSource):
     """Any torchvision data set of (PIL image, integer class) that is already on disk."""
 
     def __init__(self, config: TorchvisionData) -> None:
@@ -161,13 +161,13 @@ class TorchvisionSource(Source):
         return content_hash([config.dataset, config.split, str(config.path.resolve()), self.num_images])
 
 
-def embedded_source(config: EmbeddedData) -> Source:  # noqa: ARG001
+def embedded_source(config: EmbeddedData) -> ImageSource:  # noqa: ARG001
     """The Fashion-MNIST subset in the package."""
     with resources.as_file(resources.files("workloads.data") / "assets" / "fashion-mnist-10k.parquet") as file:
         return ParquetSource(ParquetData(path=file))
 
 
-def cifar10_source(config: CIFAR10Data) -> Source:
+def cifar10_source(config: CIFAR10Data) -> ImageSource:
     """CIFAR-10 from an .npz, or from torchvision's download, which torchvision checks by MD5."""
     path = _existing(config.path)
     if path.is_dir():
@@ -183,7 +183,7 @@ def cifar10_source(config: CIFAR10Data) -> Source:
     return ArraySource(images, labels, CIFAR10_CLASSES, signature)
 
 
-SOURCES: dict[type, Callable[[Any], Source]] = {
+SOURCES: dict[type, Callable[[Any], ImageSource]] = {
     EmbeddedData: embedded_source,
     FolderData: FolderSource,
     ParquetData: ParquetSource,
@@ -192,7 +192,7 @@ SOURCES: dict[type, Callable[[Any], Source]] = {
 }
 
 
-def open_source(config: AnyData) -> Source:
+def open_source(config: AnyData) -> ImageSource:
     """The source behind a config. DataError if it is missing, empty, or has more classes than declared."""
     source = SOURCES[type(config)](config)
     if source.num_images == 0:

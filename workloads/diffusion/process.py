@@ -30,6 +30,7 @@ class DiffusionProcess:
         self.config = config
         self._scheduler = DDPMScheduler(**scheduler_fields(config))
         self.alphas_cumprod_T: Tensor = self._scheduler.alphas_cumprod.to(device)
+        # On the device from the start, so that no step waits for a transfer.
         self._scheduler.alphas_cumprod = self.alphas_cumprod_T
         self._posterior = {name: table.to(device) for name, table in _posterior(self._scheduler.betas.double()).items()}
         self._weights_T = _min_snr_weights(config, self.alphas_cumprod_T)
@@ -65,6 +66,7 @@ class DiffusionProcess:
         loss_B = error_B * self.loss_weight(t_B)
         if variance_BCHW is not None:
             x_t_BCHW = self.add_noise(x0_BCHW, noise_BCHW, t_B)
+            # Detached: the bound is to train the variance alone, the error trains the mean (Sec. 3.1).
             loss_B = loss_B + self.variational_bound(mean_BCHW.detach(), variance_BCHW, x0_BCHW, x_t_BCHW, t_B)
         return loss_B
 

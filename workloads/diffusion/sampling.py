@@ -16,6 +16,7 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import SamplingConfig
 from workloads.diffusion.process import scheduler_fields
 from workloads.errors import ConfigError
+from workloads.progress import Progress
 
 # Axes: B batch, C channels, H height, W width, T timesteps.
 
@@ -80,7 +81,7 @@ def sample(
     labels_B: Tensor | None = None,
     null_label: int | None = None,
     device: torch.device | str = "cpu",
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress | None = None,
     clip: bool = False,
 ) -> Tensor:
     """Draw one image (or latent) per seed: (B, C, H, W) on `device`, about [-1, 1] but not clamped.

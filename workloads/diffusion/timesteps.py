@@ -17,6 +17,7 @@ def draw_timesteps(
     little. The interval is part of the whole range, so the share of training inside it is p + (1 - p) |interval| / T.
     """
     device = generator.device
+    # All three are drawn for every image, so that p changes none of the draws that follow.
     chance_B = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64)
     own_B = torch.randint(interval.lo, interval.hi, (batch_size,), generator=generator, device=device)
     any_B = torch.randint(0, num_timesteps, (batch_size,), generator=generator, device=device)

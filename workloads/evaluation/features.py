@@ -1,10 +1,7 @@
 """Features of a set of images, and the cached statistics of a reference set, through torch-fidelity."""
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,15 +18,13 @@ from workloads.config.base import content_hash
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import DataError
 from workloads.evaluation.extractors import Extractor
-from workloads.files import clear_storage_errors, sync
+from workloads.files import clear_storage_errors, new_file
+from workloads.locks import locked
 
 # Axes: N images, B batch, C channels, H height, W width, D features.
 
 FEATURE_BATCH = 64
 """Images through the feature network at once: part of the protocol, because it changes the last bits."""
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
 
 
 class ImageSet(Protocol):
@@ -79,7 +74,7 @@ class TensorImages(Dataset[Tensor]):
         return list(to_rgb(self.images_NCHW[indices]))
 
 
-class _Counted(Dataset[Tensor]):
+class _CountedImages(Dataset[Tensor]):
     """Passes images through and counts them."""
 
     def __init__(self, images: ImageSet, advance: Callable[[int], None]) -> None:
@@ -122,7 +117,7 @@ def extract_all(
         # Not TF32: rounding features to ten bits moves a distance as much as a better model does.
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         found: dict[str, Tensor] = get_featuresdict_from_dataset(
-            _Counted(images, advance or (lambda _: None)),
+            _CountedImages(images, advance or (lambda _: None)),
             extractor.module,
             batch_size=FEATURE_BATCH,
             cuda=on_gpu,
@@ -189,15 +184,19 @@ def reference_features(
 
 
 def _computed_once(path: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What the file holds; if there is no whole file, what is computed, which is then kept there."""
+    """What the file holds; if there is no whole file, what is computed, which is then kept there.
+
+    By one process for all that ask; where a file system has no locks, by everyone.
+    """
     cached = _read(path)
     if cached is not None:
         return cached
-    with clear_storage_errors(path), _locked(path):
+    with clear_storage_errors(path), locked(path.with_name(f".{path.name}.lock"), if_supported=True):
         cached = _read(path)  # another process may have written it meanwhile
         if cached is None:
             cached = compute()
-            _write(path, cached)
+            with new_file(path) as scratch:
+                safetensors.numpy.save_file(cached, scratch)
     return cached
 
 
@@ -208,23 +207,3 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
     except (FileNotFoundError, SafetensorError):
         return None
     return found
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        safetensors.numpy.save_file(arrays, scratch)
-        sync(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; a dead one's lock is free. Where a file system has no locks, everyone computes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import DataError
 from workloads.evaluation.features import ImageSet, to_rgb
 from workloads.evaluation.generate import batch_indices
-from workloads.files import clear_storage_errors, sync
+from workloads.files import clear_storage_errors, new_file
 
 # Axes: B batch, C channels, H height, W width.
 
@@ -37,17 +36,8 @@ class SampleStore:
             raise DataError(f"samples are {array.dtype} of shape {array.shape}; they must be uint8 (B, C, H, W)")
         buffer = io.BytesIO()  # writing an array straight to a file hides why it failed
         np.save(buffer, array, allow_pickle=False)
-        target = self.file(batch_index)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with clear_storage_errors(target):
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                scratch.write_bytes(buffer.getbuffer())
-                sync(scratch)
-                scratch.replace(target)
-                sync(self.path)
-            finally:
-                scratch.unlink(missing_ok=True)
+        with new_file(self.file(batch_index)) as scratch:
+            scratch.write_bytes(buffer.getbuffer())
 
     def read(self, batch_index: int) -> np.ndarray | None:
         """A batch mapped into memory: uint8 (B, C, H, W). None if it is absent, cut short or no such array."""

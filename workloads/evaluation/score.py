@@ -17,7 +17,6 @@ from workloads.evaluation.extractors import Extractor, load_extractor
 from workloads.evaluation.features import (
     FEATURE_BATCH,
     ImageSet,
-    Progress,
     ReferenceImages,
     Statistics,
     extract_all,
@@ -28,6 +27,7 @@ from workloads.evaluation.features import (
 )
 from workloads.evaluation.protocol import Score, comparable, describe_protocol, protocol_hash, require_comparable
 from workloads.evaluation.samples import SampleStore
+from workloads.progress import Progress
 
 NUM_MANIFOLD_IMAGES = 10_000
 """Precision and recall compare at most this many samples with the first this many reference images."""

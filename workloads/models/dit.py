@@ -24,6 +24,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int, frequency_shift: int) -> None:
         super().__init__()
+        # Cosines come first, as in the published checkpoints.
         self.frequencies = Timesteps(NUM_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=frequency_shift)
         self.mlp = nn.Sequential(
             nn.Linear(NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)

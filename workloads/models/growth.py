@@ -29,6 +29,7 @@ GROWING_MIXERS = {"softmax", "per_layer", "raw"}
 """Those whose coefficients are a free table."""
 
 TINY = 1e-30
+"""Stands for zero under a logarithm or a division."""
 
 
 def is_remix(file: Path) -> bool:

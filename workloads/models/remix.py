@@ -25,16 +25,20 @@ class MixingConfig(Protocol):
     """What a run description says of bases and coefficients."""
 
     @property
-    def num_bases(self) -> int: ...
+    def num_bases(self) -> int:
+        """K."""
 
     @property
-    def mixer(self) -> str: ...
+    def mixer(self) -> str:
+        """Where coefficients come from."""
 
     @property
-    def mixed(self) -> tuple[str, ...]: ...
+    def mixed(self) -> tuple[str, ...]:
+        """Patterns of the names of parameters that bases differ in."""
 
     @property
-    def prior_logit(self) -> float: ...
+    def prior_logit(self) -> float:
+        """What the prior adds to the logits at the start."""
 
 
 def mixed_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -278,11 +282,14 @@ class RemixNetwork:
     def __init__(self, make_model: Any, tensors: dict[str, Tensor], device: torch.device, capacity: int = 1) -> None:
         """make_model() gives a plain network of the right architecture; capacity bounds how many exist at once."""
         self._make_model, self._device, self._capacity = make_model, device, capacity
-        self._shared = {name[7:]: value for name, value in tensors.items() if name.startswith("shared.")}
-        self._names = [name[6:] for name in tensors if name.startswith("bases.")]
+        self._shared = {
+            name.removeprefix("shared."): value for name, value in tensors.items() if name.startswith("shared.")
+        }
+        mixed = {name.removeprefix("bases.") for name in tensors if name.startswith("bases.")}
         self.table_NLK = tensors["coefficients"].to(device)
         model = self._new_model()
-        self._names = [name for name, _ in model.named_parameters() if name in set(self._names)]
+        # In the model's order, which is that of layers in the coefficients; a file has its own.
+        self._names = [name for name, _ in model.named_parameters() if name in mixed]
         self._bases = Bases(model, self.table_NLK.shape[2], self._names).requires_grad_(False)
         rows = [self._bases.views(row) for row in self._bases.storage_KP]
         for index, name in enumerate(self._names):
@@ -311,6 +318,7 @@ class RemixNetwork:
         if len(self._slots) >= self._capacity:
             return self._slots.pop(next(iter(self._slots)))
         model = self._new_model()
+        # No bases of its own: just its mixed parameters as views of one vector.
         return model, Bases(model, 0, self._names).mixture_P
 
     def _new_model(self) -> nn.Module:

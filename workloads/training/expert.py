@@ -49,12 +49,14 @@ class DenoisingStep:
             with autocast(self._device, config):
                 prediction = self._network(state)(x_t_BCHW[part], t_B[part], class_labels=labels).sample
             loss_B = self._process.loss(prediction.float(), x0_BCHW[part], noise_BCHW[part], t_B[part])
+            # Over the whole batch, so that the gradients of its parts add up to its own.
             loss = loss_B.sum() / len(x0_BCHW)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_grad_norm)
         state.images_seen += len(x0_BCHW)
+        # The rate at the end of the step: a warm-up begins at zero, and its first step would do nothing.
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.images_seen)
         state.optimizer.step()

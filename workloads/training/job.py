@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from workloads.checkpoint import CheckpointFolder
 from workloads.config.intervals import Interval
@@ -21,6 +20,7 @@ from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
 from workloads.files import remove_unfinished, sha256_file, write_text
+from workloads.locks import try_lock
 from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
@@ -80,13 +80,10 @@ def train_job(
 
 @contextmanager
 def _sole_writer(work_dir: Path) -> Iterator[None]:
-    """Wait until no other process writes here; the lock ends with its process. Raises CheckpointError if one stays."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(JobDir(work_dir).lock)
-    try:
-        lock.acquire(timeout=LINGERING_TIMEOUT_S)
-    except Timeout:
-        raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it") from None
+    """Wait until no other process writes here. Raises CheckpointError if one stays."""
+    lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
+    if lock is None:
+        raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it")
     try:
         remove_unfinished(work_dir)
         yield

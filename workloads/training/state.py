@@ -118,6 +118,7 @@ class TrainState:
             raise CheckpointError(
                 f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}"
             ) from None
+        # Rates and decay are the run description's; a checkpoint holds moments alone.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
         if self.average is not None:
@@ -146,6 +147,7 @@ class TrainState:
         """Write work_dir/expert as save_pretrained does."""
         folder = JobDir(work_dir).expert
         with new_directory(folder) as scratch:
+            # safetensors takes no other layout.
             model: Any = self.model.to(memory_format=torch.contiguous_format)
             model.save_pretrained(scratch)
         return folder / WEIGHTS

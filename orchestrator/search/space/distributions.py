@@ -20,7 +20,7 @@ from orchestrator.search.space.laws import Boundaries, Each
 from orchestrator.search.space.points import Values
 from orchestrator.search.space.sources import NumberSource
 from orchestrator.search.space.split_ratios import SPLIT_RATIOS_PATH, SplitRatios
-from workloads.config.explain import describe, suggest
+from workloads.config.explain import explain_error, suggest
 
 
 class Distribution(Protocol):
@@ -54,7 +54,7 @@ def parse_distribution(path: str, raw: Any) -> AnyDistribution:
     try:
         made = KINDS[kind].model_validate(raw)
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe(KINDS[kind], error)}") from None
+        raise ValueError(f"{path}: {explain_error(KINDS[kind], error)}") from None
     if not all(path.split(".")) or path.count("*") > 1:
         raise ValueError(f"{path!r} is no path like training.learning_rate, with at most one *")
     if isinstance(made, SplitRatios):

@@ -33,6 +33,7 @@ class RemixState:
         self.model = initial_model(job, device)
         names = mixed_names(self.model, remix.mixed)
         self.bases = Bases(self.model, remix.num_bases, names)
+        # A seed of their own, so that they do not depend on how many numbers the network drew.
         torch.manual_seed(derive_seed("coefficients", job.seed))
         self.mixer = build_mixer(remix, list(job.intervals), len(self.bases.layers)).to(device)
         if job.initial is not None and is_remix(job.initial.path):
@@ -42,6 +43,7 @@ class RemixState:
         self.shared = [value for name, value in parameters.items() if value.requires_grad and name not in mixed]
         self.mixed = [parameters[name] for name in names]
         self.coefficients = list(self.mixer.parameters())
+        # One optimiser each, so that the gradient of one basis at a time is enough.
         self.optimizers = [adamw(group, config) for group in self._groups() if group]
         self.average: WeightAverage | None = None
         if config.ema_halflife_images is not None:
