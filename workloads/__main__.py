@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workloads.config import Job, ProtocolConfig, RunConfig, load_config
 from workloads.errors import RememeError
-from workloads.places import RunDir
+from workloads.places import RunDir, SharedDir
 from workloads.training.records import TrainingRecord
 
 
@@ -53,13 +53,13 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     if score:
         check_extractor(config.evaluation)
     if rank == 0:
-        training_data(config, out / "data")
+        training_data(config, SharedDir(out).data)
         if score:  # data that cannot be had is to be known before training
-            reference_data(config, out / "data")
+            reference_data(config, SharedDir(out).data)
     _barrier(world_size)
-    dataset = training_data(config, out / "data")
+    dataset = training_data(config, SharedDir(out).data)
     jobs = jobs_of(config, dataset.spec(config.data))
-    folders = [out / "store" / job.key for job in jobs]
+    folders = [SharedDir(out).job(job.key).path for job in jobs]
     for index, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
         if job.is_joint or index % world_size == rank:
             _train(job, dataset.path, folder, device, config.expert_resources(index).num_threads, is_first=rank == 0)
@@ -111,9 +111,9 @@ def _score(config: RunConfig, out: Path, device: str) -> None:
     scored = score_ensemble(
         Ensemble.load(out, device),
         config.evaluation,
-        reference_data(config, out / "data"),
+        reference_data(config, SharedDir(out).data),
         RunDir(out),
-        cache_dir=out / "cache",
+        cache_dir=SharedDir(out).cache,
         draw=draw,
         measure=partial(evaluate_samples, device=device),
     )

@@ -23,13 +23,11 @@ from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.files import write_text
 from workloads.places import RunDir
+from workloads.progress import Progress
 from workloads.training.result import completed
 
 GRID_COLUMNS = 10
 GRID_ROWS = 10
-
-Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is in all."""
 
 
 def ignore_progress(done: int, total: int) -> None:

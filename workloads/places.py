@@ -161,3 +161,29 @@ class RunDir:
     def all_grids(self) -> list[Path]:
         """Those there are."""
         return sorted(self.path.glob("grid*.png"))
+
+
+class SharedDir:
+    """What the configurations below one directory share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @property
+    def data(self) -> Path:
+        """Prepared data, one directory per source and size."""
+        return self.path / "data"
+
+    @property
+    def store(self) -> Path:
+        """Trained jobs, one directory per content key."""
+        return self.path / "store"
+
+    @property
+    def cache(self) -> Path:
+        """Reference statistics and converted extractor weights."""
+        return self.path / "cache"
+
+    def job(self, key: str) -> JobDir:
+        """Where the job with this key is, or will be, trained."""
+        return JobDir(self.store / key)

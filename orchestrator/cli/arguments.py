@@ -9,7 +9,7 @@ Config = Annotated[str, typer.Argument(help="Preset (see: rememe presets) or YAM
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, for instance training.batch_size=64.", show_default=False)
 ]
-RunsDir = Annotated[
+RunsDirOption = Annotated[
     Path, typer.Option(envvar="REMEME_RUNS_DIR", help="Where data, experts, results and the MLflow store are kept.")
 ]
 Address = Annotated[

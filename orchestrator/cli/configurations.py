@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, AsJson, Config, Overrides, RunPath, RunsDir, Store
+from orchestrator.cli.arguments import RUNS, Address, AsJson, Config, Overrides, RunPath, RunsDirOption, Store
 from orchestrator.execution import environment
 
 
@@ -24,7 +24,7 @@ def presets() -> None:
 def plan(
     config: Config,
     overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
     json: AsJson = False,
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
@@ -57,7 +57,7 @@ def plan(
 def train(
     config: Config,
     overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
     store: Store = None,
@@ -75,7 +75,7 @@ def train(
 def compare(
     comparison: Annotated[str, typer.Argument(help="A comparison's name (demo) or YAML file.", show_default=False)],
     overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
     address: Address = None,
 ) -> None:
     """Train and score several strategies from one base network, same budget and protocol, and print the table."""
@@ -96,7 +96,7 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change one field, for instance num_samples=2000.")
     ] = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
     address: Address = None,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, RunPath, RunsDir
+from orchestrator.cli.arguments import RUNS, RunPath, RunsDirOption
 
 analyze = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into trained networks.")
 
@@ -72,7 +72,7 @@ def analyze_spectra(
     num_images: Annotated[int, typer.Option(min=1, help="Images averaged over.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG; default: figures/spectra.png in the run.")] = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
 ) -> None:
     """Plot the frequency content of each block's feature maps per timestep, experts side by side (MEME, Fig. 3, 6)."""
     from orchestrator.runs.spectra import plot_spectra

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, RunsDir
+from orchestrator.cli.arguments import RUNS, Address, RunsDirOption
 from orchestrator.execution import environment
 
 
 def ui(
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow browser on the results, bound to this machine only."""
@@ -18,7 +18,7 @@ def ui(
     raise typer.Exit(open_ui(runs_dir, port=port))
 
 
-def doctor(runs_dir: RunsDir = RUNS, address: Address = None) -> None:
+def doctor(runs_dir: RunsDirOption = RUNS, address: Address = None) -> None:
     """Say what is wrong with this machine or cluster, and how to fix it."""
     environment.prepare_ray_environment(address)
     from orchestrator.runs.doctor import examine

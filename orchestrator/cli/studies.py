@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDir, Store
+from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, Store
 from orchestrator.execution import environment
 
 
 def search(
     study: Annotated[str, typer.Argument(help="A study's name (demo-search) or YAML file.", show_default=False)],
     overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Configurations that may fail.")] = 0,
     plan_from: Annotated[
@@ -46,7 +46,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="HTML file; default: report.html of the study.", show_default=False)
     ] = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: RunsDirOption = RUNS,
 ) -> None:
     """Write one HTML page about a search: what was tried, what won and why."""
     from orchestrator.search.report.page import write_report

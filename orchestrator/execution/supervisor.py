@@ -200,8 +200,8 @@ class _Supervisor:
     def _hand_over(self) -> None:
         """Processes that are free, and have imported everything, go to the experts that wait for ones like them."""
         for key in self._fleet.those(Submitted):
-            standing = self._fleet.standings[key]
-            if not (isinstance(standing, Submitted) and standing.is_ahead):
+            phase = self._fleet.phases[key]
+            if not (isinstance(phase, Submitted) and phase.is_ahead):
                 continue
             waiting = self._processes[key]
             if (actor := self._free_actor(waiting.job.resources)) is not None:
@@ -256,8 +256,8 @@ class _Supervisor:
     def _diagnose(self, key: str, process: _Process, error: RayError) -> tuple[FailureKind, str]:
         if isinstance(error, RayTaskError):
             return FailureKind.RAISED, str(error.cause) or repr(error.cause)
-        standing = self._fleet.standings[key]
-        if isinstance(standing, Running) and standing.is_silent:
+        phase = self._fleet.phases[key]
+        if isinstance(phase, Running) and phase.is_silent:
             return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
         if process.node_id and not is_alive(process.node_id):
             return FailureKind.NODE_LOST, ""

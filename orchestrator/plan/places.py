@@ -2,35 +2,19 @@
 
 from pathlib import Path
 
-from workloads.places import JobDir, RunDir
+from workloads.places import RunDir, SharedDir
 
 
-class RunsDir:
+class RunsDir(SharedDir):
     """runs/: everything a machine or a shared disk keeps.
 
     data  store  cache  studies  mlflow.db  mlartifacts  spool  NAME-FINGERPRINT (a run)
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.given = path
         """As the user wrote it, for messages."""
-
-        self.path = path.absolute()
-
-    @property
-    def data(self) -> Path:
-        """Prepared data, one directory per source and size."""
-        return self.path / "data"
-
-    @property
-    def store(self) -> Path:
-        """Trained experts, one directory per content key."""
-        return self.path / "store"
-
-    @property
-    def cache(self) -> Path:
-        """Reference statistics and converted extractor weights."""
-        return self.path / "cache"
 
     @property
     def studies(self) -> Path:
@@ -61,9 +45,13 @@ class RunsDir:
         """One configuration's directory; the same configuration always gets the same."""
         return RunDir(self.path / f"{name}-{fingerprint[:8]}")
 
-    def job(self, key: str) -> JobDir:
-        """Where the job with this key is, or will be, trained."""
-        return JobDir(self.store / key)
+    def run_named(self, name: str) -> RunDir:
+        """By its directory's name."""
+        return RunDir(self.path / name)
+
+    def all_plans(self) -> list[RunDir]:
+        """The runs that have a plan."""
+        return [RunDir(file.parent) for file in sorted(self.path.glob(f"*/{RunDir(self.path).plan.name}"))]
 
     def table(self, name: str) -> Path:
         """Of a comparison or a study, for other programs."""
@@ -90,7 +78,7 @@ class StudyDir:
     def __init__(self, runs: RunsDir, name: str) -> None:
         self.name = name
         self.path = runs.studies / name
-        self.table_file = runs.path / f"{name}.csv"
+        self.table_file = runs.table(name)
         """All configurations with their scores, where a user finds it."""
 
     @property

@@ -57,7 +57,7 @@ class Ended:
     is_stopped: bool = False
 
 
-Standing = Waiting | Elsewhere | Submitted | Running | Ended
+Phase = Waiting | Elsewhere | Submitted | Running | Ended
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Fleet:
     """All experts of a run that the store lacked at its beginning."""
 
     jobs: Mapping[str, PlannedJob]
-    standings: Mapping[str, Standing]
+    phases: Mapping[str, Phase]
     queue: tuple[str, ...]
     """Those that wait, in the order to start them."""
 
@@ -80,31 +80,31 @@ class Fleet:
 
     def those(self, *kinds: type) -> list[str]:
         """Keys of the experts that stand so."""
-        return [key for key, standing in self.standings.items() if isinstance(standing, kinds)]
+        return [key for key, phase in self.phases.items() if isinstance(phase, kinds)]
 
     @property
     def is_over(self) -> bool:
         """Whether nothing waits or runs any more."""
-        return all(isinstance(standing, Ended) for standing in self.standings.values())
+        return all(isinstance(phase, Ended) for phase in self.phases.values())
 
     @property
     def failed(self) -> dict[str, str]:
         """A sentence for each that failed."""
-        ended = [(key, standing) for key, standing in self.standings.items() if isinstance(standing, Ended)]
-        return {key: standing.failure for key, standing in ended if standing.failure}
+        ended = [(key, phase) for key, phase in self.phases.items() if isinstance(phase, Ended)]
+        return {key: phase.failure for key, phase in ended if phase.failure}
 
     @property
     def stopped(self) -> list[str]:
         """Those that ended without a result because a stop was asked for."""
-        return [key for key, one in self.standings.items() if isinstance(one, Ended) and one.is_stopped]
+        return [key for key, one in self.phases.items() if isinstance(one, Ended) and one.is_stopped]
 
-    def moved(self, key: str, standing: Standing, attempts: int) -> "Fleet":
+    def moved(self, key: str, phase: Phase, attempts: int) -> "Fleet":
         """The same with one expert elsewhere; one that comes back to wait goes to the front of the queue."""
         queue = tuple(one for one in self.queue if one != key)
-        if isinstance(standing, Waiting):
+        if isinstance(phase, Waiting):
             queue = (key, *queue)  # it was started early because it is long
-        standings, counts = {**self.standings, key: standing}, {**self.attempts, key: attempts}
-        return replace(self, standings=standings, queue=queue, attempts=counts)
+        phases, counts = {**self.phases, key: phase}, {**self.attempts, key: attempts}
+        return replace(self, phases=phases, queue=queue, attempts=counts)
 
 
 # What is observed.
@@ -225,8 +225,8 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
     """The next waiting expert to submit: as many as fit the nodes at once, and a little beyond. None for now."""
     occupied = [fleet.jobs[key].resources for key in fleet.those(Submitted, Running)]
     for key in fleet.queue:
-        standing = fleet.standings[key]
-        if isinstance(standing, Waiting) and standing.not_before_s > now_s:
+        phase = fleet.phases[key]
+        if isinstance(phase, Waiting) and phase.not_before_s > now_s:
             continue
         requests = [*occupied, fleet.jobs[key].resources]
         num_ahead = len(requests) - num_slots(requests, nodes)
@@ -237,33 +237,33 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
 def after(fleet: Fleet, seen: Observation) -> Step:
     """Where the experts stand after an observation, and what follows from it."""
     key, attempts = seen.key, fleet.attempts[seen.key]
-    standing: Standing
+    phase: Phase
     actions: tuple[Action, ...]
     match seen:
         case Refused():
-            standing, actions = Elsewhere(), (Tell(events.TrainedElsewhere(key)),)
+            phase, actions = Elsewhere(), (Tell(events.TrainedElsewhere(key)),)
         case LetGo():
-            standing, actions = Waiting(), ()
+            phase, actions = Waiting(), ()
         case Found():
-            standing, actions = Ended(), (Release(key), Tell(events.Reused(key)))
+            phase, actions = Ended(), (Release(key), Tell(events.Reused(key)))
         case HandedIn(is_takeover=True):
-            standing, actions = Submitted(is_ahead=False), ()
+            phase, actions = Submitted(is_ahead=False), ()
         case HandedIn(is_ahead=is_ahead):
             attempts += 1
-            standing, actions = Submitted(is_ahead), (Tell(events.Starting(key, attempts)),)
+            phase, actions = Submitted(is_ahead), (Tell(events.Starting(key, attempts)),)
         case Answered(pid=pid):
-            standing, actions = Running(), (Tell(events.Training(key, pid)),)
+            phase, actions = Running(), (Tell(events.Training(key, pid)),)
         case FellSilent():
-            standing, actions = Running(is_silent=True), (Kill(key),)
+            phase, actions = Running(is_silent=True), (Kill(key),)
         case Finished():
-            standing, actions = Ended(), (Release(key), Tell(events.Done(key)))
+            phase, actions = Ended(), (Release(key), Tell(events.Done(key)))
         case StoppedOnRequest():
-            standing, actions = Ended(is_stopped=True), (Release(key), Tell(events.Stopped(key)))
+            phase, actions = Ended(is_stopped=True), (Release(key), Tell(events.Stopped(key)))
         case Broke():
             return _after_break(fleet, seen)
         case _:
             raise AssertionError(f"nothing was decided about {seen}")
-    return Step(fleet.moved(key, standing, attempts), actions)
+    return Step(fleet.moved(key, phase, attempts), actions)
 
 
 def _after_break(fleet: Fleet, seen: Broke) -> Step:

@@ -1,6 +1,5 @@
 """Trained experts in forms that need less, or nothing, of rememe."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,7 @@ from workloads.ensemble import Ensemble, bake
 from workloads.errors import ConfigError
 from workloads.files import new_directory
 from workloads.places import EnsembleDir
-
-Progress = Callable[[int, int], None]
+from workloads.progress import Progress
 
 
 def bake_run(run: Path, out: Path, on_progress: Progress) -> int:

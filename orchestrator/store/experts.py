@@ -10,11 +10,10 @@ import uuid
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock, Timeout
-
 from orchestrator.store.remote import RemoteStore
 from workloads.errors import CheckpointError, StorageError
 from workloads.files import write_text
+from workloads.locks import try_lock
 from workloads.training.result import JobResult, completed
 
 logger = logging.getLogger(__name__)
@@ -22,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 ID_FILE = "store-id"
 CLAIMS = ".claims"
+DAMAGED = "damaged-"
+"""What a damaged job's directory is called from then on, before its key."""
 
 
 def require_same_store(root: Path, identity: str, node: str) -> None:
@@ -73,7 +74,7 @@ class ExpertStore:
             if result is None and self._remote is not None and self._remote.fetch(key, self.path(key)):
                 result = completed(self.path(key))
         except CheckpointError as error:
-            aside = self.root / f"damaged-{key}-{uuid.uuid4().hex[:6]}"
+            aside = self.root / f"{DAMAGED}{key}-{uuid.uuid4().hex[:6]}"
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.path(key).rename(aside)
             logger.warning("%s; it was moved to %s and will be trained again", error, aside.name)
@@ -82,13 +83,8 @@ class ExpertStore:
 
     def claim(self, key: str) -> Claim | None:
         """The right to train the key; None while another driver, here or at the remote, has it."""
-        folder = self.root / CLAIMS
-        folder.mkdir(exist_ok=True)
-        # The kernel drops the lock of a process that dies, so there is nothing to expire.
-        lock = FileLock(folder / f"{key}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock = try_lock(self._claim_file(key))
+        if lock is None:
             return None
         if self._remote is None:
             return lock
@@ -100,16 +96,15 @@ class ExpertStore:
 
     def is_claimed(self, key: str) -> bool:
         """Whether a driver on this disk trains the key now."""
-        file = self.root / CLAIMS / f"{key}.lock"
-        if not file.exists():
+        if not self._claim_file(key).exists():
             return False
-        lock = FileLock(file)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
+        lock = try_lock(self._claim_file(key))
+        if lock is not None:
+            lock.release()
+        return lock is None
+
+    def _claim_file(self, key: str) -> Path:
+        return self.root / CLAIMS / f"{key}.lock"
 
     def publish(self, key: str) -> None:
         """Let other machines have a finished job, if there is a remote."""

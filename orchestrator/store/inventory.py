@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.store.experts import ExpertStore
+from orchestrator.store.experts import DAMAGED, ExpertStore
 from workloads.errors import CheckpointError, ConfigError
 from workloads.places import JobDir
 from workloads.training.result import completed
@@ -77,7 +77,7 @@ def remove(entries: Sequence[StoreEntry]) -> None:
 
 
 def _state(store: ExpertStore, path: Path) -> str:
-    if path.name.startswith("damaged-"):
+    if path.name.startswith(DAMAGED):
         return "damaged"
     if JobDir(path).result.exists():
         return "finished"
@@ -87,9 +87,9 @@ def _state(store: ExpertStore, path: Path) -> str:
 def _users(runs: RunsDir) -> Counter[str]:
     """By key: how many configurations contain it, those of studies that were given up early included."""
     found: dict[str, set[str]] = {}
-    for file in runs.path.glob("*/plan.json"):
-        for job in json.loads(file.read_text())["jobs"]:
-            found.setdefault(job["key"], set()).add(file.parent.name)
+    for run in runs.all_plans():
+        for job in json.loads(run.plan.read_text())["jobs"]:
+            found.setdefault(job["key"], set()).add(run.path.name)
     for study in runs.all_studies():
         for file in study.trial_files():
             trial = json.loads(file.read_text())

@@ -19,6 +19,7 @@ from typing import Any
 
 from workloads.errors import ConfigError, StorageError
 from workloads.files import new_directory
+from workloads.places import JobDir
 
 RENEW_INTERVAL_S = 10.0
 LEASE_S = 60.0
@@ -27,7 +28,8 @@ LEASE_S = 60.0
 SETTLE_S = 0.5
 """Between writing a lease and reading it back; the last to write of two has it."""
 
-LEFT_OUT = ("checkpoints", ".lock")
+LEFT_OUT = {JobDir(Path()).checkpoints.name, JobDir(Path()).lock.name}
+"""What of a job serves only whoever trains it."""
 
 
 class RemoteStore:

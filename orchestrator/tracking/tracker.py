@@ -18,6 +18,7 @@ from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, STUDY_TAG
 from orchestrator.tracking.spool import Note, Spool
 from orchestrator.tracking.writer import MlflowWriter
+from workloads.places import RunDir
 from workloads.training.records import TrainingRecord
 
 FLUSH_INTERVAL_S = 2.0
@@ -131,7 +132,7 @@ class Tracker:
     ) -> TrackedRun:
         """The run of a configuration, by itself or below the study that had it first; it goes on in the same run."""
         run = self._open(f"configuration-{fingerprint}", name, {FINGERPRINT_TAG: fingerprint}, parent, params)
-        run.log_text(config_yaml, "config.yaml")
+        run.log_text(config_yaml, RunDir(self._runs_dir).config.name)
         return run
 
     def expert(self, parent: TrackedRun, name: str, title: str, key: str, params: Mapping[str, object]) -> TrackedRun:

@@ -9,6 +9,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import quieten
 from orchestrator.tracking.names import EXPERIMENT_KIND_TAG, IDENTITY_TAG, LINK_TAG, PARENT_TAG
 from orchestrator.tracking.spool import Note, new_points
+from workloads.locks import locked
 
 MAX_BATCH_PARAMS, MAX_BATCH_METRICS = 100, 1000
 """What MLflow takes in one call."""
@@ -33,11 +34,10 @@ class MlflowWriter:
         if self._client is not None:
             return
         quieten()
-        from filelock import FileLock
         from mlflow import MlflowClient
 
         # Two processes that create the same SQLite file at once break each other's migration.
-        with FileLock(self._runs.mlflow_lock):
+        with locked(self._runs.mlflow_lock):
             client = MlflowClient(tracking_uri=self._uri)
             found = client.get_experiment_by_name(self._experiment)
             if found is not None:

@@ -1,58 +1,75 @@
-"""Names on disk: what they are, and that one module alone spells them."""
+"""Each name on disk is written in one module: paths are joined with literals only where the names live."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
-from workloads.checkpoint import Checkpoint, CheckpointFolder
+import pytest
+
+from orchestrator.plan.places import RunsDir, StudyDir
 from workloads.places import EnsembleDir, JobDir, RunDir
 
 ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestrator").rglob("*.py"))
 
-OWNED = {
-    *("result.json", "records.jsonl", "job.json", "coefficients.jsonl", "checkpoints", "curves", "failure.txt"),
-    *("first-for", "ray-train", "config.yaml", "plan.json", "scores.json", "ensemble.json", "grid.png"),
+OWNERS = {
+    "workloads/places.py": "a job, an ensemble, a run",
+    "orchestrator/plan/places.py": "the runs directory, a study",
+    "workloads/checkpoint.py": "a checkpoint",
+    "workloads/data/latents.py": "a published VAE",
+    "workloads/data/prepare.py": "prepared data",
+    "workloads/data/sources.py": "what others call their files",
+    "workloads/evaluation/extractors.py": "files of the package",
+    "workloads/evaluation/features.py": "the cache",
+    "workloads/evaluation/samples.py": "batches of samples",
+    "workloads/analysis/held_out.py": "measured curves",
+    "workloads/models/build.py": "what diffusers calls its files",
+    "orchestrator/runs/export.py": "an export",
+    "orchestrator/store/experts.py": "claims, and what is damaged",
+    "orchestrator/tracking/spool.py": "the spool",
 }
-"""Those that no other word of the program could be."""
 
 
-def test_names_of_a_job() -> None:
-    job = JobDir(Path("job"))
-    files = [job.description, job.result, job.records, job.coefficients, job.lock, job.stop, job.failure, job.first_for]
-    assert [file.name for file in files] == [
-        *("job.json", "result.json", "records.jsonl", "coefficients.jsonl", ".lock", "stop", "failure.txt"),
-        "first-for",
-    ]
-    folders = [job.checkpoints, job.curves, job.expert, job.remix, job.ray_train]
-    assert [folder.name for folder in folders] == ["checkpoints", "curves", "expert", "remix", "ray-train"]
-    assert {place.parent for place in (*files, *folders)} == {Path("job")}
+def names_of(place: object) -> set[str]:
+    """File names among what a place's properties lead to."""
+    kind = type(place)
+    values = [getattr(place, name) for name in dir(kind) if isinstance(getattr(kind, name), property)]
+    return {value.name for value in values if isinstance(value, Path) and "." in value.name}
 
 
-def test_names_of_a_run() -> None:
-    run = RunDir(Path("run"))
-    assert [str(file) for file in (run.config, run.plan, run.scores, run.grid, run.ensemble.index)] == [
-        *("run/config.yaml", "run/plan.json", "run/scores.json", "run/grid.png", "run/ensemble/ensemble.json")
-    ]
-    assert str(run.samples("0a1b")) == "run/samples/0a1b"
-    assert str(run.figure("loss_matrix")) == "run/figures/loss_matrix.png"
-    assert str(run.other_grid("fid2k", "0123456789abcdef")) == "run/grid-fid2k-01234567.png"
-    ensemble = EnsembleDir(Path("e"))
-    places = (ensemble.expert(0), ensemble.expert(11), ensemble.expert(999), ensemble.remix, ensemble.vae)
-    assert [place.name for place in places] == ["expert_00", "expert_11", "expert_999", "remix", "vae"]
+NAMES = set().union(
+    *(names_of(place) for place in (JobDir(Path("x")), EnsembleDir(Path("x")), RunDir(Path("x")))),
+    *(names_of(place) for place in (RunsDir(Path("x")), StudyDir(RunsDir(Path("x")), "s"))),
+)
 
 
-def test_the_newest_checkpoint_is_known_by_its_name(tmp_path: Path) -> None:
-    job = JobDir(tmp_path)
-    assert job.checkpointed_images() is None
-    folder = CheckpointFolder(job.checkpoints, "key")
-    for images_seen in (96, 1024, 128):
-        folder.save(Checkpoint(images_seen, {}))
-    (job.checkpoints / ".000000009999.1.partial").mkdir()
-    assert job.checkpointed_images() == 1024
-    folder.clear()
-    assert job.checkpointed_images() is None
+def code_strings(file: Path) -> Counter[str]:
+    """String constants of a module, documentation left out."""
+    tree = ast.parse(file.read_text())
+    documented = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in documented]
+    return Counter(node.value for node in constants if isinstance(node.value, str))
 
 
-def test_no_other_module_spells_them() -> None:
-    for file in (ROOT / "workloads").rglob("*.py"):
-        words = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
-        assert file.name == "places.py" or not OWNED & words, file
+def joins_a_literal(file: Path) -> bool:
+    """Whether a path is continued with a literal name, as in folder / "result.json"."""
+    return any(
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and (isinstance(node.right, ast.JoinedStr) or isinstance(getattr(node.right, "value", None), str))
+        for node in ast.walk(ast.parse(file.read_text()))
+    )
+
+
+def test_there_are_names() -> None:
+    assert {"result.json", "records.jsonl", "ensemble.json", "plan.json", "study.json", "mlflow.db"} <= NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {".lock"}))
+def test_a_name_is_written_in_one_module(name: str) -> None:
+    writers = [str(file.relative_to(ROOT)) for file in MODULES if name in code_strings(file)]
+    assert len(writers) == 1, writers
+
+
+def test_paths_are_joined_with_literals_only_where_names_live() -> None:
+    assert {str(file.relative_to(ROOT)) for file in MODULES if joins_a_literal(file)} == set(OWNERS)

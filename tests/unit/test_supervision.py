@@ -53,8 +53,8 @@ class Simulated:
     def told(self) -> list[tuple[str, ExpertState]]:
         return [(one.event.key, one.event.state) for one in self.actions if isinstance(one, sv.Tell)]
 
-    def standing(self, key: str) -> sv.Standing:
-        return self.fleet.standings[key]
+    def phase(self, key: str) -> sv.Phase:
+        return self.fleet.phases[key]
 
 
 def test_the_longest_start_first_as_many_as_fit_and_one_ahead(plan: Plan) -> None:
@@ -75,7 +75,7 @@ def test_a_dead_process_is_started_again_at_the_front_after_a_pause(plan: Plan) 
     fleet.start()
     first = fleet.keys[0]
     fleet.see(sv.Answered(first, pid=7), sv.Broke(first, FailureKind.PROCESS_DIED, "", now_s=100.0))
-    assert fleet.standing(first) == sv.Waiting(101.0)
+    assert fleet.phase(first) == sv.Waiting(101.0)
     assert fleet.actions[-1] == sv.Tell(events.Restarting(first, FailureKind.PROCESS_DIED, attempt=2))
     assert fleet.fleet.queue[0] == first
     assert sv.next_start(fleet.fleet, TWO_SLOTS, 100.5) == sv.Start(fleet.keys[3], True)  # others do not wait for it
@@ -89,7 +89,7 @@ def test_pauses_double_and_the_last_attempt_gives_up_in_one_sentence(plan: Plan)
     key = fleet.keys[0]
     while not fleet.fleet.failed:
         fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.PROCESS_DIED, "killed", now_s=0.0))
-        if isinstance(waiting := fleet.standing(key), sv.Waiting):
+        if isinstance(waiting := fleet.phase(key), sv.Waiting):
             pauses.append(waiting.not_before_s)
     assert pauses == [min(MAX_DELAY_S, 2.0**index) for index in range(8)]
     assert fleet.fleet.failed[key].startswith(
@@ -111,7 +111,7 @@ def test_lost_nodes_cost_no_attempt(plan: Plan) -> None:
     key = fleet.keys[0]
     for _ in range(10):
         fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.NODE_LOST, "", now_s=5.0))
-        assert fleet.standing(key) == sv.Waiting(5.0)
+        assert fleet.phase(key) == sv.Waiting(5.0)
     fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.PROCESS_DIED, "", now_s=5.0))
     assert not fleet.fleet.failed
 
@@ -121,9 +121,9 @@ def test_a_silent_process_is_killed_and_its_end_still_collected(plan: Plan) -> N
     key = fleet.keys[0]
     fleet.see(sv.HandedIn(key), sv.Answered(key, pid=1), sv.FellSilent(key))
     assert fleet.actions[-1] == sv.Kill(key)
-    assert fleet.standing(key) == sv.Running(is_silent=True)
+    assert fleet.phase(key) == sv.Running(is_silent=True)
     fleet.see(sv.Broke(key, FailureKind.NOT_ANSWERING, "no answer for 120 s", now_s=0.0))
-    assert isinstance(fleet.standing(key), sv.Waiting)
+    assert isinstance(fleet.phase(key), sv.Waiting)
 
 
 def test_what_others_train_is_waited_for_and_taken_over(plan: Plan) -> None:
@@ -143,7 +143,7 @@ def test_a_free_process_takes_over_what_was_submitted_ahead(plan: Plan) -> None:
     (ahead,) = [start.key for start in fleet.start() if start.is_ahead]
     before = len(fleet.actions)
     fleet.see(sv.HandedIn(ahead, is_takeover=True))
-    assert fleet.standing(ahead) == sv.Submitted(is_ahead=False)
+    assert fleet.phase(ahead) == sv.Submitted(is_ahead=False)
     assert fleet.fleet.attempts[ahead] == 1
     assert len(fleet.actions) == before
 

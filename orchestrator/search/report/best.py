@@ -25,9 +25,9 @@ def _grids(standing: Standing, runs: RunsDir, name: str) -> list[Picture]:
         rung = trial.rung(name)
         if rung is None or not trial.runs:
             continue
-        folder = runs.path / trial.runs[0]
-        # A quick protocol's grid has its hash in its name; that of the run's own protocol is grid.png.
-        own = [folder / "grid.png"] if name == FULL else folder.glob(f"grid-*-{rung.protocol_hash[:8]}.png")
+        run = runs.run_named(trial.runs[0])
+        # A quick protocol's grid has its hash in its name.
+        own = [run.grid] if name == FULL else run.path.glob(run.other_grid("*", rung.protocol_hash).name)
         for file in [file for file in own if file.exists()][:1]:
             caption = f"{metric_name(rung)} {words.score(rung)}; {standing.one_line(trial)}"
             found.append(Picture(data_uri(file.read_bytes()), GRID_WIDTH_PX, f"#{trial.number}", caption))
@@ -50,7 +50,7 @@ def boundary_picture(standing: Standing, runs: RunsDir) -> Picture | None:
     curves = {
         job.interval: curve
         for job in standing.best[0].jobs
-        if not job.brief and (curve := newest_curve(runs.store / job.key)) is not None
+        if not job.brief and (curve := newest_curve(runs.job(job.key).path)) is not None
     }
     title = standing.heading(standing.judged_by)
     figure = boundary_figure(strips, title, labels, num_timesteps, sorted(curves.items()))

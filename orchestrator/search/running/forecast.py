@@ -135,7 +135,7 @@ def _cost(job: UsedJob, jobs: Iterable[UsedJob]) -> Architecture:
 
 def _model(runs: RunsDir, key: str) -> Mapping[str, Any]:
     """The architecture's description as its training left it."""
-    raw = json.loads((runs.store / key / "job.json").read_text())
+    raw = json.loads(runs.job(key).description.read_text())
     model: Mapping[str, Any] = expert_job(raw).model.model_dump(mode="json")
     return model
 

@@ -13,7 +13,6 @@ from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
 from orchestrator.tracking.names import STUDY_TAG
 from orchestrator.tracking.tracker import RunStatus, Tracker
-from workloads.places import RunDir
 from workloads.training.records import read_records
 
 RUN_STATUS: dict[str, RunStatus] = {
@@ -81,7 +80,7 @@ class StudyLog:
             if rung.stderr is not None:
                 metrics |= {f"{metric_name(rung)}_stderr": rung.stderr}
         run.log_metrics(metrics)
-        for file in RunDir(self._runs.path / run_name).all_grids():
+        for file in self._runs.run_named(run_name).all_grids():
             run.log_artifact(file)
         tags = {STUDY_TAG: self._study.name, "rememe.number": str(trial.number), "rememe.state": trial.state}
         hashes = {f"rememe.protocol_hash.{rung.name}": rung.protocol_hash for rung in trial.rungs if rung.protocol_hash}

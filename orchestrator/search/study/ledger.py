@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.trial import Trial
 from workloads.errors import ConfigError
 from workloads.files import write_text
+from workloads.locks import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +73,10 @@ class Ledger:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time runs a study. ConfigError that names the other one; a dead one's lock is free."""
-        self.dir.path.mkdir(parents=True, exist_ok=True)
-        owner, lock = self.dir.owner_file, FileLock(self.dir.lock_file)
-        try:
-            # The system frees the lock of a dead process; the owner file is only for the message.
-            lock.acquire(timeout=0)
-        except Timeout:
+        owner, lock = self.dir.owner_file, try_lock(self.dir.lock_file)
+        if lock is None:  # the owner's file is only for this message
             who = owner.read_text() if owner.exists() else "another process"
-            raise ConfigError(
-                f"study {self.name} is being run by {who}; wait for it, stop it, or give this one a name"
-            ) from None
+            raise ConfigError(f"study {self.name} is being run by {who}; wait for it, stop it, or give this one a name")
         try:
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             yield
