@@ -6,15 +6,12 @@ What to do is decided in orchestrator/plan/supervision.py, without Ray; this mod
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from orchestrator.execution.actor import ActorReport, ExpertActor
-from orchestrator.execution.cluster import alive_nodes, is_alive, with_resources
+from orchestrator.execution.cluster import alive_nodes, is_alive
+from orchestrator.execution.processes import Ending, ExpertProcess, ExpertProcesses, Heard
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events, supervision
 from orchestrator.plan.events import EventListener, ExpertEvent
@@ -23,31 +20,11 @@ from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
 from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Submitted, Tell
 from orchestrator.store.experts import Claim, ExpertStore
-from workloads.config import ExecutionConfig, Resources
-from workloads.training.records import TrainingRecord
+from workloads.config import ExecutionConfig
 from workloads.training.result import TrainingStopped
 
 POLL_INTERVAL_S = 1.0
 """Every look costs a little of the cores that experts train on."""
-
-
-@dataclass
-class _Process:
-    """The actor of a submitted expert, and how far it has been heard."""
-
-    job: PlannedJob
-    actor: Any
-    done: Any
-    """Reference of train()."""
-
-    asked: Any = None
-    """Reference of the poll() under way."""
-
-    asked_s: float = 0.0
-    num_records: int = 0
-    checkpoint_images: int = 0
-    node_id: str = ""
-    """Empty until it has answered."""
 
 
 def train_experts(
@@ -83,6 +60,8 @@ def train_experts(
 
 
 class _Supervisor:
+    """Looks, asks orchestrator/plan/supervision.py, acts."""
+
     def __init__(
         self,
         missing: dict[str, PlannedJob],
@@ -94,15 +73,11 @@ class _Supervisor:
         should_stop: Callable[[], bool],
     ) -> None:
         self._fleet = Fleet.of(missing, execution.max_attempts)
-        self._data_path = data_path
         self._store = store
         self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
         self._outcome = outcome
-        self._processes: dict[str, _Process] = {}
-        self._free: list[_Process] = []
-        """Done; their actors hold their resources until they get another expert or are ended."""
-
+        self._processes = ExpertProcesses(store, data_path)
         self._claims: dict[str, Claim] = {}
         self._should_stop = should_stop
         self.stop_requested = threading.Event()
@@ -119,12 +94,11 @@ class _Supervisor:
                 self._look_elsewhere()
                 self._hand_over()
                 self._start_what_fits()
-                self._end_free()
-                self._collect(POLL_INTERVAL_S)
-                self._poll()
+                self._processes.end_free()
+                self._collect()
+                self._listen()
         finally:
-            for process in [*self._processes.values(), *self._free]:
-                ray.kill(process.actor)
+            self._processes.close()
             for key in list(self._claims):
                 self._release(key)
             self._outcome.failed |= self._fleet.failed
@@ -143,11 +117,11 @@ class _Supervisor:
                 case Release(key=key):
                     self._release(key)
                 case AskToStop(key=key):
-                    self._processes[key].actor.stop.remote(key)
+                    self._processes.stop(key)
                 case Kill(key=key):
-                    ray.kill(self._processes[key].actor)
-                    if key not in self._fleet.those(Running):  # else its end is still to be collected
-                        del self._processes[key]
+                    self._processes.kill(key)
+                    if isinstance(self._fleet.phases[key], supervision.Ended):
+                        self._processes.forget(key)
 
     def _look_elsewhere(self) -> None:
         """Take what other drivers have finished, and what they have let go of."""
@@ -182,126 +156,70 @@ class _Supervisor:
             if not self._claim(start.key):
                 self._saw(supervision.Refused(start.key))
             elif not self._found(start.key):  # another driver may just have been done with it
-                self._start(start)
-
-    def _start(self, start: supervision.Start) -> None:
-        job = self._fleet.jobs[start.key]
-        actor = self._free_actor(job.resources)
-        is_ahead = actor is None and start.is_ahead
-        if actor is None:
-            actor = with_resources(ExpertActor, job.resources).remote(self._store.identity)
-        self._submit(job, actor)
-        self._saw(supervision.HandedIn(start.key, is_ahead))
-
-    def _submit(self, job: PlannedJob, actor: Any) -> None:
-        done = actor.train.remote(job, self._data_path, self._store.path(job.key))
-        self._processes[job.key] = _Process(job, actor, done)
+                has_process = self._processes.start(self._fleet.jobs[start.key])
+                self._saw(supervision.HandedIn(start.key, start.is_ahead and not has_process))
 
     def _hand_over(self) -> None:
-        """Processes that are free, and have imported everything, go to the experts that wait for ones like them."""
+        """Processes that are free go to the experts that wait for ones like them."""
         for key in self._fleet.those(Submitted):
             phase = self._fleet.phases[key]
-            if not (isinstance(phase, Submitted) and phase.is_ahead):
-                continue
-            waiting = self._processes[key]
-            if (actor := self._free_actor(waiting.job.resources)) is not None:
-                ray.kill(waiting.actor)
-                self._submit(waiting.job, actor)
+            if isinstance(phase, Submitted) and phase.is_ahead and self._processes.hand_over(key):
                 self._saw(supervision.HandedIn(key, is_takeover=True))
 
-    def _free_actor(self, resources: Resources) -> Any:
-        """A free actor that holds just these, None if there is none; it is not free any more."""
-        for process in self._free:
-            if process.job.resources == resources:
-                self._free.remove(process)
-                return process.actor
-        return None
-
-    def _end_free(self) -> None:
-        # A handle that is kept keeps its CPU, and the next expert would never start.
-        while self._free:
-            ray.kill(self._free.pop().actor)
-
-    def _collect(self, timeout_s: float) -> None:
+    def _collect(self) -> None:
         """Take in experts that ended, well or not."""
-        if not self._processes:
-            time.sleep(timeout_s)
-            return
-        by_reference = {process.done: key for key, process in self._processes.items()}
-        ended, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=timeout_s)
-        for reference in ended:
-            self._end(by_reference[reference])
+        for key, ending in self._processes.collect(POLL_INTERVAL_S):
+            if ending.result is None:
+                self._saw(self._why_ended(key, ending))
+                continue
+            if ending.records:
+                self._tell(events.Progressed(key, ending.records))
+            # Before it is told: who hears of the end may look for it at the remote.
+            self._store.publish(key)
+            self._outcome.completed[key] = ending.result
+            self._outcome.trained.add(key)
+            self._saw(supervision.Finished(key))
 
-    def _end(self, key: str) -> None:
-        process = self._processes.pop(key)
-        try:
-            result, records = ray.get(process.done)
-        except RayError as error:
-            ray.kill(process.actor)
-            self._saw(self._why_ended(key, process, error))
-            return
-        self._free.append(process)
-        self._hand_on(process, records[process.num_records :])
-        self._store.publish(key)
-        self._outcome.completed[key] = result
-        self._outcome.trained.add(key)
-        self._saw(supervision.Finished(key))
-
-    def _why_ended(self, key: str, process: _Process, error: RayError) -> supervision.Observation:
-        if isinstance(getattr(error, "cause", None), TrainingStopped):
+    def _why_ended(self, key: str, ending: Ending) -> supervision.Observation:
+        assert ending.error is not None
+        if isinstance(getattr(ending.error, "cause", None), TrainingStopped):
             return supervision.StoppedOnRequest(key)
-        kind, cause = self._diagnose(key, process, error)
+        kind, cause = self._diagnose(key, ending.process, ending.error)
         return supervision.Broke(key, kind, cause, time.monotonic())
 
-    def _diagnose(self, key: str, process: _Process, error: RayError) -> tuple[FailureKind, str]:
+    def _diagnose(self, key: str, process: ExpertProcess, error: RayError) -> tuple[FailureKind, str]:
         if isinstance(error, RayTaskError):
             return FailureKind.RAISED, str(error.cause) or repr(error.cause)
         phase = self._fleet.phases[key]
         if isinstance(phase, Running) and phase.is_silent:
             return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
-        if process.node_id and not is_alive(process.node_id):
+        if process.has_answered and not is_alive(process.node_id):
             return FailureKind.NODE_LOST, ""
         cause = "" if isinstance(error, RayActorError) else str(error).splitlines()[0]
         return FailureKind.PROCESS_DIED, cause
 
-    def _poll(self) -> None:
-        """Fetch new records; an actor that has answered once and then falls silent is killed."""
-        now_s = time.monotonic()
-        for key, process in self._processes.items():
-            if process.asked is None:
-                process.asked = process.actor.poll.remote(key, process.num_records)
-                process.asked_s = now_s
-                continue
-            answered, _ = ray.wait([process.asked], timeout=0)
-            if answered:
-                self._take_answer(key, process)
-            elif process.node_id and now_s - process.asked_s > self._heartbeat_timeout_s:
-                self._saw(supervision.FellSilent(key))
+    def _listen(self) -> None:
+        """Hear of progress; an actor that has answered once and then falls silent is killed."""
+        for key, heard in self._processes.poll():
+            self._pass_on(key, heard)
+        for key in self._processes.silent_for(self._heartbeat_timeout_s):
+            self._saw(supervision.FellSilent(key))
 
-    def _take_answer(self, key: str, process: _Process) -> None:
-        reference, process.asked = process.asked, None
-        try:
-            report: ActorReport = ray.get(reference)
-        except RayError:
-            return  # train() of the same actor fails too, and is what counts
-        if not process.node_id:
-            process.node_id = report.node_id
+    def _pass_on(self, key: str, heard: Heard) -> None:
+        report, process = heard.report, heard.process
+        if heard.is_first:
             self._saw(supervision.Answered(key, report.pid))
-        self._hand_on(process, report.records)
+        if report.records:
+            self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:
             process.checkpoint_images = report.checkpoint_images
             self._tell(events.Checkpointed(key, report.checkpoint_images))
-
-    def _hand_on(self, process: _Process, records: Sequence[TrainingRecord]) -> None:
-        process.num_records += len(records)
-        if records:
-            self._tell(events.Progressed(process.job.key, tuple(records)))
 
     def _stop_all(self) -> None:
         self._take(supervision.when_asked_to_stop(self._fleet))
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while self._processes and time.monotonic() < deadline_s:
-            self._collect(POLL_INTERVAL_S)
+            self._collect()
         self._fleet = supervision.when_stop_is_over(self._fleet)
 
     def _tell(self, event: ExpertEvent) -> None:
