@@ -85,7 +85,7 @@ class ExpertProcesses:
         return is_free
 
     def hand_over(self, key: str) -> bool:
-        """Give a submitted expert that has no process a free one, which has imported everything; whether there is one."""
+        """Give a submitted expert that has no process a free one, which has imported all; whether there is one."""
         waiting = self._by_key[key]
         actor = self._take_free(waiting.job.resources)
         if actor is None:
