@@ -26,7 +26,6 @@ from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.progress import Progress
 from workloads.training.result import completed
 
-INDEX, REMIX = EnsembleDir(Path()).index.name, EnsembleDir(Path()).remix.name
 MAX_MIXED = 2
 """Mixed experts kept at once. Sampling goes through them in order and comes back only with the next batch."""
 
@@ -102,7 +101,10 @@ class Ensemble:
         """From a run directory or its ensemble/ folder. Raises ConfigError if there is none."""
         place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble
         if not place.index.is_file():
-            raise ConfigError(f"{path} holds no ensemble ({INDEX} is missing); train one with: rememe train demo-meme")
+            missing = place.index.name
+            raise ConfigError(
+                f"{path} holds no ensemble ({missing} is missing); train one with: rememe train demo-meme"
+            )
         try:
             index = EnsembleIndex.model_validate_json(place.index.read_text())
         except ValueError as error:
