@@ -10,12 +10,12 @@ import numpy as np
 from rich.table import Table
 
 from orchestrator.execution.cluster import connect
-from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.plan.places import RunsDir
+from orchestrator.runs.configuration import Outcome, train_configuration
+from orchestrator.runs.sampling import default_device
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
-from orchestrator.runs.sampling import default_device
 from workloads.analysis.grid import sample_grid
 from workloads.analysis.latency import latency_s
 from workloads.config.comparison import Comparison

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
-from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.plan.errors import RunStoppedError
-from orchestrator.plan.places import RunsDir
 from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.places import RunsDir
+from orchestrator.runs.data import prepare_data_of, prepare_reference_of
+from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
-from orchestrator.tracking.configuration import ExpertsLog, log_score, log_sizes, open_configuration
-from orchestrator.tracking.names import COMPARISON_TAG
-from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
-from orchestrator.runs.work import Work
+from orchestrator.tracking.configuration import ExpertsLog, log_score, log_sizes, open_configuration
+from orchestrator.tracking.names import COMPARISON_TAG
+from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.load import apply_override, validate
 from workloads.data.prepared import PreparedDataset

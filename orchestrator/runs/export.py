@@ -37,7 +37,10 @@ def export_run(run: Path, out: Path, on_progress: Progress) -> None:
             model.save_pretrained(EnsembleDir(scratch).expert(index))
             on_progress(index + 1, len(ensemble.intervals))
         (scratch / "intervals.txt").write_text(
-            "".join(f"{EnsembleDir(scratch).expert(index).name} {interval}\n" for index, interval in enumerate(ensemble.intervals))
+            "".join(
+                f"{EnsembleDir(scratch).expert(index).name} {interval}\n"
+                for index, interval in enumerate(ensemble.intervals)
+            )
         )
 
 

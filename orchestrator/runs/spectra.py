@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from orchestrator.runs.data import prepare_data_of
-from orchestrator.plan.places import RunsDir
 from orchestrator.plan.jobs import make_plan
+from orchestrator.plan.places import RunsDir
+from orchestrator.runs.data import prepare_data_of
 from orchestrator.tracking.configuration import open_configuration
 from orchestrator.tracking.tracker import Tracker
 from workloads.analysis.figures import spectra_figure

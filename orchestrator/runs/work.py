@@ -26,8 +26,8 @@ from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.files import write_text
-from workloads.places import RunDir
 from workloads.pipeline import Scored, gather, score_ensemble
+from workloads.places import RunDir
 from workloads.training.result import JobResult
 
 FIGURE_DPI = 150

@@ -1,0 +1,69 @@
+"""Events in words: the lines of a job's log, and warnings as notes."""
+
+import io
+import logging
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.plan import events
+from orchestrator.plan.events import ExpertEvent
+from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.policies import FailureKind
+from orchestrator.terminal.experts import ExpertsDisplay
+from orchestrator.terminal.notes import show_warnings_as_notes
+from workloads.config import DataSpec, RunConfig
+from workloads.training.records import TrainingRecord
+
+DATA = DataSpec(fingerprint="f", channels=1, image_size=8, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_run: dict[str, Any]) -> Plan:
+    return make_plan(RunConfig.model_validate(tiny_run), DATA)
+
+
+def record(images_seen: int) -> TrainingRecord:
+    return TrainingRecord(images_seen, 0.25, 64.0, 1e-3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (events.Queued("k"), "queued"),
+        (events.Reused("k"), "reused"),
+        (events.TrainedElsewhere("k"), "elsewhere"),
+        (events.Starting("k"), "starting"),
+        (events.Starting("k", num_workers=2), "starting (2 workers)"),
+        (events.Training("k", pid=7), "training (pid 7)"),
+        (events.Training("k"), "training"),
+        (events.Restarting("k", FailureKind.PROCESS_DIED, 2), "restarting (its process died)"),
+        (events.Starting("k", attempt=2), "restarting"),
+        (events.Done("k"), "done"),
+        (events.Failed("k", "the loss became nan"), "failed (the loss became nan)"),
+        (events.Stopped("k"), "stopped"),
+        (events.Checkpointed("k", 64), None),
+    ],
+)
+def test_an_event_is_a_line_of_the_log(plan: Plan, event: ExpertEvent, words: str | None) -> None:
+    job, log = plan.jobs[1], io.StringIO()
+    with ExpertsDisplay(plan.jobs, Console(file=log)) as display:
+        display(type(event)(**{**vars(event), "key": job.key}))
+    assert log.getvalue() == ("" if words is None else f"expert_01 [250, 500): {words}\n")
+
+
+def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
+    job, log = plan.jobs[0], io.StringIO()
+    display = ExpertsDisplay(plan.jobs, Console(file=log))
+    for images_seen in (64, 128, 192):  # within the same moment
+        display(events.Progressed(job.key, (record(images_seen),)))
+    assert log.getvalue() == "expert_00: 64 of 1,024 images, loss 0.2500, 64 images/s, 0:15 left\n"
+
+
+def test_warnings_of_ours_are_notes_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    show_warnings_as_notes()
+    show_warnings_as_notes()
+    logging.getLogger("orchestrator.search.study.ledger").warning("%s is damaged", "0007.json")
+    logging.getLogger("somebody.else").warning("not ours")
+    assert capsys.readouterr().err == "note: 0007.json is damaged\n"
