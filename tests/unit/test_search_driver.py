@@ -10,8 +10,10 @@ import pytest
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.running.driver import Driver, Proposal
 from orchestrator.search.running.growth import Growth
+from orchestrator.search.running.runner import Climb, TrialRunner
 from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.options import loss_rung
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from orchestrator.search.study.trial_plans import PlansOf, plans_by_point
@@ -175,6 +177,33 @@ def test_what_is_proposed_comes_first(tmp_path: Path) -> None:
     assert second is not None
     assert (first.origin, first.predicted_loss, first.values) == ("planner", 0.25, wanted)
     assert second.origin == "sampler"
+
+
+def test_what_is_reported_has_the_loss_it_is_judged_by(tmp_path: Path) -> None:
+    """Whoever is stopped at a report keeps what was reported, and the sampler learns from its last rung."""
+
+    class Measured(Climb):
+        """Trains nothing; its loss is four times the share that is left."""
+
+        def train(self, share: float) -> None:
+            self.share = share
+
+        def measure_loss(self, share: float) -> float:
+            self._add(Rung(name=loss_rung(share), value=4 * (1 - share)))
+            return 4 * (1 - share)
+
+        def measure_costs(self) -> None: ...
+
+        def score(self, rung: str) -> None: ...
+
+    study = make_study(ladder={"brief": [0.25, 0.5], "held_out": {}, "finalists": 1})
+    reported: list[tuple[list[float], float | None]] = []
+
+    def report(trial: Trial, share: float | None, loss: float | None) -> None:
+        reported.append(([rung.value for rung in trial.rungs], loss))
+
+    Measured(TrialRunner(study, RunsDir(tmp_path), None), Trial(number=0, values={}), report).all_rungs()
+    assert reported == [([3.0], 3.0), ([3.0, 2.0], 2.0), ([3.0, 2.0, 0.0], 0.0)]
 
 
 def test_finalists_are_the_best_of_the_rung_before(tmp_path: Path) -> None:

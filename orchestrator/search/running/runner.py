@@ -43,7 +43,7 @@ class TrialRunner:
     def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
         """The configuration with its rungs, or with its error. The same call again does only what is missing."""
         started_s = time.perf_counter()
-        climb = _Climb(self, trial, report)
+        climb = Climb(self, trial, report)
         try:
             climb.all_rungs()
             state, error = "finished", ""
@@ -58,14 +58,14 @@ class TrialRunner:
 
     def finish(self, trial: Trial) -> Trial:
         """The full protocol for a finalist."""
-        climb = _Climb(self, trial, lambda *_: None)
+        climb = Climb(self, trial, lambda *_: None)
         climb.train(1.0)
         climb.score(FULL)
         return climb.trial
 
 
 @dataclass
-class _Climb:
+class Climb:
     """A configuration on its way up the ladder. It acts; what is kept of it is worked out in study/."""
 
     runner: TrialRunner
@@ -80,7 +80,9 @@ class _Climb:
         for share in ladder.shares:
             self.train(share)
             if ladder.held_out is not None:
-                self.report(self.trial, share, self.measure_loss(share))
+                # Measured first: one that is stopped here must have the rung it was judged by.
+                loss = self.measure_loss(share)
+                self.report(self.trial, share, loss)
         self.measure_costs()
         if ladder.quick is not None:
             self.score(QUICK)
