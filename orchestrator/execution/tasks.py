@@ -1,4 +1,4 @@
-"""Sampling and measuring on every slot of the cluster.
+"""Ray tasks: sampling and measuring on every slot of the cluster.
 
 The unit of sampling is a fixed batch, so the images do not depend on how many slots there are.
 """

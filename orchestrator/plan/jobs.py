@@ -1,4 +1,4 @@
-"""What would run. Pure: knows neither Ray nor MLflow, starts nothing, writes nothing."""
+"""The jobs of a configuration: what would run, and what it takes. Starts nothing, writes nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Figures about trained networks that are asked for afterwards, on disk and in the MLflow run."""
+"""What frequencies trained networks carry: a figure asked for afterwards, on disk and in the MLflow run."""
 
 from pathlib import Path
 
