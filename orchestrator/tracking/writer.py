@@ -94,6 +94,7 @@ class MlflowWriter:
     def _create(self, note: Note, parent_id: str | None) -> str:
         from mlflow.entities import Param
 
+        # With the run and not after it: a run without an identity would never be found again.
         tags = note.content["tags"] | {IDENTITY_TAG: note.identity}
         if parent_id is not None:
             tags[PARENT_TAG] = parent_id
