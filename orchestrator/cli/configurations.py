@@ -35,6 +35,7 @@ def plan(
 
     from orchestrator.search.study.find import find_study
 
+    # A study first, for its name would be unknown to load_config.
     study = find_study(config, overrides or [])
     if study is not None:
         from orchestrator.search.running.display import plan_study
@@ -66,6 +67,7 @@ def train(
     from workloads.config.load import load_config
 
     loaded = load_config(config, overrides or ())
+    # Before what comes next imports Ray, which reads its environment then.
     environment.prepare_ray_environment(address)
     from orchestrator.runs.configuration import train_configuration
 
