@@ -83,7 +83,9 @@ class MlflowWriter:
             self._ended.add(identity)
         else:
             run_id = known.info.run_id
+            # An earlier process may have left it finished, failed or killed.
             self._client.update_run(run_id, status="RUNNING")
+            # Records that are there already come again from the job's file, and are left out.
             history = self._client.get_metric_history(run_id, "loss")
             self._last_step[run_id] = max((metric.step for metric in history), default=-1)
         self.run_ids[identity] = run_id
