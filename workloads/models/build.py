@@ -133,7 +133,11 @@ def load_model(path: Path) -> ModelMixin:
     """The network save_pretrained wrote, whichever class it is. Raises CheckpointError if there is none."""
     try:
         return _class_of(path).from_pretrained(
-            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            # No pickle, which could run code; no download; no warning that accelerate is missing.
+            path,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} holds no network: {str(error).splitlines()[0]}") from None
