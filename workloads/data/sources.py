@@ -172,6 +172,7 @@ def cifar10_source(config: CIFAR10Data) -> ImageSource:
     path = _existing(config.path)
     if path.is_dir():
         return TorchvisionSource(TorchvisionData(dataset="CIFAR10", path=path, split=config.split))
+    # A pickle could run code.
     with np.load(path, allow_pickle=False) as arrays:
         names = [f"{config.split}_images", f"{config.split}_labels"]
         if not set(names) <= set(arrays.files):
