@@ -73,6 +73,7 @@ def _devices() -> Finding:
 
 
 def _disk(runs_dir: Path) -> Finding:
+    # The first run makes the directory; until then, the disk is that of its nearest parent.
     existing = next(parent for parent in [runs_dir.absolute(), *runs_dir.absolute().parents] if parent.exists())
     if not os.access(existing, os.W_OK):
         return Finding(False, "runs", f"{existing} cannot be written; choose another --runs-dir")
