@@ -31,6 +31,7 @@ def plan(
 
     CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
     """
+    # `json` is the option here.
     from json import dumps as to_text
 
     from orchestrator.search.study.find import find_study
