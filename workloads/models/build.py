@@ -132,12 +132,9 @@ CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DM
 def load_model(path: Path) -> ModelMixin:
     """The network save_pretrained wrote, whichever class it is. Raises CheckpointError if there is none."""
     try:
+        # No pickle, which could run code; no download; no warning that accelerate is missing.
         return _class_of(path).from_pretrained(
-            # No pickle, which could run code; no download; no warning that accelerate is missing.
-            path,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} holds no network: {str(error).splitlines()[0]}") from None
