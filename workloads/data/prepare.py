@@ -158,6 +158,7 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
         if json.loads(plan.read_text()) != wanted:
             raise DataError(f"{out} holds data prepared from another source, size or VAE; choose another directory")
         return
+    # What a killed process was writing is no data.
     if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
@@ -170,6 +171,7 @@ def _finished(sidecar: Path) -> bool:
     # None of its images decoded.
     if described["shard"] is None:
         return True
+    # One that was damaged since is made again.
     file = sidecar.with_suffix(".arrow")
     return file.is_file() and sha256_file(file) == described["shard"]["sha256"]
 

@@ -235,6 +235,7 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
     if not callable(cls):
         raise DataError(f"data.dataset {name!r} is not in torchvision.datasets; names are case-sensitive: FashionMNIST")
     parameters = inspect.signature(cls).parameters
+    # Never a download in the middle of a run.
     options: dict[str, Any] = {"download": False} if "download" in parameters else {}
     if "train" in parameters:
         options["train"] = split == "train"
