@@ -1,4 +1,4 @@
-"""Decisions as values. Pure functions: they decide, orchestrator/execution acts."""
+"""Retries, places and order: single decisions as values, which supervision.py and the cluster's checks put together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
