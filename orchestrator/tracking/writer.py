@@ -83,7 +83,9 @@ class MlflowWriter:
             self._ended.add(identity)
         else:
             run_id = known.info.run_id
+            # An earlier process may have left it finished, failed or killed.
             self._client.update_run(run_id, status="RUNNING")
+            # Records that are there already come again from the job's file, and are left out.
             history = self._client.get_metric_history(run_id, "loss")
             self._last_step[run_id] = max((metric.step for metric in history), default=-1)
         self.run_ids[identity] = run_id
@@ -94,6 +96,7 @@ class MlflowWriter:
     def _create(self, note: Note, parent_id: str | None) -> str:
         from mlflow.entities import Param
 
+        # With the run and not after it: a run without an identity would never be found again.
         tags = note.content["tags"] | {IDENTITY_TAG: note.identity}
         if parent_id is not None:
             tags[PARENT_TAG] = parent_id
