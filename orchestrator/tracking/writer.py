@@ -126,10 +126,12 @@ class MlflowWriter:
     def _apply_metrics(self, run_id: str, notes: Sequence[Note]) -> None:
         from mlflow.entities import Metric
 
-        points, self._last_step[run_id] = new_points(notes, self._last_step.get(run_id, -1))
+        points, reached = new_points(notes, self._last_step.get(run_id, -1))
         metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in points]
         for start in range(0, len(metrics), MAX_BATCH_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH_METRICS])
+        # Only now: after an error the same notes come again, and must not count as written.
+        self._last_step[run_id] = reached
 
     def _apply_artifact(self, run_id: str, content: dict[str, Any]) -> None:
         file = Path(content["file"])
