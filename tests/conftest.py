@@ -1,5 +1,6 @@
 """What several layers of tests share. Ray reads its environment when it is imported, so this comes first."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,6 +8,15 @@ import pytest
 from orchestrator.execution.environment import prepare_ray_environment
 
 prepare_ray_environment(address=None)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One private cluster of two slots for all tests of a module, and for every command they run in this process."""
+    from orchestrator.execution.cluster import connect
+
+    with connect(None, num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="session")
