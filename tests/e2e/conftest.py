@@ -99,6 +99,12 @@ def user_environment() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
+def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str, Any]:
+    """tiny_run with a score that costs next to nothing."""
+    return tiny_run | {"reference": few_images}
+
+
+@pytest.fixture(scope="session")
 def trained(tiny_run: dict[str, Any], rememe: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which `rememe train tiny.yaml` has run; its output is in train.txt."""
     folder = tmp_path_factory.mktemp("trained")
