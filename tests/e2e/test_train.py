@@ -107,7 +107,7 @@ def test_ctrl_c_and_kill_9_leave_the_weights_of_a_plain_loop(
     tiny_run: dict[str, Any], start_rememe: Start, tmp_path: Path
 ) -> None:
     experts = [{"specialisation": 0.8, "model": {"attention_share": ["1/4"]}}, {"specialisation": 0.2}]
-    training = tiny_run["training"] | {"images": 6000}
+    training = tiny_run["training"] | {"images": 4000}
     raw = tiny_run | {"strategy": {"kind": "meme", "experts": experts}, "training": training}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
     command = ("train", "tiny.yaml", "--no-evaluate")
