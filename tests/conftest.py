@@ -1,5 +1,6 @@
-"""What several layers of tests share. Ray reads its environment when it is imported, so this comes first."""
+"""What several layers of tests share. Ray and OpenMP read their environment when imported, so this comes first."""
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from orchestrator.execution.environment import prepare_ray_environment
 
 prepare_ray_environment(address=None)
+# Threads that wait for one another sleep: spinning, they take the cores from the processes they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="module")
