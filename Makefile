@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests in one process run side by side, with a thread each; those that start processes need the machine.
+# Tests in one process run side by side, with a thread each.
 IN_PROCESS := tests/unit tests/numerics
+# Those that start processes wait for them a third of the time, so two files at once fill two cores. Grouped by file,
+# in this order: what takes longest is not begun last.
+WITH_PROCESSES := tests/e2e tests/ray tests/multiprocess
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --no-loadscope-reorder
 # Ray workers import torch once per process; without bytecode each pays several seconds for it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format check clean
+.PHONY: help setup demo test test-fast lint format check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,9 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## train four experts in parallel on real images, score them, show where to look
 	$(BIN)/rememe train demo-meme
 
-test: check  ## lint, types and every test that runs without a GPU
+test: test-fast  ## lint, types and every test that runs without a GPU
+	$(BIN)/python -m pytest -m 'not gpu' $(SIDE_BY_SIDE) --dist loadgroup $(WITH_PROCESSES) $(PYTEST_ARGS)
+
+test-fast: check  ## lint, types and the tests that start no process: two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile $(IN_PROCESS) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m 'not gpu' $(addprefix --ignore=,$(IN_PROCESS)) $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff check .

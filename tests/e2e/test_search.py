@@ -146,7 +146,9 @@ def _check_what_reads_it(quick_run: dict[str, Any], rememe_here: Rememe, folder:
     assert trial.images_trained == 0
 
 
-def test_a_larger_remix_grows_from_a_smaller_one(quick_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path) -> None:
+def test_a_larger_remix_grows_from_a_smaller_one(
+    quick_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path
+) -> None:
     """One after the other under Ray Tune, each a job of Ray Train."""
     base = quick_run | {
         "data": quick_run["data"] | {"held_out": 200},

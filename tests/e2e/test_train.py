@@ -19,7 +19,7 @@ from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.training.job import train_job
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("trained")]
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -15,6 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.xdist_group("trained"),
     pytest.mark.skipif(
         not (shutil.which("chromium") and shutil.which("chromedriver")), reason="chromium is not installed"
     ),

@@ -5,8 +5,9 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -62,20 +63,30 @@ def torchrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return result
 
 
-def two_workers(kind: str, dataset: PreparedDataset, jobs: dict[Path, RemixJob]) -> None:
-    """Run a task of worker.py for each (directory: job), all in one process group."""
-    tasks = [
+def two_workers(dataset: PreparedDataset, tasks: Sequence[tuple[str, RemixJob, Path]]) -> None:
+    """Run tasks of worker.py (kind, job, directory) one after the other, all in one process group."""
+    described = [
         {"kind": kind, "job": job.model_dump(mode="json"), "data": str(dataset.path), "out": str(out)}
-        for out, job in jobs.items()
+        for kind, job, out in tasks
     ]
-    file = next(iter(jobs)).parent / "tasks.json"
-    file.write_text(json.dumps(tasks))
+    file = tasks[0][2].parent / "tasks.json"
+    file.write_text(json.dumps(described))
     torchrun(str(WORKER), str(file))
 
 
-@pytest.fixture(scope="module")
-def stepped(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+class Group(NamedTuple):
+    """What a group of two workers has left: it made single steps, and began a job that it was asked to stop."""
+
+    stepped: dict[tuple[str, int], Path]
     """Directories with what one worker, and two, end up with after a step."""
+
+    job: RemixJob
+    stopped: Path
+
+
+@pytest.fixture(scope="module")
+def group(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """One start of two processes, which costs more than what they do, for all that needs no second one."""
     root = tmp_path_factory.mktemp("steps")
     variants = [("softmax", 1), ("softmax", 2), ("softmax", 4), ("softmax", 8), ("per_layer", 2), ("per_layer", 8)]
     jobs = {
@@ -83,12 +94,15 @@ def stepped(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) 
     }
     for out, job in jobs.items():
         worker.step(job, dataset.path, out)
-    two_workers("step", dataset, jobs)
-    return {(mixer, count): root / f"{mixer}-{count}" for mixer, count in variants}
+    whole, stopped = job_for(dataset), root / "whole"
+    stopped.mkdir()
+    (stopped / "stop").touch()
+    two_workers(dataset, [*(("step", job, out) for out, job in jobs.items()), ("whole", whole, stopped)])
+    return Group({(mixer, count): root / f"{mixer}-{count}" for mixer, count in variants}, whole, stopped)
 
 
-def test_two_workers_step_as_one_does(stepped: dict[tuple[str, int], Path]) -> None:
-    for folder in stepped.values():
+def test_two_workers_step_as_one_does(group: Group) -> None:
+    for folder in group.stepped.values():
         alone, first, second = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
         assert first["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         for mine, theirs in zip(first["gradients"], alone["gradients"], strict=True):
@@ -98,26 +112,22 @@ def test_two_workers_step_as_one_does(stepped: dict[tuple[str, int], Path]) -> N
 
 
 def test_bytes_exchanged_grow_with_experts_per_step_but_not_beyond_the_bases(
-    dataset: PreparedDataset, stepped: dict[tuple[str, int], Path]
+    dataset: PreparedDataset, group: Group
 ) -> None:
     state = RemixState(job_for(dataset), torch.device("cpu"))
     shared, mixed = sum(p.numel() for p in state.shared), state.bases.size
     for count in (1, 2, 4, 8):
-        num_bytes = torch.load(stepped["softmax", count] / "2-0.pt", weights_only=True)["bytes"]
+        num_bytes = torch.load(group.stepped["softmax", count] / "2-0.pt", weights_only=True)["bytes"]
         assert num_bytes == 4 * (shared + min(count, 4) * mixed + 1 + count * 4)
 
 
-def test_a_whole_job_and_a_stop_that_all_see(dataset: PreparedDataset, tmp_path: Path) -> None:
-    job = job_for(dataset)
+def test_a_whole_job_and_a_stop_that_all_see(dataset: PreparedDataset, group: Group, tmp_path: Path) -> None:
+    job, two = group.job, group.stopped
     alone = train_job(job, dataset.path, tmp_path / "alone")
-    two = tmp_path / "two"
-    two.mkdir()
-    (two / "stop").touch()
-    two_workers("whole", dataset, {two: job})
     assert {path.name for path in two.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     assert list((two / "checkpoints").iterdir())
     (two / "stop").unlink()
-    two_workers("whole", dataset, {two: job})
+    two_workers(dataset, [("whole", job, two)])
     together = train_job(job, dataset.path, two)
     assert together.images_seen == alone.images_seen == 64
     assert together.final_loss == pytest.approx(alone.final_loss, rel=1e-4)
