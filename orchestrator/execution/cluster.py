@@ -95,8 +95,8 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def is_alive(node_id: str) -> bool:
-    """Whether the node is still part of the cluster."""
+def dead_nodes() -> set[str]:
+    """Ids of the nodes that were part of the cluster."""
     import ray
 
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
