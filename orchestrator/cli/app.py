@@ -15,6 +15,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=(
         "Train multi-expert diffusion models on a Ray cluster, score them, compare them in MLflow.\n\n"
+        # Keeps the lines below as they are; others are filled.
         "\b\n"
         "  rememe plan demo-meme                     what would run; nothing is started\n"
         "  rememe train demo-meme                    train, sample, score; again = resume\n"
@@ -61,6 +62,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        # As RunStoppedError does: 128 + SIGINT.
         sys.exit(130)
 
 

@@ -31,10 +31,12 @@ def plan(
 
     CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
     """
+    # `json` is the option here.
     from json import dumps as to_text
 
     from orchestrator.search.study.find import find_study
 
+    # A study first, for its name would be unknown to load_config.
     study = find_study(config, overrides or [])
     if study is not None:
         from orchestrator.search.running.display import plan_study
@@ -66,6 +68,7 @@ def train(
     from workloads.config.load import load_config
 
     loaded = load_config(config, overrides or ())
+    # Before what comes next imports Ray, which reads its environment then.
     environment.prepare_ray_environment(address)
     from orchestrator.runs.configuration import train_configuration
 

@@ -12,6 +12,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after 
 @app.command("ls")
 def store_ls(runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
     """List trained experts: what they are, how large, and how many configurations use them."""
+    # `json` is the option here.
     from json import dumps as to_text
 
     from orchestrator.plan.places import RunsDir

@@ -35,6 +35,8 @@ class _Course:
         self.checkpoint_images = images_seen
 
 
+# Ray restarts nothing: it would put an expert that died behind all that wait.
+# Two threads for control, so that a question does not hold up a stop.
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})
 class ExpertActor:
     """Trains one expert after the other in a process of its own; answers while it trains."""

@@ -19,6 +19,7 @@ def local_node() -> dict[str, float]:
     """What this machine offers a private cluster."""
     import torch
 
+    # The cores this process may use, which a container or taskset may have made fewer than there are.
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
 
 
@@ -52,9 +53,11 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         refuse_infeasible(jobs, [node], "on this machine")
     import ray
 
+    # Ray's notices and the prints of workers would run through the display.
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         # A bare ray.init() would attach to any cluster this machine has ever run, alive or not.
+        # Nobody looks at a private cluster's dashboard, which takes about 135 MB.
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | local_options
     else:
@@ -62,6 +65,7 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
     try:
         ray.init(**options)
     except ConnectionError as error:
+        # Ray says the same of a wrong token as of no cluster, so both are named.
         raise ClusterError(
             f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); check the address, and that "
             "RAY_AUTH_MODE and the token are those of the cluster"
@@ -80,6 +84,8 @@ def with_resources(remote: Any, resources: Resources) -> Any:
     Of the cluster, not of what a configuration of a search holds, which is nothing.
     """
     wanted = as_ray_resources(resources)
+    # 0 CPUs are said too: a task, or an actor with a GPU, of which nothing is said takes one.
+    # DEFAULT keeps out of the placement group of a trial, into which Tune puts all that the trial starts.
     return remote.options(
         num_cpus=wanted.pop("CPU", 0),
         num_gpus=wanted.pop("GPU", 0),

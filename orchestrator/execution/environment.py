@@ -9,6 +9,7 @@ def prepare_ray_environment(address: str | None) -> None:
     """No usage reports; for a private cluster (address None), a token only this process tree knows."""
     assert "ray" not in sys.modules
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What asks for no GPU keeps CUDA_VISIBLE_DEVICES as it is: Ray's own default of late.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         # Other users of the machine could reach the private cluster's ports and run code. Given here, the token

@@ -99,6 +99,7 @@ def _train(
     key = job.key
     work = _Work(job, data_path, JobDir(store.path(key)), store.identity)
     work.folder.path.mkdir(parents=True, exist_ok=True)
+    # Of an earlier call; workers that found one would end at once.
     for left_over in (work.folder.stop, work.folder.failure):
         left_over.unlink(missing_ok=True)
     _tell(listeners, events.Starting(key, num_workers=execution.num_workers))
@@ -111,10 +112,12 @@ def _train(
         outcome.completed[key] = result
         outcome.trained.add(key)
         _tell(listeners, events.Done(key))
+    # An end without weights and without an error is one that was asked for.
     elif failure is None or (should_stop() and not failure_file.exists()):
         outcome.stopped.append(key)
         _tell(listeners, events.Stopped(key))
     else:
+        # What a worker has written down was not tried again.
         attempts = 1 if failure_file.exists() else execution.max_attempts
         outcome.failed[key] = str(ExpertFailedError(job.name, attempts, failure))
         _tell(listeners, events.Failed(key, failure))
@@ -123,12 +126,14 @@ def _train(
 def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_stop: Callable[[], bool]) -> None:
     """Hand records on until training has ended or, after a request to stop, the time for that is over."""
     records_file, last_images, deadline_s = work.folder.records, -1, float("inf")
+    # An earlier call's checkpoint is no news.
     checkpoint_images = work.folder.checkpointed_images() or 0
     while fit.is_alive() and time.monotonic() < deadline_s:
         fit.join(POLL_INTERVAL_S)
         if should_stop() and deadline_s == float("inf"):
             write_text(work.folder.stop, "")
             deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        # After a restart, workers write some records again.
         records = [record for record in read_records(records_file) if record.images_seen > last_images]
         if records:
             if last_images < 0:
@@ -150,6 +155,7 @@ class _Fit(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        # Ray Train would show each line that a worker prints twice.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -168,6 +174,7 @@ class _Fit(threading.Thread):
             run_config=RunConfig(
                 name=self._work.folder.ray_train.name,
                 storage_path=str(self._work.folder.path),
+                # Ray Train counts restarts, we count starts.
                 failure_config=FailureConfig(max_failures=self._execution.max_attempts - 1),
             ),
         )
@@ -218,4 +225,5 @@ def _tell(listeners: Sequence[EventListener], event: ExpertEvent) -> None:
 
 def _first_sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Ray Train's own sentence comes first, and the worker's error last.
     return lines[-1] if lines else type(error).__name__

@@ -120,6 +120,7 @@ class ExpertProcesses:
     def collect(self, timeout_s: float) -> Iterator[tuple[str, Ending]]:
         """Experts that have ended, well or not, or end before timeout_s is over."""
         if not self._by_key:
+            # ray.wait returns at once if there is nothing to wait for.
             time.sleep(timeout_s)
             return
         by_reference = {process.done: key for key, process in self._by_key.items()}

@@ -96,6 +96,7 @@ class _Supervisor:
                 if self.stop_requested.is_set() or self._should_stop():
                     self._stop_all()
                     break
+                # Free processes go to those that wait for one, then to new ones; what is left then gives its CPU back.
                 self._look_elsewhere()
                 self._look_at_nodes()
                 self._hand_over()
@@ -104,6 +105,7 @@ class _Supervisor:
                 self._collect()
                 self._listen()
         finally:
+            # Processes end before their claims, or another driver could begin while they still write.
             self._processes.close()
             for key in list(self._claims):
                 self._release(key)

@@ -66,6 +66,7 @@ def generate_samples(
     num_done = num_batches - len(missing)
     task = with_resources(_generate, resources)
     in_flight: dict[ray.ObjectRef, int] = {}
+    # Taken from the end, so that batches are drawn in their order.
     waiting = list(reversed(missing))
     while waiting or in_flight:
         while waiting and len(in_flight) < MAX_IN_FLIGHT:

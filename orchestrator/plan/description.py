@@ -10,6 +10,7 @@ from workloads.config.base import StrictConfig
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as a file `rememe train` takes."""
+    # As JSON first: safe_dump refuses paths and fractions.
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -18,6 +19,7 @@ def flatten(config: StrictConfig) -> dict[str, object]:
     flat: dict[str, object] = {}
 
     def visit(prefix: str, node: Any) -> None:
+        # An empty mapping has no children that would stand for it, so it is a value.
         if isinstance(node, dict) and node:
             children = list(node.items())
         elif isinstance(node, list) and any(isinstance(item, dict) for item in node):

@@ -27,6 +27,7 @@ class ExpertFailedError(RememeError):
         )
         self.expert, self.attempts, self.cause = expert, attempts, cause
 
+    # Pickle calls a class with its error's args, here the one sentence; it would lack the rest on its way out of Ray.
     def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
         return type(self), (self.expert, self.attempts, self.cause)
 
@@ -48,4 +49,5 @@ class ExpertsFailedError(RememeError):
 class RunStoppedError(RememeError):
     """Training was interrupted and checkpoints were written."""
 
+    # 128 + SIGINT, as shells report what Ctrl-C has ended.
     exit_code = 130

@@ -90,8 +90,9 @@ class Plan:
             {
                 "jobs": [job.key for job in self.jobs],
                 "cuts": self.config.intervals.cuts,
-                # held_out is always 0 here
+                # Always 0 here; left out, fingerprints from before there was such a field still match.
                 "reference": None if reference is None else reference.model_dump(mode="json", exclude={"held_out"}),
+                # The same weights may lie elsewhere on the next machine.
                 "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights"}),
             }
         )
@@ -103,6 +104,7 @@ class Plan:
 
     def mean_over_timesteps(self, values: Sequence[float]) -> float:
         """Of a figure per job (or per expert), weighted by the timesteps it works at."""
+        # A single network, or a remix as one job, works at all timesteps.
         if len(values) == 1:
             return float(values[0])
         intervals = self.config.intervals
@@ -132,6 +134,7 @@ def make_plan(config: RunConfig, data: DataSpec) -> Plan:
 
     Raises ConfigError if an architecture does not fit the image size or the initial weights.
     """
+    # Here, for it brings torch: whoever only reads results or drives starts without.
     from workloads.training.jobs import jobs_of
 
     jobs = jobs_of(config, data)

@@ -7,6 +7,7 @@ from enum import Enum
 from workloads.config.execution import Resources
 
 MAX_DELAY_S = 60.0
+"""Pauses double from a second; with many attempts, doubling alone would soon come to hours."""
 
 
 class FailureKind(Enum):
@@ -55,6 +56,7 @@ def after_failure(kind: FailureKind, *, attempts: int, max_attempts: int, cause:
 
 def longest_first(expected_cost: Mapping[str, float]) -> list[str]:
     """Keys in the order to start them: a long job started last would leave the other slots idle at the end."""
+    # Equal ones by key, so that a run starts its experts in the same order each time.
     return sorted(expected_cost, key=lambda key: (-expected_cost[key], key))
 
 
@@ -71,6 +73,7 @@ def num_slots(requests: Sequence[Resources], nodes: Sequence[Mapping[str, float]
     for request in requests:
         wanted = as_ray_resources(request)
         for node in free:
+            # Fractions of a GPU leave a little less than they should when they are taken away one by one.
             if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items()):
                 for name, amount in wanted.items():
                     node[name] -= amount

@@ -17,8 +17,8 @@ NUM_QUEUED_AHEAD = 1
 
 
 NODE_VERDICT_S = 40.0
-"""Ray takes a node for dead some 12 s after its last sign of life (5 checks, 3 s apart, and a start); within this time it
-is known whether a process that vanished took its node along."""
+"""Within this time it is known whether a process that vanished took its node along: Ray takes a node for dead some 12 s
+after its last sign of life."""
 
 # Where an expert stands; each holds what is needed to leave it.
 
@@ -257,6 +257,7 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
     occupied = [fleet.jobs[key].resources for key in fleet.those(Submitted, Running)]
     for key in fleet.queue:
         phase = fleet.phases[key]
+        # One that sits out its pause does not hold up the others.
         if isinstance(phase, Waiting) and phase.not_before_s > now_s:
             continue
         requests = [*occupied, fleet.jobs[key].resources]
@@ -277,6 +278,7 @@ def after(fleet: Fleet, seen: Observation) -> Step:
             phase, actions = Waiting(), ()
         case Found():
             phase, actions = Ended(), (Release(key), Tell(events.Reused(key)))
+        # No new start: the actor that is replaced had no process yet.
         case HandedIn(is_takeover=True):
             phase, actions = Submitted(is_ahead=False), ()
         case HandedIn(is_ahead=is_ahead):
@@ -284,6 +286,7 @@ def after(fleet: Fleet, seen: Observation) -> Step:
             phase, actions = Submitted(is_ahead), (Tell(events.Starting(key, attempts)),)
         case Answered(pid=pid):
             phase, actions = Running(), (Tell(events.Training(key, pid)),)
+        # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)
         case Vanished(node_id=node_id, now_s=now_s):
@@ -352,6 +355,7 @@ def when_asked_to_stop(fleet: Fleet) -> Step:
     """Every expert that trains writes a checkpoint; the others have nothing to lose."""
     asked = [AskToStop(key) for key in fleet.those(Running)]
     ended = [Kill(key) for key in fleet.those(Submitted)]
+    # Those that train are left out: how they end is still to be seen.
     return Step(_stopped(fleet, Waiting, Elsewhere, Submitted, Missing), (*asked, *ended))
 
 

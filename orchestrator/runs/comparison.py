@@ -62,6 +62,7 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
         for row in comparison.rows:
             comparison.row_run(row, seed, None)
     outcomes: dict[str, list[Outcome]] = {"base": [], **{row: [] for row in comparison.rows}}
+    # One connection for all: a private cluster takes seconds to start.
     with connect(address):
         for seed in comparison.seeds:
             base = _train(comparison, "base", seed, None, runs_dir, address)

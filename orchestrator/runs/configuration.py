@@ -61,11 +61,13 @@ def train_configuration(
     when it was interrupted and checkpoints were written.
     """
     runs = RunsDir(runs_dir)
+    # Ray sets it for the entry point of a job that was submitted.
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute():
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
             "give --runs-dir an absolute path to keep them"
         )
+    # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
         check_extractor(config.evaluation)
     dataset = prepare_data_of(config, runs)
@@ -73,6 +75,7 @@ def train_configuration(
     plan = make_plan(config, dataset.spec(config.data))
     work = Work(plan, runs, ExpertStore(runs.store, store), runs.run(config.name, plan.fingerprint))
     with _open(work, address) as session:
+        # First: `rememe store gc` keeps only what some plan names.
         work.write_description()
         results = session.train(dataset)
         ensemble = work.gather(dataset)
@@ -113,6 +116,7 @@ def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]
     for override in overrides:
         raw = apply_override(raw, override)
     protocol = validate(ProtocolConfig, raw)
+    # The whole run again, for steps and guidance must go with its diffusion and its data.
     return validate(RunConfig, config.model_dump(mode="json") | {"evaluation": protocol.model_dump(mode="json")})
 
 
@@ -145,6 +149,7 @@ class _Session:
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
         with ExpertsDisplay(plan.jobs) as display:
             outcome = self.work.train(dataset, [display, log])
+        # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
         return self.work.require_complete(outcome)
@@ -161,6 +166,7 @@ class _Session:
 
     def report(self, results: Sequence[JobResult | None], scored: Scored | None, runs_dir: Path) -> None:
         """Tell the user what came out and where it is."""
+        # The address below is known once MLflow has the run.
         self.tracker.flush()
         print_result(
             self.work.plan,

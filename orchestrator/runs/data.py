@@ -35,6 +35,7 @@ def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
     return _spec(config.data, runs_dir)
 
 
+# A study plans many configurations of one data set: it is looked at, and a note about it printed, once.
 @lru_cache(maxsize=64)
 def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
     try:
@@ -67,6 +68,7 @@ def prepare_source(
 ) -> PrepareSummary:
     """Any source of images as shards in `out`, with a progress bar."""
     fields: dict[str, Any] = detect_source(source) | {"image_size": size, "channels": channels}
+    # The other kinds have no parts, and refuse the field.
     if fields["kind"] in {"torchvision", "cifar10"}:
         fields["split"] = split
     config = validate(_DataSection, {"data": fields}).data

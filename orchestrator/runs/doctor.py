@@ -20,7 +20,9 @@ from workloads.evaluation.inception import THREE_WAYS
 
 PACKAGES = ("ray", "torch", "diffusers", "mlflow", "torch-fidelity", "timm")
 MIN_FREE_BYTES = 2 * 2**30
+"""What two checkpoints (weights, average, two moments) of a network of 67 M parameters take."""
 MIN_SHM_BYTES = 256 * 2**20
+"""The object store of a private cluster takes 200 MiB of it."""
 
 
 class Finding(NamedTuple):
@@ -43,6 +45,7 @@ def examine(runs_dir: Path, address: str | None) -> Iterator[Finding]:
 
 
 def _versions() -> Finding:
+    # Looked for, not imported: that would take seconds.
     missing = [name for name in PACKAGES if find_spec(name.replace("-", "_")) is None]
     if missing:
         return Finding(False, "packages", f"{', '.join(missing)} not installed; run: make setup")
@@ -70,6 +73,7 @@ def _devices() -> Finding:
 
 
 def _disk(runs_dir: Path) -> Finding:
+    # The first run makes the directory; until then, the disk is that of its nearest parent.
     existing = next(parent for parent in [runs_dir.absolute(), *runs_dir.absolute().parents] if parent.exists())
     if not os.access(existing, os.W_OK):
         return Finding(False, "runs", f"{existing} cannot be written; choose another --runs-dir")
@@ -109,6 +113,7 @@ def _attempt(subject: str, check: Callable[[], str]) -> Finding:
 def _mlflow(runs_dir: Path) -> str:
     uri = tracking_uri(runs_dir)
     if uri.startswith("sqlite") and not runs_dir.exists():
+        # Asking makes the database, and looking should leave nothing behind.
         with tempfile.TemporaryDirectory() as scratch:
             count_experiments(tracking_uri(Path(scratch)))
         return f"{uri} will be made by the first run"

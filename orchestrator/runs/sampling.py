@@ -27,6 +27,7 @@ def sampling_protocol(config: RunConfig, num: int, seed: int, sampling: dict[str
     raw = config.model_dump(mode="json")
     evaluation = raw["evaluation"]
     raw["evaluation"] = evaluation | {
+        # A protocol has two at least, for a covariance; a single image can be drawn all the same.
         "num_samples": max(2, num),
         "seed": seed,
         "sampling": evaluation["sampling"] | sampling,

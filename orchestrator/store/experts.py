@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ID_FILE = "store-id"
 CLAIMS = ".claims"
+"""Where lock files lie: apart from the jobs, whose directories are replaced and set aside while they are claimed."""
 DAMAGED = "damaged-"
 """What a damaged job's directory is called from then on, before its key."""
 
@@ -74,6 +75,7 @@ class ExpertStore:
             if result is None and self._remote is not None and self._remote.fetch(key, self.path(key)):
                 result = completed(self.path(key))
         except CheckpointError as error:
+            # Numbered at random, for a key may be damaged twice and a directory cannot be renamed onto another.
             aside = self.root / f"{DAMAGED}{key}-{uuid.uuid4().hex[:6]}"
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.path(key).rename(aside)
@@ -88,6 +90,7 @@ class ExpertStore:
             return None
         if self._remote is None:
             return lock
+        # After the disk's lock, which costs nothing: a lease takes a write at the remote and half a second.
         lease = self._remote.claim(key)
         if lease is None:
             lock.release()
@@ -96,6 +99,7 @@ class ExpertStore:
 
     def is_claimed(self, key: str) -> bool:
         """Whether a driver on this disk trains the key now."""
+        # Trying would make the file, and who only looks leaves nothing behind.
         if not self._claim_file(key).exists():
             return False
         lock = try_lock(self._claim_file(key))
@@ -117,5 +121,6 @@ class _Both:
         self._claims = claims
 
     def release(self) -> None:
+        # The lease first: who gets the disk's lock next must not find it taken by us.
         for claim in reversed(self._claims):
             claim.release()

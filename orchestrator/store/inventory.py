@@ -38,6 +38,7 @@ def entries_of(runs: RunsDir) -> list[StoreEntry]:
         raise ConfigError(f"no expert store under {runs.given} yet; train something first: rememe train demo-meme")
     store, users, now_s = ExpertStore(runs.store), _users(runs), time.time()
     entries = []
+    # Claims, and what is being written, begin with a dot.
     for path in sorted(path for path in runs.store.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = [file for file in path.rglob("*") if file.is_file()]
         entries.append(

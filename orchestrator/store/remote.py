@@ -22,6 +22,7 @@ from workloads.files import new_directory
 from workloads.places import JobDir
 
 RENEW_INTERVAL_S = 10.0
+"""Several in a row may fail before the lease runs out."""
 LEASE_S = 60.0
 """A lease that nobody has renewed for this long (by the clock of the one who looks) is free."""
 
@@ -64,6 +65,7 @@ class RemoteStore:
     def publish(self, key: str, source: Path) -> None:
         """Put a finished job there, unless it is there already. StorageError with the next step if that fails."""
         try:
+            # Equal keys mean equal weights, so what is there will do.
             if self._read(key, "index.json") is not None:
                 return
             attempt, files = f"attempt-{uuid.uuid4().hex[:12]}", {}
@@ -144,6 +146,7 @@ class Lease:
 
     def start(self) -> None:
         """Renew until released."""
+        # A daemon, for it must not keep a driver from ending; the lease of one that died runs out.
         threading.Thread(target=self._work, name=f"rememe-lease-{self._key}", daemon=True).start()
 
     def release(self) -> None:

@@ -47,6 +47,7 @@ class _ExpertRow:
     def images_seen(self) -> int:
         if self.state.has_weights:
             return self.total_images
+        # Whole batches: the last may go beyond the budget.
         return min(self.total_images, self.latest.images_seen) if self.latest else 0
 
     @property
@@ -99,6 +100,7 @@ class ExpertsDisplay:
             )
 
     def _print(self, text: str) -> None:
+        # Not with rich, which breaks the lines of a log at 80 columns.
         print(text, file=self._console.file, flush=True)
 
     def _render(self) -> Group:

@@ -18,5 +18,6 @@ def show_warnings_as_notes() -> None:
     """Let people see what modules that know no terminal have to say: they warn through `logging`."""
     for name in ("orchestrator", "workloads"):
         logger = logging.getLogger(name)
+        # Once, however many commands a process runs.
         if not any(isinstance(handler, _Notes) for handler in logger.handlers):
             logger.addHandler(_Notes(logging.WARNING))

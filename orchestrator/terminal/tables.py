@@ -114,4 +114,5 @@ def print_finding(subject: str, text: str, *, is_ok: bool) -> None:
     console = Console(soft_wrap=True, highlight=False)
     mark = "[green]ok     [/green]" if is_ok else "[bold red]problem[/bold red]"
     console.print(f"{mark} {subject:12} ", end="")
+    # Findings name rememe[inception], of which markup would leave rememe.
     console.print(text, markup=False)

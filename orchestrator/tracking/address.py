@@ -14,6 +14,7 @@ SCHEMES = {"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databrick
 def tracking_uri(runs_dir: Path) -> str:
     """$MLFLOW_TRACKING_URI, or the SQLite file in the runs directory. ConfigError if MLflow knows no such scheme."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RunsDir(runs_dir).mlflow_database}"
+    # mysql+pymysql names the driver too.
     scheme = urlparse(uri).scheme.split("+")[0]
     if scheme not in SCHEMES:
         raise ConfigError(
@@ -39,9 +40,11 @@ def quieten() -> None:
     """Bound what one call may wait, and keep MLflow's remarks off the terminal. Before mlflow is imported."""
     import logging
 
+    # By itself MLflow waits up to two minutes for an answer and asks seven times more.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Importing GitPython fails otherwise where there is no git.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")

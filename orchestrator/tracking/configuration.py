@@ -75,6 +75,7 @@ def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid:
             {
                 "rememe.protocol": protocol.name,
                 "rememe.protocol_hash": score.protocol_hash,
+                # MLflow shows it as the run's description.
                 "mlflow.note.content": f"{note}. Samples: artifact `grid.png`.",
             }
         )

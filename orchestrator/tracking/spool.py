@@ -47,6 +47,7 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # The pid tells whether its writer is alive; the rest is there because pids come again.
         self._own = path / f"notes-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         self._done = 0
 
@@ -84,6 +85,7 @@ class Spool:
                 together = list(group)
                 apply(together)
                 num_done += len(together)
+        # Interruptions too: what was handed on must not be handed on again.
         except BaseException:
             file.write_text("".join(f"{line}\n" for line in lines[num_done:]))
             raise
@@ -96,12 +98,15 @@ class Spool:
 def _is_being_written(file: Path) -> bool:
     """Whether the process that writes the file is still there (on this machine)."""
     pid = int(file.name.split("-")[1])
+    # Not this spool's own, so of an ended process that had the same number, or of a tracker that was closed.
     if pid == os.getpid():
         return False
     try:
+        # Signal 0 reaches nobody; it only fails if nobody is there.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # It is there, and another user's.
     except PermissionError:
         return True
     return True

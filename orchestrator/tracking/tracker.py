@@ -25,7 +25,9 @@ FLUSH_INTERVAL_S = 2.0
 """Notes are gathered for so long: fewer, larger calls."""
 
 RETRY_INTERVAL_S = 15.0
+"""Between tries of a store that does not answer; a try may take as long itself."""
 CLOSE_TIMEOUT_S = 60.0
+"""How long an end waits for the store; what is not written by then stays in the spool for the next run."""
 MAX_PARAM_LENGTH = 6000
 """MLflow's limit."""
 
@@ -67,6 +69,7 @@ class TrackedRun:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file."""
         staged = self._tracker.spool.stage(path.name)
+        # A copy, for the file may be changed or gone when it is written.
         shutil.copyfile(path, staged)
         self._tracker.put("artifact", self.identity, {"file": str(staged), "folder": folder})
 
@@ -184,12 +187,14 @@ class Tracker:
                     ended = True
                     break
                 notes.append(note)
+                # Somebody waits for it.
                 if note.kind == "mark":
                     break
             self._handle(notes, last=ended)
 
     def _handle(self, notes: list[Note], *, last: bool) -> None:
         marks = [note for note in notes if note.kind == "mark"]
+        # On disk first: what this process does not get to write, the next run writes.
         self.spool.append([note for note in notes if note.kind != "mark"])
         waited = time.monotonic() - self._tried_s > RETRY_INTERVAL_S
         if not self._offline or waited or last:
@@ -219,5 +224,6 @@ def run_url(tracker: Tracker, run: TrackedRun) -> str:
     """Where the run is in MLflow's pages, or a sentence while the store does not answer."""
     if tracker.experiment_id is None or run.run_id is None:
         return f"{tracker.uri} does not answer; the results are spooled and written by the next run"
+    # Where `rememe ui` serves it unless told otherwise.
     host = tracker.uri if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{host}/#/experiments/{tracker.experiment_id}/runs/{run.run_id}"

@@ -17,7 +17,9 @@ from orchestrator.tracking.address import tracking_uri
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
+"""This machine alone: the server asks for no password."""
 START_TIMEOUT_S = 90.0
+"""A first start on a heavily loaded machine has taken 33 s."""
 
 
 def open_ui(runs_dir: Path, *, port: int) -> int:
@@ -52,6 +54,7 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
 
 
 def _command(uri: str, runs_dir: Path, port: int) -> list[str]:
+    # Beside the interpreter, for its environment need not be activated.
     mlflow = Path(sys.executable).with_name("mlflow")
     program = str(mlflow) if mlflow.exists() else shutil.which("mlflow") or "mlflow"
     artifacts = RunsDir(runs_dir).mlflow_artifacts.as_uri()

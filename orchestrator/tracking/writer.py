@@ -83,7 +83,9 @@ class MlflowWriter:
             self._ended.add(identity)
         else:
             run_id = known.info.run_id
+            # An earlier process may have left it finished, failed or killed.
             self._client.update_run(run_id, status="RUNNING")
+            # Records that are there already come again from the job's file, and are left out.
             history = self._client.get_metric_history(run_id, "loss")
             self._last_step[run_id] = max((metric.step for metric in history), default=-1)
         self.run_ids[identity] = run_id
@@ -94,6 +96,7 @@ class MlflowWriter:
     def _create(self, note: Note, parent_id: str | None) -> str:
         from mlflow.entities import Param
 
+        # With the run and not after it: a run without an identity would never be found again.
         tags = note.content["tags"] | {IDENTITY_TAG: note.identity}
         if parent_id is not None:
             tags[PARENT_TAG] = parent_id
@@ -123,10 +126,12 @@ class MlflowWriter:
     def _apply_metrics(self, run_id: str, notes: Sequence[Note]) -> None:
         from mlflow.entities import Metric
 
-        points, self._last_step[run_id] = new_points(notes, self._last_step.get(run_id, -1))
+        points, reached = new_points(notes, self._last_step.get(run_id, -1))
         metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in points]
         for start in range(0, len(metrics), MAX_BATCH_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH_METRICS])
+        # Only now: after an error the same notes come again, and must not count as written.
+        self._last_step[run_id] = reached
 
     def _apply_artifact(self, run_id: str, content: dict[str, Any]) -> None:
         file = Path(content["file"])

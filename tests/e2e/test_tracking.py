@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -123,6 +124,31 @@ def test_a_server_that_dies_and_returns_loses_nothing(
     assert run.run_id is not None
     assert {item.path for item in client.list_artifacts(run.run_id)} == {"config.yaml", "grid.png"}
     assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_batch_that_was_not_taken_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store refuses one call; the records of that call are there in the end, each once."""
+    refuse = MlflowClient.log_batch
+    refused: list[str] = []
+
+    def log_batch(self: MlflowClient, run_id: str, metrics: Sequence[Any] = (), **more: Any) -> None:
+        if metrics and not refused:
+            refused.append(run_id)
+            raise ConnectionError("not now")
+        refuse(self, run_id, metrics=metrics, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    monkeypatch.setattr(tracking, "RETRY_INTERVAL_S", 0.1)
+    with Tracker(tmp_path / "runs") as tracker:
+        run = tracker.configuration("tiny", "f" * 16, {}, "")
+        expert = tracker.expert(run, "expert_00", "expert", "k", {})
+        expert.records([record(1), record(2)])
+        tracker.flush()
+        assert refused
+        expert.records([record(3)])
+    client = MlflowClient(tracking_uri=tracker.uri)
+    assert expert.run_id is not None
+    assert [metric.step for metric in client.get_metric_history(expert.run_id, "loss")] == [1, 2, 3]
 
 
 def test_what_one_run_could_not_write_the_next_run_writes(server: Server, tmp_path: Path) -> None:

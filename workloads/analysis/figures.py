@@ -137,6 +137,7 @@ def loss_matrix_figure(curves: Sequence[Curve], intervals: IntervalTable) -> Fig
     figure = Figure(figsize=(7.0, 4.2), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    # One expert that is far off would leave all others in one colour.
     limit = max(1.0, float(np.percentile(excess_NT, 95)))
     image = axes.imshow(excess_NT, cmap=COLOURS.reversed(), vmin=0, vmax=limit, aspect="auto", interpolation="nearest")
     timesteps = [timestep for timestep, _ in curves[0]]

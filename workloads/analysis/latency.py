@@ -18,6 +18,8 @@ def latency_s(ensemble: Ensemble, timestep: int = 0) -> float:
     with torch.inference_mode():
         for _ in range(REPEATS + 1):
             started_s = time.perf_counter()
+            # item() waits for the device, which has only begun when the call returns.
             ensemble.denoise(x_BCHW, timestep, labels_B).sum().item()
             times_s.append(time.perf_counter() - started_s)
+    # The first loads or mixes the expert.
     return statistics.median(times_s[1:])

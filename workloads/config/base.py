@@ -15,6 +15,7 @@ class StrictConfig(BaseModel):
 
 def content_hash(payload: Any) -> str:
     """SHA-256 (hex) of JSON-like data, independent of the order of keys."""
+    # Never otherwise: the same data in another layout would be another key.
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

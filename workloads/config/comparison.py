@@ -40,6 +40,7 @@ class Comparison(StrictConfig):
         changes = merge({"training": self.training}, self.rows[row]) | {"seed": seed}
         changes["initial_weights"] = initial_weights
         config = self._run(f"rows.{row}", row, changes)
+        # Last: the budget is the comparison's, whatever a row says of its training.
         images = self.budget_images // config.strategy.num_jobs
         return config.model_copy(update={"training": config.training.model_copy(update={"images": images})})
 

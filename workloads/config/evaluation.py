@@ -67,6 +67,7 @@ class ProtocolConfig(StrictConfig):
         if not isinstance(value, dict) or "name" not in value:
             return value
         known = PROTOCOLS.get(value["name"])
+        # A name of one's own will do if all that has no default is said.
         if known is None and not {"extractor", "num_samples"} <= value.keys():
             raise ValueError(f"no protocol is called {value['name']!r}; known: {', '.join(PROTOCOLS)}")
         sampling = (known or {}).get("sampling", {}) | (value.get("sampling") or {})

@@ -97,6 +97,7 @@ class Job(StrictConfig, ABC):
     @cached_property
     def key(self) -> str:
         """Content key, 16 hex digits: equal keys mean equal weights (on the same kind of machine)."""
+        # 64 bits: any two of a million jobs share a key with a probability of 3e-8.
         return content_hash({"version": TRAINING_PATH_VERSION, **self._determinants()})[:16]
 
     @property
@@ -115,6 +116,7 @@ class Job(StrictConfig, ABC):
         """What tells it from other jobs of its kind, as plain JSON."""
 
     def _determinants(self) -> dict[str, Any]:
+        # How often something is written changes no weights.
         passing = {"checkpoint_every_images", "log_every_images"}
         determinants = self.model_dump(mode="json", exclude={"name": True, "training": passing, "initial": {"path"}})
         if self.data.held_out == 0:  # as before there was such a field, so that keys from then still match

@@ -79,6 +79,7 @@ class RunConfig(StrictConfig):
             raise ValueError(
                 f"reference.held_out is {self.reference.held_out}; scores compare with all images, leave it out"
             )
+        # Mixer blocks cannot; diffusers would refuse too, but only when training begins.
         if self.training.activation_checkpointing and self.model.kind == "iunet":
             raise ValueError("training.activation_checkpointing does not go with model.kind iunet; set it to false")
         sampling = self.evaluation.sampling

@@ -269,6 +269,7 @@ class Remix(_Intervals):
                 f"execution.num_workers {num_workers} and strategy.experts_per_step {per_step} do not divide evenly; "
                 "one must be a multiple of the other"
             )
+        # Mixed parameters are views of one long vector, which has no such layout.
         if training.channels_last:
             raise ValueError("training.channels_last does not go with strategy.kind remix; set it to false")
 

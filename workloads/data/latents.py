@@ -56,5 +56,6 @@ class LatentEncoder:
             shift_factor=self.shift_factor,
             downsampling=self._downsampling,
             mean=mean,
+            # Rounding may take the difference below zero.
             std=float(np.sqrt(max(0.0, squares / count - mean**2))),
         )

@@ -32,6 +32,7 @@ from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_fi
 from workloads.progress import Progress
 
 SHARD_IMAGES = 8192
+"""Part of what prepared data is named by: another number would prepare all of it again."""
 SHARD_LATENTS = 1024
 """Encoding is slow, so an interruption should cost little of it."""
 
@@ -157,6 +158,7 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
         if json.loads(plan.read_text()) != wanted:
             raise DataError(f"{out} holds data prepared from another source, size or VAE; choose another directory")
         return
+    # What a killed process was writing is no data.
     if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
@@ -166,8 +168,10 @@ def _finished(sidecar: Path) -> bool:
     if not sidecar.is_file():
         return False
     described = json.loads(sidecar.read_text())
+    # None of its images decoded.
     if described["shard"] is None:
         return True
+    # One that was damaged since is made again.
     file = sidecar.with_suffix(".arrow")
     return file.is_file() and sha256_file(file) == described["shard"]["sha256"]
 
@@ -181,6 +185,7 @@ def _decode(items: Iterator[Item], config: AnyData, advance: Callable[[int], Non
         except (OSError, ValueError, SyntaxError):  # what PIL raises for damaged files
             return None
 
+    # Threads, for Pillow lets go of the interpreter while it decodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         listed = list(items)
         for number, (item, array) in enumerate(zip(listed, pool.map(pixels, listed), strict=True)):
@@ -215,6 +220,7 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
             encoder.info(iter([rows])).check_scale()  # not only after hours
         shape = rows.shape[1:]
         width = int(np.prod(shape)) * rows.itemsize
+        # One value of bytes per image: read from Parquet, lists of numbers took ten times as long.
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
         batch = pa.record_batch({"image": column, "label": pa.array(block.labels)})
         remove_unfinished_file(file)
@@ -225,6 +231,7 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
         ):
             writer.write_batch(batch)
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
+    # After the shard: one without a description is written again.
     write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, "bad": block.bad}))
 
 

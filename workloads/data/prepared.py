@@ -208,6 +208,7 @@ def open_shard(file: Path, shape: tuple[int, int, int], dtype: np.dtype[Any]) ->
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
         values = np.frombuffer(batch.column("image").buffers()[1], dtype)
+        # Arrow pads its buffers.
         images = values[: batch.num_rows * int(np.prod(shape))].reshape(batch.num_rows, *shape)
     except (OSError, pa.ArrowInvalid, ValueError) as error:
         raise DataError(f"{file} is missing or damaged ({error}); remove {file.parent} and prepare again") from None

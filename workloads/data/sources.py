@@ -172,6 +172,7 @@ def cifar10_source(config: CIFAR10Data) -> ImageSource:
     path = _existing(config.path)
     if path.is_dir():
         return TorchvisionSource(TorchvisionData(dataset="CIFAR10", path=path, split=config.split))
+    # A pickle could run code.
     with np.load(path, allow_pickle=False) as arrays:
         names = [f"{config.split}_images", f"{config.split}_labels"]
         if not set(names) <= set(arrays.files):
@@ -234,6 +235,7 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
     if not callable(cls):
         raise DataError(f"data.dataset {name!r} is not in torchvision.datasets; names are case-sensitive: FashionMNIST")
     parameters = inspect.signature(cls).parameters
+    # Never a download in the middle of a run.
     options: dict[str, Any] = {"download": False} if "download" in parameters else {}
     if "train" in parameters:
         options["train"] = split == "train"

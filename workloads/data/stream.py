@@ -17,6 +17,7 @@ from workloads.seeding import derive_seed
 # Axes: B batch, C channels, H height, W width.
 
 NUM_PREFETCHED = 4
+"""Batches made ahead: they bridge a slow read, and each takes memory."""
 
 
 class Batch(NamedTuple):
@@ -54,6 +55,7 @@ class BatchStream:
         self._rank = rank
         self._world_size = world_size
         self._flip = flip
+        # Two, for a batch may reach into the next epoch.
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self.waited_s = 0.0
         """Total time a consumer of iterate() has waited."""
@@ -91,6 +93,7 @@ class BatchStream:
                     item = error
                 while not stopped.is_set():
                     try:
+                        # Not for ever: a closed generator must end the thread.
                         ready.put(item, timeout=0.1)
                         break
                     except queue.Full:

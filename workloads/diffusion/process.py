@@ -130,6 +130,7 @@ def _log_likelihood_of_8_bits(x_BCHW: Tensor, mean_BCHW: Tensor, log_scale_BCHW:
     upper = (x_BCHW - mean_BCHW + 1 / 255) * (-log_scale_BCHW).exp()
     lower = (x_BCHW - mean_BCHW - 1 / 255) * (-log_scale_BCHW).exp()
     mass = (torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp(min=1e-12).log()
+    # 8-bit values lie 2/255 apart, so 0.999 tells the outermost from all others.
     return torch.where(x_BCHW < -0.999, normal(upper), torch.where(x_BCHW > 0.999, normal(-lower), mass))
 
 

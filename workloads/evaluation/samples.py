@@ -93,6 +93,7 @@ class SampleImages(Dataset[Tensor]):
         if not 0 <= index < self.num_images:
             raise IndexError(index)
         image_CHW = self.batches[index // self.batch_size][index % self.batch_size]
+        # A copy: torch.from_numpy warns of mapped arrays, which cannot be written to.
         return to_rgb(torch.tensor(image_CHW)[None])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:

@@ -67,6 +67,7 @@ def evaluate_samples(
     expected = reference_statistics(reference, extractor, cache_dir=cache_dir, device=device, advance=counter.advance)
     features_ND, logits_NK = extract_all(images, extractor, device=device, advance=counter.advance)
     value = frechet_distance(feature_statistics(features_ND), expected)
+    # Faulty builds of OpenBLAS have been seen to yield NaN.
     if not math.isfinite(value):
         raise DataError(
             f"the {extractor.score_name} of {len(images)} samples is {value}; NumPy's linear algebra is faulty"
@@ -81,6 +82,7 @@ def evaluate_samples(
 
 def other_scores(features_ND: Tensor, logits_NK: Tensor, reference_ND: Tensor) -> dict[str, float]:
     """Inception Score (arXiv:1606.03498) in ten splits; precision and recall (arXiv:1904.06991) with 3 neighbours."""
+    # Splits, seed and neighbours are torch-fidelity's own.
     score = isc_features_to_metric(logits_NK, splits=10, shuffle=True, rng_seed=2020)
     manifolds = prc_features_to_metric(
         features_ND, reference_ND, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=False, verbose=False

@@ -132,6 +132,7 @@ CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DM
 def load_model(path: Path) -> ModelMixin:
     """The network save_pretrained wrote, whichever class it is. Raises CheckpointError if there is none."""
     try:
+        # No pickle, which could run code; no download; no warning that accelerate is missing.
         return _class_of(path).from_pretrained(
             path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )

@@ -85,6 +85,7 @@ def _model_cost(config: AnyModel, channels: int, image_size: int, num_classes: i
     flops = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     return ModelCost(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        # The counter counts multiplying and adding as two.
         macs=sum(flops.values()) // 2,
         attention_macs=sum(count for operator, count in flops.items() if "attention" in operator) // 2,
         activation_bytes=activation_bytes,
@@ -110,6 +111,7 @@ def _saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
+        # Held, so that its storage's address is not given to a later one.
         saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 

@@ -32,6 +32,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t_B: Tensor) -> Tensor:
         """(B,) -> (B, D)."""
+        # Timesteps yields float32, whatever the network's type.
         embedded_BD: Tensor = self.mlp(self.frequencies(t_B).to(self.mlp[0].weight.dtype))
         return embedded_BD
 
@@ -150,6 +151,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        # As the linear layer it is; a convolution's outgoing fan would count each pixel of a patch.
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.x_embedder.proj.out_channels, -1))
         nn.init.zeros_(self.x_embedder.proj.bias)
         for name in ("t_embedder.mlp.0", "t_embedder.mlp.2"):
@@ -162,6 +164,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.zeros_(self.final_layer.linear.weight)
         config: Any = self.config
         side = config.sample_size // config.patch_size
+        # base_size: positions count tokens; by default diffusers stretches them to a grid of 16.
         positions = get_2d_sincos_pos_embed(config.hidden_size, side, base_size=side, output_type="pt")
         with torch.no_grad():
             self.pos_embed.copy_(positions[None])

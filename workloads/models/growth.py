@@ -148,6 +148,7 @@ def grow(file: Path, model: nn.Module, bases: Bases, mixer: Mixer, table: Interv
     sources, table_NLK = split_bases(table_NLK, len(bases.vectors))
     tensors = seed.tensors.items()
     shared = {name.removeprefix("shared."): tensor for name, tensor in tensors if name.startswith("shared.")}
+    # Not strict: mixed parameters follow, in the bases.
     model.load_state_dict(shared, strict=False)
     for row_P, source in zip(bases.storage_KP, sources, strict=True):
         for name, view in zip(bases.names, bases.views(row_P), strict=True):
@@ -173,5 +174,6 @@ def split_bases(table_NLK: Tensor, num_bases: int) -> tuple[list[int], Tensor]:
         middle = (place_N1 * weight_N1).sum() / weight_N1.sum().clamp(min=TINY)
         kept_N1 = torch.where(place_N1 < middle, KEPT_SHARE, 1 - KEPT_SHARE)
         columns[source] = kept_N1 * whole_NL
+        # A difference, so that the two add up to what was there.
         columns.append(whole_NL - columns[source])
     return sources, torch.stack(columns, -1)

@@ -70,6 +70,7 @@ def meta_model(
     file = initial.path
     published = file.suffix in PICKLE_SUFFIXES
     if isinstance(config, DiTConfig):
+        # A pickle is taken for a checkpoint of the DiT paper; what diffusers saves has a config beside it.
         shift = 0 if published else _saved_shift(file)
         if shift is not None and shift != config.frequency_shift:
             raise ConfigError(
@@ -93,6 +94,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix not in PICKLE_SUFFIXES:
             return safetensors.torch.load_file(file)
+        # weights_only runs no code; mapped, for of a training checkpoint most is never looked at.
         found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ConfigError(
@@ -107,6 +109,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             break
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise ConfigError(f"initial_weights {file} holds no state dict (a flat map of names to tensors)")
+    # DistributedDataParallel puts it in front of every name.
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 

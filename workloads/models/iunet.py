@@ -116,6 +116,7 @@ class IUNet2DModel(UNet2DModel):  # type: ignore[misc]
             mixer_levels, mixer_attention_channels, mixer_pool_sizes, strict=True
         ):
             self.down_blocks[level] = InceptionDownBlock2D(
+                # Level 0 follows the first convolution, which has its width.
                 block_out_channels[max(level - 1, 0)],
                 block_out_channels[level],
                 num_layers=layers_per_block,

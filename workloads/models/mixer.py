@@ -29,6 +29,7 @@ class PooledAttention(nn.Module):
         y_BCHW = mixed.transpose(2, 3).reshape(pooled_shape)
         if self.pool_size > 1:
             y_BCHW = F.interpolate(y_BCHW, scale_factor=float(self.pool_size), mode="nearest")
+        # A window that sticks out over the edge has made the map larger.
         return y_BCHW[..., :height, :width]
 
 

@@ -74,7 +74,9 @@ class Bases(nn.Module):
         """(lo, hi) of each layer in the long vector: a layer's weight and bias share coefficients."""
         self.mixture_P = torch.cat([parameter.detach().reshape(-1) for parameter in self._mixed])
         for parameter, view in zip(self._mixed, self.views(self.mixture_P), strict=True):
+            # Its data alone, so that the module keeps the parameter it has.
             parameter.data = view
+        # Copies of one start, as in the paper: bases part because experts weigh them differently.
         self.storage_KP = self.mixture_P.repeat(num_bases, 1)
         self.vectors = nn.ParameterList(nn.Parameter(row) for row in self.storage_KP)
 
@@ -152,6 +154,7 @@ class Mixer(nn.Module):
     def __init__(self, num_experts: int, num_bases: int, rows: int) -> None:
         super().__init__()
         self.num_experts, self.num_bases, self.rows = num_experts, num_bases, rows
+        # Not kept in files: it follows from N and K.
         self.register_buffer("prior_N", prior(num_experts, num_bases), persistent=False)
 
     prior_N: Tensor
@@ -316,6 +319,7 @@ class RemixNetwork:
             slot, self._spare = self._spare, None
             return slot
         if len(self._slots) >= self._capacity:
+            # The one asked for longest ago, for a dict keeps its order.
             return self._slots.pop(next(iter(self._slots)))
         model = self._new_model()
         # No bases of its own: just its mixed parameters as views of one vector.

@@ -12,6 +12,7 @@ class CoefficientHistory:
 
     def __init__(self, file: Path, *, start_images: int, every_images: int) -> None:
         self._file, self._every_images, self._written_images = file, every_images, start_images
+        # Entries past the checkpoint are about to be made again.
         kept = [entry for entry in read_coefficients(file) if entry["images_seen"] <= start_images]
         file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 

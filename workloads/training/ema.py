@@ -26,4 +26,5 @@ class WeightAverage:
         if self._rampup is not None:
             halflife = min(halflife, images_seen * self._rampup)
         decay = 0.5 ** (batch_images / max(halflife, 1e-8))
+        # One operation for all tensors, where one each would be a launch each.
         torch._foreach_lerp_(self.tensors, self._source, 1 - decay)

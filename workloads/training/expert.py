@@ -48,6 +48,7 @@ class DenoisingStep:
             labels = None if labels_B is None else labels_B[part]
             with autocast(self._device, config):
                 prediction = self._network(state)(x_t_BCHW[part], t_B[part], class_labels=labels).sample
+            # In fp32: bf16 has 8 bits, too few for the difference of two numbers that are nearly equal.
             loss_B = self._process.loss(prediction.float(), x0_BCHW[part], noise_BCHW[part], t_B[part])
             # Over the whole batch, so that the gradients of its parts add up to its own.
             loss = loss_B.sum() / len(x0_BCHW)

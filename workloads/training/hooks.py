@@ -98,6 +98,7 @@ class CheckpointHook:
     def __call__(self, state: State, loss: Tensor) -> None:  # noqa: ARG002
         stop = self._should_stop()
         if stop or state.images_seen - self._saved_images >= self._every_images:
+            # Nothing new since the last one: a stop right behind a checkpoint writes none.
             if self._folder is not None and state.images_seen > self._saved_images:
                 self._folder.save(state.checkpoint())
                 self._on_checkpoint(state.images_seen)

@@ -32,7 +32,7 @@ from workloads.training.result import JobResult, completed
 from workloads.training.trainers import trainer_of
 
 LINGERING_TIMEOUT_S = 120.0
-"""A process whose driver was killed may write for a little while yet."""
+"""A process whose driver was killed may write for a little while yet; half a minute to a minute was measured."""
 
 CURVE_IMAGES = 256
 """Images behind each point of an expert's loss by timestep."""
@@ -59,6 +59,7 @@ def train_job(
     """
     if (result := completed(work_dir)) is not None:
         return result
+    # The last bits depend on it, and a process that is used again has the number of its last job.
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
@@ -149,7 +150,9 @@ class _Training:
         hooks: list[Hook] = [saver]
         if workers.is_first:
             recorder = self._recorder(stream, report)
+            # The saver last: records up to a checkpoint are never made again, so they are on disk before it.
             hooks = [recorder, *self._trainer.hooks(self._place.path, start), saver]
+        # Closed, so that the loader's thread ends when training raises.
         with closing(stream.iterate(start)) as batches:
             train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
         if recorder is not None:
@@ -185,6 +188,7 @@ class _Training:
         )
         write_text(self._place.description, self._job.model_dump_json(indent=2))
         write_text(self._place.result, json.dumps(asdict(result), indent=2))
+        # Last: a process killed before the result is written still has them.
         self._checkpoints.clear()
 
     def _loss_by_timestep(self) -> Curve:
@@ -202,6 +206,7 @@ class _Training:
                 process,
                 self._dataset,
                 bins=[Interval(lo + a, lo + b) for a, b in uniform_bins(hi - lo, num_bins)],
+                # More networks than bins share the images of so many, and measuring takes no longer for them.
                 num_images=max(16, min(CURVE_IMAGES, CURVE_IMAGES * NUM_BINS // self._trainer.num_networks)),
                 seed=job.seed,
                 class_conditional=job.data.num_classes is not None,
@@ -217,6 +222,7 @@ def _forget_peak_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        # 5 resets the peak of resident memory that getrusage reports.
         with suppress(OSError):  # Linux only
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -224,4 +230,5 @@ def _forget_peak_memory(device: torch.device) -> None:
 def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -80,6 +80,7 @@ def fixed_examples(
     for start in range(0, num_images, batch_size):
         stop = min(start + batch_size, num_images)
         batch = Batch(*(part[: stop - start] for part in stream.at(start)))
+        # A seed per image, so that the size of batches changes nothing.
         noise_seeds = [derive_seed("example noise", seed, position) for position in range(start, stop)]
         yield batch, initial_noise(dataset.shape, noise_seeds)
 

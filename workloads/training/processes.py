@@ -40,6 +40,7 @@ class Workers:
         """Whether any worker says so; all must ask at the same time."""
         if self.world_size == 1:
             return flag
+        # NCCL takes no tensors of the CPU.
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         flags = torch.tensor([float(flag)], device=device)
         torch.distributed.all_reduce(flags)
@@ -56,6 +57,7 @@ class SharedStop:
 
     def __call__(self) -> bool:
         self._steps += 1
+        # Looking is an exchange between all workers and, for the first, a file on what may be a shared disk.
         if self._steps % self._every_steps:
             return False
         return self._workers.any(self._workers.is_first and self._asked())

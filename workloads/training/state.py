@@ -50,9 +50,11 @@ class State(Protocol):
 def initial_model(job: Job, device: torch.device) -> nn.Module:
     """The job's network with its initial weights, ready for training."""
     interval = job.interval
+    # Layers draw their weights from torch's own generator.
     torch.manual_seed(derive_seed("weights", job.seed, *interval))
     config = job.training
     model: Any = build_model(job.model, **job.data.input_shape)
+    # A remix is put in place later, when there are bases to take it.
     if job.initial is not None and not is_remix(job.initial.path):
         load_initial(model, job.initial.path)
     if config.activation_checkpointing:

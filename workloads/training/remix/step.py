@@ -93,6 +93,7 @@ class RemixStep:
             with autocast(self._device, config):
                 prediction = self._model(state)(x_t_BCHW[lo:hi], t_B[lo:hi], class_labels=labels).sample
             loss_B = self._process.loss(prediction.float(), x0_BCHW[lo:hi], noise_BCHW[lo:hi], t_B[lo:hi])
+            # Over the whole batch: gradients of workers are summed, not averaged.
             loss = loss_B.sum() / config.batch_size
             loss.backward()  # type: ignore[no-untyped-call]
             buffers.take(group, loss.detach(), alpha_GLK)
@@ -102,10 +103,13 @@ class RemixStep:
         """From summed gradients to new weights, coefficients and averages."""
         job, config, remix = self._job, self._job.training, self._job.remix
         weights_GLK = alpha_GLK.detach()
+        # After the exchange, so that the norm is that of the whole batch whatever the number of workers.
         if config.clip_grad_norm is not None:
             norm = (buffers.shared_S.square().sum() + buffers.bases_squared_norm(weights_GLK)).sqrt()
+            # 1e-6 as in torch's clip_grad_norm_.
             weights_GLK = buffers.scale(weights_GLK, (config.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         if state.coefficients:
+            # The network saw the coefficients detached; here their gradient goes on to what they are made of.
             alpha_GLK.backward(buffers.alpha_GLK)  # type: ignore[no-untyped-call]
             strength = prior_weight(remix.prior_strength, state.images_seen, config.images)
             prior_loss = state.mixer.prior_loss()

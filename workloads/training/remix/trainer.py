@@ -38,6 +38,7 @@ class RemixTrainer(Trainer[RemixJob]):
         table = 0 if remix.mixer in {"one_hot", "continuous"} else remix.count * rows * remix.num_bases
         copies = 3 if training.ema_halflife_images is None else 4
         more = (remix.num_bases - 1) * copies + min(remix.experts_per_step, remix.num_bases)
+        # Experts of a step go through the network one after the other.
         local = training.model_copy(update={"batch_size": max(1, training.batch_size // remix.experts_per_step)})
         return JobCost(
             num_parameters=plain.num_parameters + (remix.num_bases - 1) * num_mixed + table,
