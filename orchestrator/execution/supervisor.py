@@ -252,7 +252,7 @@ class _Supervisor:
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while self._processes and time.monotonic() < deadline_s:
             self._collect()
-        self._fleet = supervision.when_stop_is_over(self._fleet)
+        self._take(supervision.when_stop_is_over(self._fleet))
 
     def _tell(self, event: ExpertEvent) -> None:
         for listener in self._listeners:

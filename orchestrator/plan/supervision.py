@@ -354,17 +354,19 @@ def check_places(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: floa
 def when_asked_to_stop(fleet: Fleet) -> Step:
     """Every expert that trains writes a checkpoint; the others have nothing to lose."""
     asked = [AskToStop(key) for key in fleet.those(Running)]
-    ended = [Kill(key) for key in fleet.those(Submitted)]
+    killed = [Kill(key) for key in fleet.those(Submitted)]
     # Those that train are left out: how they end is still to be seen.
-    return Step(_stopped(fleet, Waiting, Elsewhere, Submitted, Missing), (*asked, *ended))
+    step = _stopped(fleet, Waiting, Elsewhere, Submitted, Missing)
+    return Step(step.fleet, (*asked, *killed, *step.actions))
 
 
-def when_stop_is_over(fleet: Fleet) -> Fleet:
+def when_stop_is_over(fleet: Fleet) -> Step:
     """What has not ended by now, or wanted to be started again, counts as stopped."""
     return _stopped(fleet, Waiting, Elsewhere, Submitted, Running, Missing)
 
 
-def _stopped(fleet: Fleet, *kinds: type) -> Fleet:
-    for key in fleet.those(*kinds):
+def _stopped(fleet: Fleet, *kinds: type) -> Step:
+    keys = fleet.those(*kinds)
+    for key in keys:
         fleet = fleet.moved(key, Ended(is_stopped=True), fleet.attempts[key])
-    return fleet
+    return Step(fleet, tuple(Tell(events.Stopped(key)) for key in keys))
