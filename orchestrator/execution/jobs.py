@@ -1,6 +1,7 @@
 """Ray jobs: a run submitted to the job server of a cluster, followed, listed, stopped."""
 
 import asyncio
+import os
 import shlex
 import tempfile
 import time
@@ -44,6 +45,8 @@ class JobServer:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
+        # Ray lets the variable override an address that was given.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
         with self._answering():
             self._client: Any = JobSubmissionClient(address)
 
