@@ -1,5 +1,8 @@
-"""What several layers of tests share. Ray reads its environment when it is imported, so this comes first."""
+"""What several layers of tests share. Ray and OpenMP read their environment when imported, so this comes first."""
 
+import os
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -7,6 +10,31 @@ import pytest
 from orchestrator.execution.environment import prepare_ray_environment
 
 prepare_ray_environment(address=None)
+# Threads that wait for one another sleep: spinning, they take the cores from the processes they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One private cluster of two slots for all tests of a module, and for every command they run in this process."""
+    from orchestrator.execution.cluster import connect
+
+    # Processes that have imported torch for a task stay for the next; Ray keeps no more than it has CPUs otherwise.
+    with connect(None, num_cpus=2, _system_config={"num_workers_soft_limit": 8}):
+        yield
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A data section of 300 real images: a score against them takes a second, against all 10,000 half a minute."""
+    from workloads.config.data import EmbeddedData
+    from workloads.data.sources import open_source
+
+    folder = tmp_path_factory.mktemp("few")
+    for number, item in enumerate(islice(open_source(EmbeddedData()).items(0), 300)):
+        (folder / str(item.label)).mkdir(exist_ok=True)
+        item.decode().save(folder / str(item.label) / f"{number}.png")
+    return {"kind": "folder", "path": str(folder), "image_size": 8, "channels": 1}
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     from workloads.pipeline import gather, reference_data, training_data
     from workloads.training.jobs import jobs_of
 
+    num_threads = torch.get_num_threads()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda":
@@ -64,6 +65,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
         if job.is_joint or index % world_size == rank:
             _train(job, dataset.path, folder, device, config.expert_resources(index).num_threads, is_first=rank == 0)
     _barrier(world_size)
+    torch.set_num_threads(num_threads)  # training has its own number, for its weights depend on it
     if rank == 0:
         gather(RunDir(out), config, dataset, folders)
         if score:

@@ -65,16 +65,16 @@ def new_directory(target: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """The same for a file: the block writes it, and a reader of `target` finds the old one or all of the new one."""
-    scratch = _scratch_of(target)
-    try:
-        with clear_storage_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with clear_storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = _scratch_of(target)
+        try:
             yield scratch
             sync(scratch)
             scratch.replace(target)
             sync(target.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+        finally:  # inside, for where nothing can be written nothing can be removed either
+            scratch.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -5,7 +5,7 @@ What Ray adds is where a step runs: who calls `score_ensemble` may say how sampl
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble, write_ensemble
+from workloads.errors import CheckpointError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
@@ -63,13 +64,13 @@ def reference_data(config: RunConfig, folder: Path, on_progress: Progress | None
 
 
 def gather(run: RunDir, config: RunConfig, dataset: PreparedDataset, job_dirs: Sequence[Path]) -> Ensemble:
-    """The finished jobs as one ensemble; what is there already is kept if it has the same weights."""
+    """The finished jobs as one ensemble; what is there already is kept if it is of this run and these weights."""
     if run.ensemble.index.is_file():
-        ensemble = Ensemble.load(run.path)
-        if ensemble.index.weights_sha256 == tuple(
-            found.weights_sha256 for one in job_dirs if (found := completed(one))
-        ):
-            return ensemble
+        digests = tuple(result.weights_sha256 for one in job_dirs if (result := completed(one)))
+        with suppress(CheckpointError):  # a damaged one is made anew
+            ensemble = Ensemble.load(run.path)
+            if ensemble.config == config and ensemble.index.weights_sha256 == digests:
+                return ensemble
     return write_ensemble(run.ensemble.path, config, dataset, job_dirs)
 
 

@@ -80,7 +80,10 @@ class JobDir:
 
     def checkpointed_images(self) -> int | None:
         """Images seen at the newest checkpoint, by its name; None if there is none."""
-        names = [folder.name for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir()]
+        try:
+            names = [folder.name for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir()]
+        except OSError:  # cleared by who has finished the job, while we looked
+            return None
         return max((int(name) for name in names if name.isdigit()), default=None)
 
 

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.errors import ClusterError, ResourcesError
@@ -11,9 +13,13 @@ from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import as_ray_resources, num_slots, why_infeasible
 from workloads.config import Resources
 from workloads.errors import ConfigError
+from workloads.locks import locked
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Only descriptions, records and generated batches travel through Ray; its default is a third of the memory."""
+
+START_TURN_TIMEOUT_S = 120.0
+"""How long a private cluster waits for others of this user to have started; then it starts all the same."""
 
 
 def local_node() -> dict[str, float]:
@@ -70,7 +76,10 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
     else:
         options["address"] = address
     try:
-        ray.init(**options)
+        with ExitStack() as turn:
+            if address is None:
+                turn.enter_context(_turn_to_start())
+            ray.init(**options)
     except ConnectionError as error:
         # Ray says the same of a wrong token as of no cluster, so both are named.
         raise ClusterError(
@@ -83,6 +92,16 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _turn_to_start() -> Iterator[None]:
+    """One private cluster of a user starts at a time: two that start at once may choose the same ports."""
+    file = Path(tempfile.gettempdir()) / f"rememe-{os.getuid()}-ray-start.lock"
+    with ExitStack() as turn:
+        with suppress(OSError):  # a courtesy: without it, or after waiting too long, a start only risks a port
+            turn.enter_context(locked(file, timeout_s=START_TURN_TIMEOUT_S, if_supported=True))
+        yield
 
 
 def with_resources(remote: Any, resources: Resources) -> Any:

@@ -139,15 +139,24 @@ class ExpertProcesses:
         self._free.append(process)
         return Ending(process, result, tuple(records[process.num_records :]))
 
-    def poll(self) -> Iterator[tuple[str, Heard]]:
-        """Ask every actor that is not being asked; what those that were asked before have answered."""
-        for key, process in list(self._by_key.items()):
+    def poll(self, timeout_s: float) -> tuple[list[tuple[str, Heard]], list[str]]:
+        """Ask every actor that is not being asked. What those that were asked before have answered, and who is silent:
+        experts whose actors have answered before, but not what they were asked longer than timeout_s ago.
+        """
+        # One moment for all, and nobody is told in between: who listens may take long, and actors answer meanwhile.
+        now_s, heard, silent = time.monotonic(), [], []
+        for key, process in self._by_key.items():
             if process.asked is None:
-                process.asked, process.asked_s = process.actor.poll.remote(key, process.num_records), time.monotonic()
+                process.asked, process.asked_s = process.actor.poll.remote(key, process.num_records), now_s
                 continue
             answered, _ = ray.wait([process.asked], timeout=0)
-            if answered and (heard := self._take_answer(process)) is not None:
-                yield key, heard
+            if answered:
+                if (answer := self._take_answer(process)) is not None:
+                    heard.append((key, answer))
+            # One that has never answered may wait for its place; that is no fault of its process.
+            elif process.has_answered and now_s - process.asked_s > timeout_s:
+                silent.append(key)
+        return heard, silent
 
     def _take_answer(self, process: ExpertProcess) -> Heard | None:
         reference, process.asked = process.asked, None
@@ -158,12 +167,6 @@ class ExpertProcesses:
         is_first, process.node_id = not process.has_answered, report.node_id
         process.num_records += len(report.records)
         return Heard(process, report, is_first)
-
-    def silent_for(self, timeout_s: float) -> list[str]:
-        """Experts whose actors have answered before, but not what they were asked so long ago."""
-        # One that has never answered may wait for its place; that is no fault of its process.
-        known = [(key, one) for key, one in self._by_key.items() if one.asked is not None and one.has_answered]
-        return [key for key, one in known if time.monotonic() - one.asked_s > timeout_s]
 
     def _submit(self, job: PlannedJob, actor: Any) -> None:
         done = actor.train.remote(job, self._data_path, self._store.path(job.key))

@@ -232,9 +232,10 @@ class _Supervisor:
 
     def _listen(self) -> None:
         """Hear of progress; an actor that has answered once and then falls silent is killed."""
-        for key, heard in self._processes.poll():
+        answers, silent = self._processes.poll(self._heartbeat_timeout_s)
+        for key, heard in answers:
             self._pass_on(key, heard)
-        for key in self._processes.silent_for(self._heartbeat_timeout_s):
+        for key in silent:
             self._saw(supervision.FellSilent(key))
 
     def _pass_on(self, key: str, heard: Heard) -> None:

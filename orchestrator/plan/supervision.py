@@ -126,7 +126,10 @@ class Fleet:
         queue = tuple(one for one in self.queue if one != key)
         if isinstance(phase, Waiting):
             queue = (key, *queue)  # it was started early because it is long
-        phases, counts = {**self.phases, key: phase}, {**self.attempts, key: attempts}
+        others = dict(self.phases)
+        if isinstance(phase, Submitted) and not isinstance(others[key], Submitted):
+            del others[key]  # to the end: places are given in the order of submission
+        phases, counts = {**others, key: phase}, {**self.attempts, key: attempts}
         return replace(self, phases=phases, queue=queue, attempts=counts)
 
 

@@ -43,13 +43,13 @@ def rememe() -> Run:
     return run
 
 
-@pytest.fixture
-def rememe_here(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The same in this process, which has paid for its imports: for what starts no cluster."""
+@pytest.fixture(scope="session")
+def rememe_here() -> Run:
+    """The same in this process, which has paid for its imports; in the module's cluster, if it has one."""
 
     def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
         command, out, err, code = ["rememe", *map(str, arguments)], io.StringIO(), io.StringIO(), 0
-        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(cwd)
             patch.setattr(sys, "argv", command)
             # Done when these tests began, and to be done once.
@@ -96,6 +96,12 @@ def start_rememe() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 def user_environment() -> Callable[..., dict[str, str]]:
     """The environment a user's shell has, with changes."""
     return environment
+
+
+@pytest.fixture(scope="session")
+def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str, Any]:
+    """tiny_run with a score that costs next to nothing."""
+    return tiny_run | {"reference": few_images}
 
 
 @pytest.fixture(scope="session")

@@ -130,8 +130,8 @@ def test_help_imports_nothing_slow(folder: Path, rememe: Rememe) -> None:
     assert not imported & {"torch", "ray", "mlflow", "numpy", "pydantic", "diffusers", "rich.console"}
 
 
-def test_plan_prints_the_same_as_json(folder: Path, rememe: Rememe, rememe_here: Rememe) -> None:
-    table = rememe("plan", "tiny.yaml", cwd=folder)
+def test_plan_prints_the_same_as_json(folder: Path, rememe_here: Rememe) -> None:
+    table = rememe_here("plan", "tiny.yaml", cwd=folder)
     planned = json.loads(rememe_here("plan", "tiny.yaml", "--json", cwd=folder).stdout)
     assert table.returncode == 0
     assert [job["interval"] for job in planned["jobs"]] == [[0, 250], [250, 500], [500, 750], [750, 1000]]
@@ -148,8 +148,8 @@ def test_plan_works_before_the_data_is_there(folder: Path, rememe_here: Rememe) 
     assert "data/ffhq256-latents" in result.stderr
 
 
-def test_doctor_finds_this_machine_fit(folder: Path, rememe: Rememe) -> None:
-    result = rememe("doctor", cwd=folder)
+def test_doctor_finds_this_machine_fit(folder: Path, rememe_here: Rememe) -> None:
+    result = rememe_here("doctor", cwd=folder)
     assert result.returncode == 0, result.stdout
     for subject in ("packages", "devices", "mlflow", "ray"):
         assert f"ok      {subject}" in result.stdout

@@ -77,12 +77,12 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", environment: dict[str, st
 
 @pytest.fixture
 def submit(
-    head: dict[str, str], tiny_run: dict[str, Any], tmp_path: Path
+    head: dict[str, str], quick_run: dict[str, Any], tmp_path: Path
 ) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """submit(*overrides): the tiny configuration as a job; its results are under tmp_path/runs."""
     project = tmp_path / "project"
     project.mkdir()
-    (project / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    (project / "tiny.yaml").write_text(yaml.safe_dump(quick_run))
 
     def run(*overrides: str, **changes: str) -> "subprocess.CompletedProcess[str]":
         command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--"]

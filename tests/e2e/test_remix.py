@@ -20,8 +20,8 @@ Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def tiny_remix(tiny_run: dict[str, Any]) -> dict[str, Any]:
-    return tiny_run | {
+def tiny_remix(quick_run: dict[str, Any]) -> dict[str, Any]:
+    return quick_run | {
         "name": "tiny-remix",
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4, "experts_per_step": 2},
@@ -30,11 +30,13 @@ def tiny_remix(tiny_run: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_remix: dict[str, Any], rememe: Rememe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    tiny_remix: dict[str, Any], rememe_here: Rememe, cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A directory in which the remix has been trained."""
     folder = tmp_path_factory.mktemp("remix")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_remix))
-    result = rememe("train", "tiny.yaml", cwd=folder)
+    result = rememe_here("train", "tiny.yaml", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "fd-fashion-cnn = " in result.stdout
     return folder
@@ -62,8 +64,8 @@ def test_scores_and_pictures_are_in_mlflow(folder: Path, run_dir: Path) -> None:
     assert (run_dir / "figures" / "coefficients.png").is_file()
 
 
-def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe) -> None:
-    result = rememe("bake", run_dir, "baked", cwd=folder)
+def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe_here: Rememe) -> None:
+    result = rememe_here("bake", run_dir, "baked", cwd=folder)
     assert result.returncode == 0, result.stderr
     for source, grid in ((run_dir, "mixed.png"), ("baked", "baked.png")):
         drawn = rememe_here("sample", source, "--num", 20, "--seed", 3, "--grid", grid, "--steps", 4, cwd=folder)
@@ -76,8 +78,8 @@ def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe:
     assert "baked exists already" in again.stderr
 
 
-def test_exported_experts_are_models_of_diffusers(folder: Path, run_dir: Path, rememe: Rememe) -> None:
-    result = rememe("export", run_dir, "exported", cwd=folder)
+def test_exported_experts_are_models_of_diffusers(folder: Path, run_dir: Path, rememe_here: Rememe) -> None:
+    result = rememe_here("export", run_dir, "exported", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert len(list((folder / "exported").glob("expert_*"))) == 6
     DiTTransformer2DModel.from_pretrained(folder / "exported" / "expert_05")
@@ -85,7 +87,7 @@ def test_exported_experts_are_models_of_diffusers(folder: Path, run_dir: Path, r
 
 
 def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
-    tiny_remix: dict[str, Any], rememe: Rememe, tmp_path: Path
+    tiny_remix: dict[str, Any], rememe_here: Rememe, cluster: None, tmp_path: Path
 ) -> None:
     base = {key: value for key, value in tiny_remix.items() if key not in {"name", "strategy", "execution"}}
     comparison = {
@@ -98,7 +100,7 @@ def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
         },
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(comparison))
-    result = rememe("compare", "tiny.yaml", cwd=tmp_path)
+    result = rememe_here("compare", "tiny.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "mean +- standard deviation over 2 seeds" in result.stdout
     with (tmp_path / "runs" / "tiny.csv").open() as file:
@@ -116,6 +118,6 @@ def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
         assert float(row["latency_s"]) > 0
     trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}
     assert len(trained) == 2 * (1 + 2)
-    again = rememe("compare", "tiny.yaml", cwd=tmp_path)
+    again = rememe_here("compare", "tiny.yaml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert trained == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}

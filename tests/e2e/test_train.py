@@ -90,12 +90,12 @@ def test_mlflow_holds_the_configuration_and_its_experts(trained: Path, run_dir: 
         assert len({metric.step for metric in curve}) == len(curve) > 4
 
 
-def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe: Rememe) -> None:
+def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe_here: Rememe, cluster: None) -> None:
     before, parent = weights_of(trained), parent_of(trained)
     expert = children(trained, parent)[0]
     client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
     num_losses = len(client.get_metric_history(expert.info.run_id, "loss"))
-    result = rememe("train", "tiny.yaml", cwd=trained)
+    result = rememe_here("train", "tiny.yaml", cwd=trained)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(": reused") == 4
     assert weights_of(trained) == before
@@ -107,7 +107,7 @@ def test_ctrl_c_and_kill_9_leave_the_weights_of_a_plain_loop(
     tiny_run: dict[str, Any], start_rememe: Start, tmp_path: Path
 ) -> None:
     experts = [{"specialisation": 0.8, "model": {"attention_share": ["1/4"]}}, {"specialisation": 0.2}]
-    training = tiny_run["training"] | {"images": 6000}
+    training = tiny_run["training"] | {"images": 4000}
     raw = tiny_run | {"strategy": {"kind": "meme", "experts": experts}, "training": training}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
     command = ("train", "tiny.yaml", "--no-evaluate")
@@ -143,14 +143,14 @@ def trained_here(config: RunConfig, folder: Path) -> dict[str, str]:
 
 
 def test_one_failed_expert_does_not_stop_the_others(
-    tiny_run: dict[str, Any], rememe: Rememe, rememe_here: Rememe, tmp_path: Path
+    tiny_run: dict[str, Any], rememe_here: Rememe, cluster: None, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
     planned = json.loads(rememe_here("plan", "tiny.yaml", "--json", cwd=tmp_path).stdout)
     key = planned["jobs"][2]["key"]
     (tmp_path / "runs" / "store").mkdir(parents=True)
     (tmp_path / "runs" / "store" / key).write_text("in the way")
-    result = rememe("train", "tiny.yaml", cwd=tmp_path)
+    result = rememe_here("train", "tiny.yaml", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: 1 expert failed, the others are kept. expert_02 failed")
     assert "Traceback" not in result.stderr + result.stdout
@@ -161,7 +161,7 @@ def test_one_failed_expert_does_not_stop_the_others(
 
 
 def test_sampling_scoring_and_spectra_of_a_trained_run(
-    trained: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe
+    trained: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe, cluster: None
 ) -> None:
     first = rememe("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "a.png", "--out", "pngs", cwd=trained)
     assert first.returncode == 0, first.stderr
@@ -172,7 +172,7 @@ def test_sampling_scoring_and_spectra_of_a_trained_run(
     assert a == b != c
 
     own = parent_of(trained).data.metrics["fd-fashion-cnn"]
-    scored = rememe("evaluate", run_dir, "--set", "seed=1", cwd=trained)
+    scored = rememe_here("evaluate", run_dir, "--set", "seed=1", cwd=trained)
     assert scored.returncode == 0, scored.stderr
     metrics = parent_of(trained).data.metrics
     assert metrics["fd-fashion-cnn"] == own

@@ -1,23 +1,15 @@
-"""One private cluster of two slots for all tests of a module, and a tiny configuration to train on it."""
+"""A tiny configuration to train on the cluster of a module."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.execution.cluster import connect
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.store.experts import ExpertStore
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with connect(None, num_cpus=2):
-        yield
 
 
 @pytest.fixture(scope="module")

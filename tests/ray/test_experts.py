@@ -197,7 +197,9 @@ def test_ctrl_c_writes_checkpoints_and_the_next_run_continues(
 def test_the_cpus_of_an_actor_are_its_threads(
     planned: Plan, dataset: PreparedDataset, store: ExpertStore, num_cpus: float, num_threads: int
 ) -> None:
-    job = replace(planned.jobs[0], resources=Resources(num_cpus=num_cpus))
+    training = planned.jobs[0].job.training.model_copy(update={"images": 32})
+    short = planned.jobs[0].job.model_copy(update={"training": training})
+    job = replace(planned.jobs[0], job=short, resources=Resources(num_cpus=num_cpus))
     options = {"num_cpus": num_cpus}
     actor = ExpertActor.options(**options).remote(store.identity)
     ray.get(actor.train.remote(job, dataset.path, store.path(job.key)))

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,8 +17,13 @@ from orchestrator.store.experts import ExpertStore
 from workloads.config import RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
+from workloads.training.result import JobResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+IMAGES = 3072
+"""Enough of them for a signal to arrive while two workers train."""
 
 
 class Journal:
@@ -42,11 +47,21 @@ class Journal:
             self.states.append(event.state.value)
 
 
+class Undisturbed(NamedTuple):
+    """What came of a remix that nothing happened to."""
+
+    plan: Plan
+    job: PlannedJob
+    store: ExpertStore
+    journal: Journal
+    result: JobResult
+
+
 def planned_remix(tiny_run: dict[str, Any], dataset: PreparedDataset, **training: Any) -> tuple[Plan, PlannedJob]:
     raw = tiny_run | {
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4},
-        "execution": {"num_workers": 2},
+        "execution": {"num_workers": 2, "max_attempts": 2},
         "training": tiny_run["training"] | training,
     }
     config = RunConfig.model_validate(raw)
@@ -68,47 +83,58 @@ def worker_pids() -> list[int]:
     return found
 
 
-def test_two_workers_give_the_weights_of_one_loop_and_the_store_is_used(
-    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
-) -> None:
-    made, job = planned_remix(tiny_run, dataset)
-    journal = Journal()
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look often enough to catch a tiny remix in the act."""
+    monkeypatch.setattr("orchestrator.execution.joint.POLL_INTERVAL_S", 0.1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_run: dict[str, Any], dataset: PreparedDataset, cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    """A remix trained from the first to the last image by two workers."""
+    made, job = planned_remix(tiny_run, dataset, images=IMAGES)
+    store, journal = ExpertStore(tmp_path_factory.mktemp("undisturbed")), Journal()
     outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
     assert not outcome.failed
-    result = outcome.completed[job.key]
+    return Undisturbed(made, job, store, journal, outcome.completed[job.key])
+
+
+def test_two_workers_give_the_weights_of_one_loop_and_the_store_is_used(
+    dataset: PreparedDataset, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    made, job, store, journal, result = undisturbed
     alone = train_job(job.job, dataset.path, tmp_path / "alone")
     assert result.final_loss == pytest.approx(alone.final_loss, rel=1e-3)
     assert journal.states == ["starting", "training", "done"]
     assert journal.images_seen == sorted(set(journal.images_seen))
-    assert journal.images_seen[-1] == result.images_seen == 1024
+    assert journal.images_seen[-1] == result.images_seen == IMAGES
     again = Journal()
     assert train_joint(job, dataset.path, store, made.config.execution, [again]).completed[job.key] == result
     assert again.states == ["reused"]
 
 
 def test_a_stop_and_a_killed_worker_change_nothing(
-    tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
+    dataset: PreparedDataset, undisturbed: Undisturbed, store: ExpertStore
 ) -> None:
-    made, job = planned_remix(tiny_run, dataset, images=12800, checkpoint_every_images=512)
+    made, job = undisturbed.plan, undisturbed.job
     assert threading.current_thread() is threading.main_thread()
-    stopping = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=1024)
+    stopping = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=512)
     outcome = train_joint(job, dataset.path, store, made.config.execution, [stopping])
     assert outcome.stopped == [job.key]
     checkpoint = max((store.path(job.key) / "checkpoints").iterdir())
-    assert int(checkpoint.name) < 12800
+    assert int(checkpoint.name) < IMAGES
 
     def kill() -> None:
         pids = worker_pids()
         assert len(pids) == 2
         os.kill(pids[-1], signal.SIGKILL)
 
-    killing = Journal(kill, at_images=int(checkpoint.name) + 1024)
-    made, again = planned_remix(tiny_run, dataset, images=12800, checkpoint_every_images=512)
-    outcome = train_joint(again, dataset.path, store, made.config.execution, [killing])
-    undisturbed = ExpertStore(tmp_path / "other")
-    expected = train_joint(job, dataset.path, undisturbed, made.config.execution)
-    assert outcome.completed[job.key].images_seen == killing.images_seen[-1] == 12800
-    assert outcome.completed[job.key].weights_sha256 == expected.completed[job.key].weights_sha256
+    killing = Journal(kill, at_images=int(checkpoint.name) + 512)
+    outcome = train_joint(job, dataset.path, store, made.config.execution, [killing])
+    assert outcome.completed[job.key].images_seen == killing.images_seen[-1] == IMAGES
+    assert outcome.completed[job.key].weights_sha256 == undisturbed.result.weights_sha256
 
 
 def test_an_error_that_would_come_back_is_reported_once(

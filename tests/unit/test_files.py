@@ -94,3 +94,11 @@ def test_weights_that_do_not_fit_leave_nothing_behind(tiny_disk: Path) -> None:
     with pytest.raises(StorageError, match="no space left"):
         save_weights(tiny_disk / "expert")
     assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_disk_that_may_only_be_read_is_named(tiny_disk: Path) -> None:
+    write_text(tiny_disk / "file", "old")
+    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
+    with pytest.raises(StorageError, match=r"cannot be written \(Read-only file system\); choose another --runs-dir"):
+        write_text(tiny_disk / "file", "new")
+    assert (tiny_disk / "file").read_text() == "old"

@@ -70,6 +70,23 @@ def test_the_longest_start_first_as_many_as_fit_and_one_ahead(plan: Plan) -> Non
     assert fleet.told[-1] == (fleet.keys[3], ExpertState.STARTING)
 
 
+def test_who_was_submitted_first_has_its_place(tiny_run: dict[str, Any]) -> None:
+    """One that waits for the whole node does not take the room of those that run beside it."""
+    wants = [{"num_cpus": 4}, {"num_cpus": 1}, {"num_cpus": 1}, {"num_cpus": 1}]
+    experts = [expert | {"resources": one} for expert, one in zip(tiny_run["strategy"]["experts"], wants, strict=True)]
+    raw = tiny_run | {"strategy": tiny_run["strategy"] | {"experts": experts}}
+    plan = make_plan(RunConfig.model_validate(raw), DATA)
+    whole, *small = [job.key for job in plan.jobs]
+    fleet = Simulated(plan)
+    fleet.fleet = dataclasses.replace(fleet.fleet, queue=(small[0], whole, *small[1:]))
+    assert [(start.key, start.is_ahead) for start in fleet.start([{"CPU": 4.0}])] == [
+        (small[0], False),
+        (whole, True),
+        (small[1], True),
+        (small[2], True),
+    ]
+
+
 def test_a_dead_process_is_started_again_at_the_front_after_a_pause(plan: Plan) -> None:
     fleet = Simulated(plan)
     fleet.start()

@@ -1,0 +1,5 @@
+"""`python -m orchestrator.cli`: the same as `rememe`."""
+
+from orchestrator.cli.app import main
+
+main()
