@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import configurations, data, ensembles, machine, store, studies
+from orchestrator.cli import configurations, data, ensembles, jobs, machine, store, studies
 
 app = typer.Typer(
     name="rememe",
@@ -38,6 +38,10 @@ for command in (
     configurations.evaluate,
     ensembles.bake,
     ensembles.export,
+    jobs.submit,
+    jobs.jobs,
+    jobs.logs,
+    jobs.stop,
     machine.ui,
     machine.doctor,
 ):

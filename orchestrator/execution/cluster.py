@@ -12,6 +12,7 @@ from orchestrator.plan.errors import ClusterError, ResourcesError
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import as_ray_resources, num_slots, why_infeasible
 from workloads.config import Resources
+from workloads.errors import ConfigError
 from workloads.locks import locked
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -48,12 +49,18 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
     """A Ray connection for the block: to `address`, or to a private cluster started here and ended with the block.
 
     Raises ResourcesError before anything is started if no node can ever hold one of the jobs, and ClusterError if
-    the address does not answer.
+    the address does not answer; ConfigError if it is that of a job server.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a run within a comparison
         refuse_infeasible(jobs, alive_nodes(), "in the connected cluster")
         yield
         return
+    if address is not None and address.startswith(("http://", "https://")):
+        # Ray's pages on jobs have people export it as RAY_ADDRESS.
+        raise ConfigError(
+            f"{address} is where a cluster takes jobs, not where its nodes meet; submit the run there (ray job submit "
+            "--working-dir . -- rememe train ...), or give --address HOST:6379 of its head"
+        )
     if address is None:
         node = {name: amount for name, amount in local_node().items() if amount}
         refuse_infeasible(jobs, [node], "on this machine")
@@ -120,8 +127,8 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def is_alive(node_id: str) -> bool:
-    """Whether the node is still part of the cluster."""
+def dead_nodes() -> set[str]:
+    """Ids of the nodes that were part of the cluster."""
     import ray
 
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator.execution.cluster import alive_nodes, is_alive
+from orchestrator.execution.cluster import alive_nodes, dead_nodes
 from orchestrator.execution.processes import Ending, ExpertProcess, ExpertProcesses, Heard
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events, supervision
+from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import EventListener, ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
@@ -25,6 +26,9 @@ from workloads.training.result import TrainingStopped
 
 POLL_INTERVAL_S = 1.0
 """Every look costs a little of the cores that experts train on."""
+
+NODES_INTERVAL_S = 5.0
+"""Between looks at the nodes: who waits in vain is told within 10 s."""
 
 
 def train_experts(
@@ -72,13 +76,14 @@ class _Supervisor:
         outcome: TrainingOutcome,
         should_stop: Callable[[], bool],
     ) -> None:
-        self._fleet = Fleet.of(missing, execution.max_attempts)
+        self._fleet = Fleet.of(missing, execution.max_attempts, execution.wait_timeout_s)
         self._store = store
         self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
         self._outcome = outcome
         self._processes = ExpertProcesses(store, data_path)
         self._claims: dict[str, Claim] = {}
+        self._looked_s = float("-inf")
         self._should_stop = should_stop
         self.stop_requested = threading.Event()
 
@@ -93,6 +98,7 @@ class _Supervisor:
                     break
                 # Free processes go to those that wait for one, then to new ones; what is left then gives its CPU back.
                 self._look_elsewhere()
+                self._look_at_nodes()
                 self._hand_over()
                 self._start_what_fits()
                 self._processes.end_free()
@@ -150,6 +156,23 @@ class _Supervisor:
         if key in self._claims:
             self._claims.pop(key).release()
 
+    def _look_at_nodes(self) -> None:
+        """Judge those whose process vanished, and say who waits for what no node has."""
+        now_s = time.monotonic()
+        if not (missing := self._fleet.those(supervision.Missing)) and now_s - self._looked_s < NODES_INTERVAL_S:
+            return
+        self._looked_s = now_s
+        nodes = alive_nodes()
+        if not nodes:
+            raise ClusterError(
+                "the last node of the cluster is gone (killed, or out of memory?); checkpoints are kept, run the same "
+                "command again to continue"
+            )
+        if missing:
+            for seen in supervision.verdicts(self._fleet, dead_nodes(), now_s):
+                self._saw(seen)
+        self._take(supervision.check_places(self._fleet, nodes, now_s))
+
     def _start_what_fits(self) -> None:
         if not self._fleet.queue:
             return
@@ -186,6 +209,9 @@ class _Supervisor:
         assert ending.error is not None
         if isinstance(getattr(ending.error, "cause", None), TrainingStopped):
             return supervision.StoppedOnRequest(key)
+        if isinstance(ending.error, ActorUnavailableError) and ending.process.has_answered:
+            # The connection broke. When a whole node dies, this is all there is to see of it for some 12 s.
+            return supervision.Vanished(key, ending.process.node_id, time.monotonic())
         kind, cause = self._diagnose(key, ending.process, ending.error)
         return supervision.Broke(key, kind, cause, time.monotonic())
 
@@ -195,8 +221,12 @@ class _Supervisor:
         phase = self._fleet.phases[key]
         if isinstance(phase, Running) and phase.is_silent:
             return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
-        if process.has_answered and not is_alive(process.node_id):
+        if isinstance(error, RayActorError) and error.preempted:
+            return FailureKind.PREEMPTED, ""
+        if process.has_answered and process.node_id in dead_nodes():
             return FailureKind.NODE_LOST, ""
+        if isinstance(error, OutOfMemoryError):
+            return FailureKind.OUT_OF_MEMORY, "lower training.batch_size, or let fewer experts share a node"
         cause = "" if isinstance(error, RayActorError) else str(error).splitlines()[0]
         return FailureKind.PROCESS_DIED, cause
 
@@ -223,7 +253,7 @@ class _Supervisor:
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while self._processes and time.monotonic() < deadline_s:
             self._collect()
-        self._fleet = supervision.when_stop_is_over(self._fleet)
+        self._take(supervision.when_stop_is_over(self._fleet))
 
     def _tell(self, event: ExpertEvent) -> None:
         for listener in self._listeners:

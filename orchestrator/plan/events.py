@@ -58,6 +58,16 @@ class Queued(ExpertEvent):
 
 
 @dataclass(frozen=True)
+class WaitingFor(ExpertEvent):
+    """It waits for what no live node has."""
+
+    reason: str
+    """What it asks for and what there is."""
+
+    state = ExpertState.QUEUED
+
+
+@dataclass(frozen=True)
 class Reused(ExpertEvent):
     """The store has it, or another driver has just finished it."""
 

@@ -14,9 +14,16 @@ class FailureKind(Enum):
     """Why an expert stopped."""
 
     PROCESS_DIED = "its process died"
+    OUT_OF_MEMORY = "its node ran out of memory"
     NODE_LOST = "its node left the cluster"
+    PREEMPTED = "its node was preempted"
     NOT_ANSWERING = "it stopped answering"
     RAISED = "it raised an error"
+
+    @property
+    def is_of_the_node(self) -> bool:
+        """Whether it befell the node; then it says nothing about the expert, and costs it no attempt."""
+        return self in {FailureKind.NODE_LOST, FailureKind.PREEMPTED}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def after_failure(kind: FailureKind, *, attempts: int, max_attempts: int, cause:
     """
     if kind is FailureKind.RAISED:
         return GiveUp(cause)
-    if kind is FailureKind.NODE_LOST:
+    if kind.is_of_the_node:
         return Retry(delay_s=0.0)
     if attempts >= max_attempts:
         return GiveUp(f"{kind.value} ({cause})" if cause else kind.value)

@@ -3,18 +3,22 @@
 orchestrator/execution/supervisor.py observes (Ray, the store, signals) and carries out the actions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from orchestrator.plan import events
 from orchestrator.plan.errors import ExpertFailedError
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.plan.policies import FailureKind, GiveUp, after_failure, longest_first, num_slots
+from orchestrator.plan.policies import FailureKind, GiveUp, after_failure, longest_first, num_slots, why_infeasible
 
 NUM_QUEUED_AHEAD = 1
 """Experts submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
 
+
+NODE_VERDICT_S = 40.0
+"""Within this time it is known whether a process that vanished took its node along: Ray takes a node for dead some 12 s
+after its last sign of life."""
 
 # Where an expert stands; each holds what is needed to leave it.
 
@@ -40,6 +44,14 @@ class Submitted:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Its process does not answer any more, and it is not known yet whether its node is lost too."""
+
+    node_id: str
+    since_s: float
+
+
+@dataclass(frozen=True)
 class Running:
     """Its process has answered."""
 
@@ -57,7 +69,15 @@ class Ended:
     is_stopped: bool = False
 
 
-Phase = Waiting | Elsewhere | Submitted | Running | Ended
+Phase = Waiting | Elsewhere | Submitted | Running | Missing | Ended
+
+
+@dataclass(frozen=True)
+class Unplaceable:
+    """What an expert waits for, and since when."""
+
+    reason: str
+    since_s: float
 
 
 @dataclass(frozen=True)
@@ -71,12 +91,15 @@ class Fleet:
 
     attempts: Mapping[str, int]
     max_attempts: int
+    wait_timeout_s: float = float("inf")
+    unplaceable: Mapping[str, "Unplaceable"] = field(default_factory=dict)
+    """Those that wait for what no live node has."""
 
     @classmethod
-    def of(cls, jobs: Mapping[str, PlannedJob], max_attempts: int) -> "Fleet":
+    def of(cls, jobs: Mapping[str, PlannedJob], max_attempts: int, wait_timeout_s: float = float("inf")) -> "Fleet":
         """All wait, the longest first."""
         queue = tuple(longest_first({key: job.expected_macs for key, job in jobs.items()}))
-        return cls(jobs, dict.fromkeys(jobs, Waiting()), queue, dict.fromkeys(jobs, 0), max_attempts)
+        return cls(jobs, dict.fromkeys(jobs, Waiting()), queue, dict.fromkeys(jobs, 0), max_attempts, wait_timeout_s)
 
     def those(self, *kinds: type) -> list[str]:
         """Keys of the experts that stand so."""
@@ -158,6 +181,14 @@ class FellSilent(Observation):
 @dataclass(frozen=True)
 class Finished(Observation):
     """Its weights are in the store."""
+
+
+@dataclass(frozen=True)
+class Vanished(Observation):
+    """The connection to its process is gone, and nobody has said yet how that came."""
+
+    node_id: str
+    now_s: float
 
 
 @dataclass(frozen=True)
@@ -261,6 +292,8 @@ def after(fleet: Fleet, seen: Observation) -> Step:
         # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)
+        case Vanished(node_id=node_id, now_s=now_s):
+            phase, actions = Missing(node_id, now_s), ()
         case Finished():
             phase, actions = Ended(), (Release(key), Tell(events.Done(key)))
         case StoppedOnRequest():
@@ -275,7 +308,7 @@ def after(fleet: Fleet, seen: Observation) -> Step:
 def _after_break(fleet: Fleet, seen: Broke) -> Step:
     key = seen.key
     # A lost node is nobody's fault: the start it cost is given back.
-    attempts = fleet.attempts[key] - (seen.kind is FailureKind.NODE_LOST)
+    attempts = fleet.attempts[key] - seen.kind.is_of_the_node
     decision = after_failure(seen.kind, attempts=attempts, max_attempts=fleet.max_attempts, cause=seen.cause)
     if isinstance(decision, GiveUp):
         failure = str(ExpertFailedError(fleet.jobs[key].name, attempts, decision.reason))
@@ -285,20 +318,58 @@ def _after_break(fleet: Fleet, seen: Broke) -> Step:
     return Step(moved, (Tell(events.Restarting(key, seen.kind, attempts + 1)),))
 
 
+def verdicts(fleet: Fleet, dead_nodes: Set[str], now_s: float) -> list[Broke]:
+    """What became of those that are missing, as far as that is known by now."""
+    found = []
+    for key in fleet.those(Missing):
+        phase = fleet.phases[key]
+        assert isinstance(phase, Missing)
+        if phase.node_id in dead_nodes:
+            found.append(Broke(key, FailureKind.NODE_LOST, "", now_s))
+        elif now_s - phase.since_s > NODE_VERDICT_S:
+            found.append(Broke(key, FailureKind.PROCESS_DIED, "its node still answers", now_s))
+    return found
+
+
+def check_places(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float) -> Step:
+    """Say, once, of each expert that has no process whether some live node could hold it; give it up in the end."""
+    actions: list[Action] = []
+    unplaceable: dict[str, Unplaceable] = {}
+    for key in fleet.those(Waiting, Submitted):
+        reason = why_infeasible(fleet.jobs[key].resources, nodes)
+        if reason is None:
+            continue
+        known = fleet.unplaceable.get(key)
+        unplaceable[key] = Unplaceable(reason, now_s if known is None else known.since_s)
+        if known is None or known.reason != reason:
+            actions.append(Tell(events.WaitingFor(key, f"execution.{reason}")))
+    fleet = replace(fleet, unplaceable=unplaceable)
+    for key, one in unplaceable.items():
+        if now_s - one.since_s > fleet.wait_timeout_s:
+            reason = f"execution.{one.reason}, for {fleet.wait_timeout_s:g} s (execution.wait_timeout_s)"
+            actions += [Kill(key)] if isinstance(fleet.phases[key], Submitted) else []
+            actions += [Release(key), Tell(events.Failed(key, reason))]
+            failure = str(ExpertFailedError(fleet.jobs[key].name, fleet.attempts[key], reason))
+            fleet = fleet.moved(key, Ended(failure), fleet.attempts[key])
+    return Step(fleet, tuple(actions))
+
+
 def when_asked_to_stop(fleet: Fleet) -> Step:
     """Every expert that trains writes a checkpoint; the others have nothing to lose."""
     asked = [AskToStop(key) for key in fleet.those(Running)]
-    ended = [Kill(key) for key in fleet.those(Submitted)]
+    killed = [Kill(key) for key in fleet.those(Submitted)]
     # Those that train are left out: how they end is still to be seen.
-    return Step(_stopped(fleet, Waiting, Elsewhere, Submitted), (*asked, *ended))
+    step = _stopped(fleet, Waiting, Elsewhere, Submitted, Missing)
+    return Step(step.fleet, (*asked, *killed, *step.actions))
 
 
-def when_stop_is_over(fleet: Fleet) -> Fleet:
+def when_stop_is_over(fleet: Fleet) -> Step:
     """What has not ended by now, or wanted to be started again, counts as stopped."""
-    return _stopped(fleet, Waiting, Elsewhere, Submitted, Running)
+    return _stopped(fleet, Waiting, Elsewhere, Submitted, Running, Missing)
 
 
-def _stopped(fleet: Fleet, *kinds: type) -> Fleet:
-    for key in fleet.those(*kinds):
+def _stopped(fleet: Fleet, *kinds: type) -> Step:
+    keys = fleet.those(*kinds)
+    for key in keys:
         fleet = fleet.moved(key, Ended(is_stopped=True), fleet.attempts[key])
-    return fleet
+    return Step(fleet, tuple(Tell(events.Stopped(key)) for key in keys))

@@ -1,5 +1,6 @@
 """Tables: a plan, and what came of it."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,3 +117,14 @@ def print_finding(subject: str, text: str, *, is_ok: bool) -> None:
     console.print(f"{mark} {subject:12} ", end="")
     # Findings name rememe[inception], of which markup would leave rememe.
     console.print(text, markup=False)
+
+
+def print_jobs(rows: Sequence[tuple[str, str, float | None, str]]) -> None:
+    """Id, status, begin in seconds since 1970 and command of each job."""
+    table = Table(box=SIMPLE)
+    for name in ("job", "status", "begun", "command"):
+        table.add_column(name, no_wrap=True)
+    for job_id, status, started_s, command in rows:
+        begun = "" if started_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started_s))
+        table.add_row(job_id, status.lower(), begun, command)
+    wide_console().print(table)

@@ -28,6 +28,6 @@ def detail(event: ExpertEvent) -> str:
             return f"pid {pid}"
         case events.Restarting(cause=cause):
             return cause.value
-        case events.Failed(reason=reason):
+        case events.Failed(reason=reason) | events.WaitingFor(reason=reason):
             return reason
     return ""

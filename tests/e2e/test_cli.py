@@ -97,6 +97,7 @@ def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, reme
         (["evaluate", "nowhere"], "nowhere holds no ensemble"),
         (["data", "prepare", "nowhere", "out"], "nowhere does not exist"),
         (["ui", "--runs-dir", "nowhere"], "no results under nowhere yet"),
+        (["train", "tiny.yaml", "--address", "http://127.0.0.1:8265"], "is where a cluster takes jobs"),
     ],
 )
 def test_wrong_names_say_what_to_do(folder: Path, rememe_here: Rememe, arguments: list[str], expected: str) -> None:

@@ -1,5 +1,6 @@
 """`ray job submit -- rememe train` on a cluster with token authentication: results, log and exit code."""
 
+import json
 import os
 import secrets
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,67 @@ def test_a_job_trains_scores_and_ends_with_zero(
     assert "succeeded" in result.stdout + result.stderr
     (run_dir,) = (tmp_path / "runs").glob("tiny-*")
     assert (run_dir / "grid.png").is_file()
+
+
+def rememe(head: dict[str, str], *arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command as a user who has the address and the token in the environment runs it."""
+    command = [str(BIN / "rememe"), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=head, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
+    )
+
+
+def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on(
+    head: dict[str, str], tiny_run: dict[str, Any], tmp_path: Path
+) -> None:
+    training = tiny_run["training"] | {"images": 9_600, "checkpoint_every_images": 1_000_000}
+    long = tiny_run | {"name": "long", "training": training, "strategy": {"kind": "single"}}
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(long))
+    runs = tmp_path / "runs"
+    begun = rememe(head, "submit", "long.yaml", "--runs-dir", runs, "--no-wait", cwd=tmp_path)
+    assert begun.returncode == 0, begun.stderr
+    job = begun.stdout.split()[1].rstrip(";")
+    deadline_s = time.monotonic() + JOB_TIMEOUT_S
+    while "images/s" not in (log := rememe(head, "logs", job, cwd=tmp_path)).stdout:
+        assert time.monotonic() < deadline_s, log.stdout + log.stderr
+        time.sleep(2)
+    assert "writes checkpoints and ends" in rememe(head, "stop", job, cwd=tmp_path).stdout
+    followed = rememe(head, "logs", job, "--follow", cwd=tmp_path)
+    assert followed.returncode != 0
+    assert "expert_00 [0, 1000): stopped" in followed.stdout
+    (checkpoint,) = (runs / "store").glob("*/checkpoints/*")
+    listed = json.loads(rememe(head, "jobs", "--json", cwd=tmp_path).stdout)
+    assert [entry["status"] for entry in listed if entry["job_id"] == job] == ["STOPPED"]
+    assert "had ended already" in rememe(head, "stop", job, cwd=tmp_path).stdout
+
+    again = rememe(head, "submit", "long.yaml", "--runs-dir", runs, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "fd-fashion-cnn = " in again.stdout
+    assert again.stdout.rstrip().endswith("succeeded (Job finished successfully.)")
+    (records,) = (runs / "store").glob("*/records.jsonl")
+    images = [json.loads(line)["images_seen"] for line in records.read_text().splitlines()]
+    assert int(checkpoint.name) + 64 in images  # it went on from there: records are 64 images apart
+    assert images == sorted(set(images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["submit", "demo-mem", "--runs-dir", "/shared"], "did you mean 'demo-meme'?"),
+        (["submit", "demo-meme", "--runs-dir", "runs"], "--runs-dir is runs, which in a job is Ray's temporary copy"),
+        (["logs", "nothing"], "has no job 'nothing'"),
+        (["jobs", "--address", "http://127.0.0.1:9"], "the job server at http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_mistakes_about_jobs_are_one_sentence(
+    head: dict[str, str], tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    result = rememe(head, *arguments, cwd=tmp_path)
+    assert result.returncode in {1, 2}
+    assert result.stdout == ""
+    (sentence,) = result.stderr.splitlines()
+    assert sentence.startswith("error: ")
+    assert expected in sentence
 
 
 def test_a_job_that_cannot_run_says_why_and_fails(submit: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:

@@ -133,6 +133,53 @@ def test_lost_nodes_cost_no_attempt(plan: Plan) -> None:
     assert not fleet.fleet.failed
 
 
+def test_a_vanished_process_is_judged_when_its_node_is(plan: Plan) -> None:
+    """When a node dies, the connection breaks at once and Ray knows of the node some 12 s later."""
+    fleet = Simulated(plan, max_attempts=1)
+    lost, alone = fleet.keys[:2]
+    fleet.see(sv.HandedIn(lost), sv.HandedIn(alone), sv.Answered(lost, pid=1), sv.Answered(alone, pid=2))
+    fleet.see(sv.Vanished(lost, "a", now_s=0.0), sv.Vanished(alone, "b", now_s=0.0))
+    assert sv.verdicts(fleet.fleet, set(), now_s=5.0) == []
+    assert lost not in fleet.fleet.queue
+    (seen,) = sv.verdicts(fleet.fleet, {"a"}, now_s=12.0)
+    assert (seen.key, seen.kind) == (lost, FailureKind.NODE_LOST)
+    fleet.see(seen)
+    assert fleet.actions[-1] == sv.Tell(events.Restarting(lost, FailureKind.NODE_LOST, attempt=1))
+    (seen,) = sv.verdicts(fleet.fleet, {"a"}, now_s=sv.NODE_VERDICT_S + 1)
+    assert (seen.key, seen.kind) == (alone, FailureKind.PROCESS_DIED)  # its node still lives, so it is the process
+    fleet.see(seen)
+    assert alone in fleet.fleet.failed
+
+
+def test_a_preempted_node_costs_no_attempt_and_too_little_memory_does(plan: Plan) -> None:
+    fleet = Simulated(plan, max_attempts=1)
+    key = fleet.keys[0]
+    fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.PREEMPTED, "", now_s=0.0))
+    assert not fleet.fleet.failed
+    fleet.see(sv.HandedIn(key), sv.Broke(key, FailureKind.OUT_OF_MEMORY, "lower training.batch_size", now_s=0.0))
+    assert "ran out of memory (lower training.batch_size)" in fleet.fleet.failed[key]
+
+
+def test_what_no_node_has_is_named_once_and_waited_for_so_long(plan: Plan) -> None:
+    fleet = Simulated(plan)
+    fleet.fleet = dataclasses.replace(fleet.fleet, wait_timeout_s=100.0)
+    fleet.see(sv.HandedIn(fleet.keys[0]), sv.Answered(fleet.keys[0], pid=1), sv.HandedIn(fleet.keys[1], is_ahead=True))
+    small = [{"CPU": 0.5}]
+    for now_s in (0.0, 50.0, 99.0):
+        fleet.take(sv.check_places(fleet.fleet, small, now_s))
+    said = [one.event for one in fleet.actions if isinstance(one, sv.Tell) and isinstance(one.event, events.WaitingFor)]
+    assert [event.key for event in said] == [key for key in plan.by_key if key != fleet.keys[0]]  # that one runs
+    assert {event.reason for event in said} == {"execution.resources.num_cpus is 1, but no node has more than 0.5"}
+    fleet.take(sv.check_places(fleet.fleet, TWO_SLOTS, now_s=99.5))  # a node joined
+    fleet.take(sv.check_places(fleet.fleet, small, now_s=101.0))
+    assert not fleet.fleet.failed
+    fleet.take(sv.check_places(fleet.fleet, small, now_s=202.0))
+    assert set(fleet.fleet.failed) == set(fleet.keys[1:])
+    assert "for 100 s (execution.wait_timeout_s)" in fleet.fleet.failed[fleet.keys[2]]
+    assert sv.Kill(fleet.keys[1]) in fleet.actions
+    assert sv.Kill(fleet.keys[2]) not in fleet.actions
+
+
 def test_a_silent_process_is_killed_and_its_end_still_collected(plan: Plan) -> None:
     fleet = Simulated(plan)
     key = fleet.keys[0]
@@ -172,7 +219,10 @@ def test_a_stop_asks_those_that_train_and_ends_the_others(plan: Plan) -> None:
     fleet.see(sv.Answered(training, pid=1))
     before = len(fleet.actions)
     fleet.take(sv.when_asked_to_stop(fleet.fleet))
-    assert set(fleet.actions[before:]) == {sv.AskToStop(training), sv.Kill(submitted), sv.Kill(ahead)}
+    assert set(fleet.actions[before:]) == {
+        *(sv.AskToStop(training), sv.Kill(submitted), sv.Kill(ahead)),
+        *(sv.Tell(events.Stopped(key)) for key in (submitted, ahead, waiting)),  # or they would run for ever in MLflow
+    }
     assert set(fleet.fleet.stopped) == {submitted, ahead, waiting}
     fleet.see(sv.StoppedOnRequest(training))
     assert fleet.told[-1] == (training, ExpertState.STOPPED)
@@ -187,7 +237,7 @@ def test_one_that_dies_while_it_stops_counts_as_stopped(plan: Plan) -> None:
     fleet.take(sv.when_asked_to_stop(fleet.fleet))
     fleet.see(sv.Broke(key, FailureKind.PROCESS_DIED, "", now_s=0.0))
     assert not fleet.fleet.is_over
-    assert key in sv.when_stop_is_over(fleet.fleet).stopped
+    assert key in sv.when_stop_is_over(fleet.fleet).fleet.stopped
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -205,6 +255,8 @@ def test_whatever_happens_everyone_ends_and_slots_are_never_overbooked(plan: Pla
         possible: list[sv.Observation] = [sv.Answered(key, pid=1) for key in fleet.fleet.those(sv.Submitted)]
         possible += [sv.Finished(key) for key in fleet.fleet.those(sv.Running)]
         possible += [sv.Broke(key, rng.choice(list(FailureKind)), "", now_s) for key in with_ray]
+        possible += [sv.Vanished(key, rng.choice("ab"), now_s) for key in fleet.fleet.those(sv.Running)]
+        possible += sv.verdicts(fleet.fleet, {"a"}, now_s)
         possible += [rng.choice((sv.LetGo, sv.Found))(key) for key in fleet.fleet.those(sv.Elsewhere)]
         if possible:
             fleet.see(rng.choice(possible))
@@ -221,6 +273,7 @@ def every_event() -> list[ExpertEvent]:
         "records": (record,),
         "images_seen": 64,
         "cause": FailureKind.NODE_LOST,
+        "pid": 7,
         "attempt": 2,
         "reason": "it was late",
     }

@@ -13,6 +13,7 @@ from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.policies import FailureKind
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import show_warnings_as_notes
+from orchestrator.terminal.progress import progress
 from workloads.config import DataSpec, RunConfig
 from workloads.training.records import TrainingRecord
 
@@ -59,6 +60,21 @@ def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
     for images_seen in (64, 128, 192):  # within the same moment
         display(events.Progressed(job.key, (record(images_seen),)))
     assert log.getvalue() == "expert_00: 64 of 1,024 images, loss 0.2500, 64 images/s, 0:15 left\n"
+
+
+def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line for what is done quickly; then one per interval, with what is left at the speed so far."""
+    now_s, log = [100.0], io.StringIO()
+    monkeypatch.setattr("orchestrator.terminal.progress.time.monotonic", lambda: now_s[0])
+    with progress("sampling", "images", console=Console(file=log)) as advance:
+        for done in range(100, 1000, 100):  # the first hundred were there already
+            advance(done, 1000)
+            now_s[0] += 4.0
+    lines = [line for line in log.getvalue().splitlines() if ":" in line and "left" in line]
+    assert lines == [
+        "sampling: 400 of 1,000 images, 0:24 left",
+        "sampling: 700 of 1,000 images, 0:12 left",
+    ]
 
 
 def test_warnings_of_ours_are_notes_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,5 +49,8 @@ class ExecutionConfig(StrictConfig):
     max_attempts: int = Field(3, ge=1)
     """How often an expert is started before it is given up; losing a node does not count."""
 
+    wait_timeout_s: float = Field(1800.0, gt=0)
+    """An expert that asks for what no live node has is given up after this long; an autoscaler may add one before."""
+
     heartbeat_timeout_s: float = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""

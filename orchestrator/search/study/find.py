@@ -1,6 +1,7 @@
 """Which study a user means: one of the presets by name, or a YAML file that has a space."""
 
 from pathlib import Path
+from typing import Any
 
 from orchestrator.search.study.study import Study
 from workloads.config.load import apply_override, list_presets, read_raw, validate
@@ -21,6 +22,11 @@ def find_study(source: str, overrides: list[str]) -> Study | None:
     for override in overrides:
         raw = apply_override(raw, override)
     return validate(Study, raw)
+
+
+def whole_description(study: Study) -> dict[str, Any]:
+    """The study as plain values from which the same is read anywhere: its base is in it, not named."""
+    return study.model_dump(mode="json") | {"base": study.base_raw}
 
 
 def unknown_study(source: str) -> ConfigError:

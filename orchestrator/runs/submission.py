@@ -1,0 +1,32 @@
+"""What a cluster is told to run: a command, and the one file it needs. Checked here, before anything is sent."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workloads.config.load import list_presets, load_comparison, load_config, read_raw
+from workloads.errors import ConfigError
+
+
+def describe_submission(source: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Which command takes a run or a comparison, and the whole of it as plain values. ConfigError if it is wrong."""
+    named = source in list_presets("comparisons")
+    if named or (Path(source).is_file() and "rows" in read_raw(source)):
+        return "compare", load_comparison(source, overrides).model_dump(mode="json")
+    return "train", load_config(source, overrides).model_dump(mode="json")
+
+
+def job_command(
+    command: str, description: Mapping[str, Any], runs_dir: Path, store: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """The job's command line, and the text of its files by name. ConfigError if its results would be lost."""
+    if not runs_dir.is_absolute():
+        raise ConfigError(
+            f"--runs-dir is {runs_dir}, which in a job is Ray's temporary copy of the working directory; "
+            "give an absolute path that all nodes of the cluster see"
+        )
+    file = f"{description['name']}.yaml"
+    options = ["--runs-dir", str(runs_dir), *(["--store", store] if store else [])]
+    return ["rememe", command, file, *options], {file: yaml.safe_dump(dict(description), sort_keys=False)}

@@ -1,0 +1,106 @@
+"""Nodes that die, and experts that wait for what no node has: several raylets on this machine."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from orchestrator.execution.cluster import connect
+from orchestrator.execution.supervisor import train_experts
+from orchestrator.plan import events
+from orchestrator.plan.errors import ClusterError
+from orchestrator.plan.events import ExpertEvent
+from orchestrator.plan.jobs import PlannedJob, make_plan
+from orchestrator.plan.policies import FailureKind
+from orchestrator.store.experts import ExpertStore
+from workloads.config import ExecutionConfig, Resources, RunConfig
+from workloads.data.prepared import PreparedDataset
+from workloads.training.job import train_job
+
+pytestmark = pytest.mark.ray
+
+NUM_IMAGES = 9_600
+"""Some ten seconds of training: a node dies in the middle of it."""
+
+
+OBJECT_STORE = {"object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head that holds no expert, and the driver connected to it."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **OBJECT_STORE})
+    try:
+        with connect(cluster.address):
+            yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def job(tiny_run: dict[str, Any], dataset: PreparedDataset) -> PlannedJob:
+    """One expert, with a checkpoint every few hundred images."""
+    training = tiny_run["training"] | {"images": NUM_IMAGES, "checkpoint_every_images": 640}
+    raw = tiny_run | {"strategy": {"kind": "single"}, "training": training}
+    return make_plan(RunConfig.model_validate(raw), dataset.spec(RunConfig.model_validate(raw).data)).jobs[0]
+
+
+def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
+) -> None:
+    """With a single attempt: the only node that trains is killed, another is there, and the expert ends the same."""
+    doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    heard: list[ExpertEvent] = []
+
+    def listen(event: ExpertEvent) -> None:
+        heard.append(event)
+        if isinstance(event, events.Checkpointed) and doomed in nodes.list_all_nodes():
+            nodes.remove_node(doomed, allow_graceful=False)  # SIGKILL of its raylet
+            nodes.add_node(num_cpus=1, **OBJECT_STORE)
+
+    outcome = train_experts([job], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+    assert outcome.failed == {}
+    restarts = [event for event in heard if isinstance(event, events.Restarting)]
+    assert [(event.cause, event.attempt) for event in restarts] == [(FailureKind.NODE_LOST, 1)]
+    seen = [event.images_seen for event in heard if isinstance(event, events.Progressed)]
+    assert seen[-1] == NUM_IMAGES
+    num_threads = torch.get_num_threads()
+    expected = train_job(job.job, dataset.path, tmp_path / "plain", num_threads=1)
+    torch.set_num_threads(num_threads)
+    assert outcome.completed[job.key].weights_sha256 == expected.weights_sha256
+
+
+def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    wanting = replace(job, resources=Resources(num_cpus=1, custom={"highmem": 1}))
+    started_s, told_s = time.monotonic(), []
+
+    def listen(event: ExpertEvent) -> None:
+        if isinstance(event, events.WaitingFor):
+            told_s.append(time.monotonic() - started_s)
+            assert event.reason == "execution.resources.custom.highmem is 1, but no node has more than 0"
+
+    outcome = train_experts([wanting], dataset.path, store, ExecutionConfig(wait_timeout_s=6), [listen])
+    assert len(told_s) == 1  # though it is looked at again and again
+    assert told_s[0] < 10
+    assert "no node has more than 0, for 6 s (execution.wait_timeout_s)" in outcome.failed[job.key]
+
+
+def test_a_cluster_without_nodes_is_an_error_not_a_wait(  # the last one: it leaves no cluster behind
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    def listen(event: ExpertEvent) -> None:
+        if isinstance(event, events.Queued):
+            for node in nodes.list_all_nodes():
+                node.kill_raylet()
+
+    started_s = time.monotonic()
+    with pytest.raises(ClusterError, match="the last node of the cluster is gone"):
+        train_experts([job], dataset.path, store, ExecutionConfig(), [listen])
+    assert time.monotonic() - started_s < 60
