@@ -24,6 +24,7 @@ OWNERS = {
     "workloads/evaluation/samples.py": "batches of samples",
     "workloads/analysis/held_out.py": "measured curves",
     "workloads/models/build.py": "what diffusers calls its files",
+    "orchestrator/execution/cluster.py": "the turn to start a private cluster",
     "orchestrator/runs/export.py": "an export",
     "orchestrator/store/experts.py": "claims, and what is damaged",
     "orchestrator/tracking/spool.py": "the spool",
