@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests in one process run side by side, with a thread each.
 IN_PROCESS := tests/unit tests/numerics
-# Those that start processes wait for them a third of the time, so two files at once fill two cores. Grouped by file,
-# in this order: what takes longest is not begun last.
+# Those that start processes wait for them a third of the time, so two files at once fill two cores. Tests of a file
+# share a cluster and stay together; files in this order, so that what takes longest is not begun last.
 WITH_PROCESSES := tests/e2e tests/ray tests/multiprocess
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --no-loadscope-reorder
 # Ray workers import torch once per process; without bytecode each pays several seconds for it.
@@ -32,7 +32,7 @@ demo: setup  ## train four experts in parallel on real images, score them, show 
 	$(BIN)/rememe train demo-meme
 
 test: test-fast  ## lint, types and every test that runs without a GPU
-	$(BIN)/python -m pytest -m 'not gpu' $(SIDE_BY_SIDE) --dist loadgroup $(WITH_PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not gpu' $(SIDE_BY_SIDE) --dist loadfile $(WITH_PROCESSES) $(PYTEST_ARGS)
 
 test-fast: check  ## lint, types and the tests that start no process: two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile $(IN_PROCESS) $(PYTEST_ARGS)

@@ -14,14 +14,6 @@ prepare_ray_environment(address=None)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file share a cluster, so they stay in one process; xdist_group joins files that share more."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One private cluster of two slots for all tests of a module, and for every command they run in this process."""

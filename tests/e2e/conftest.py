@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from orchestrator.cli.app import main
 
@@ -102,21 +101,3 @@ def user_environment() -> Callable[..., dict[str, str]]:
 def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str, Any]:
     """tiny_run with a score that costs next to nothing."""
     return tiny_run | {"reference": few_images}
-
-
-@pytest.fixture(scope="session")
-def trained(tiny_run: dict[str, Any], rememe: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which `rememe train tiny.yaml` has run; its output is in train.txt."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
-    result = rememe("train", "tiny.yaml", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    (folder / "train.txt").write_text(result.stdout)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def run_dir(trained: Path) -> Path:
-    """The run directory of `trained`."""
-    (found,) = (trained / "runs").glob("tiny-*")
-    return found

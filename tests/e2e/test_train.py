@@ -19,7 +19,7 @@ from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.training.job import train_job
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("trained")]
+pytestmark = pytest.mark.e2e
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -54,6 +54,24 @@ def read_until(lines: Iterable[str], pattern: str) -> "re.Match[str]":
         if match := re.search(pattern, line):
             return match
     raise AssertionError(f"{pattern!r} is not in:\n{''.join(seen)}")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run: dict[str, Any], rememe: Rememe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which `rememe train tiny.yaml` has run; its output is in train.txt."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    result = rememe("train", "tiny.yaml", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "train.txt").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(trained: Path) -> Path:
+    """The run directory of `trained`."""
+    (found,) = (trained / "runs").glob("tiny-*")
+    return found
 
 
 def test_training_ends_with_the_score_and_where_to_look(trained: Path, run_dir: Path) -> None:

@@ -6,8 +6,10 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -15,7 +17,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.xdist_group("trained"),
     pytest.mark.skipif(
         not (shutil.which("chromium") and shutil.which("chromedriver")), reason="chromium is not installed"
     ),
@@ -34,6 +35,28 @@ def port() -> int:
         probe.bind(("127.0.0.1", 0))
         free: int = probe.getsockname()[1]
     return free
+
+
+@pytest.fixture(scope="module")
+def trained(
+    quick_run: dict[str, Any],
+    rememe_here: Callable[..., "subprocess.CompletedProcess[str]"],
+    cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A directory in which `rememe train tiny.yaml` has run."""
+    folder = tmp_path_factory.mktemp("shown")
+    training = quick_run["training"] | {"images": 128}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(quick_run | {"training": training}))
+    result = rememe_here("train", "tiny.yaml", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(trained: Path) -> Path:
+    (found,) = (trained / "runs").glob("tiny-*")
+    return found
 
 
 @pytest.fixture
