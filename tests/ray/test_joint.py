@@ -22,7 +22,7 @@ from workloads.training.result import JobResult
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
-IMAGES = 3072
+IMAGES = 6144
 """Enough of them for a signal to arrive while two workers train."""
 
 
