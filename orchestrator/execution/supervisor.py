@@ -19,7 +19,7 @@ from orchestrator.plan.events import EventListener, ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
-from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Submitted, Tell
+from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Tell
 from orchestrator.store.experts import Claim, ExpertStore
 from workloads.config import ExecutionConfig
 from workloads.training.result import TrainingStopped
@@ -182,13 +182,12 @@ class _Supervisor:
                 self._saw(supervision.Refused(start.key))
             elif not self._found(start.key):  # another driver may just have been done with it
                 has_process = self._processes.start(self._fleet.jobs[start.key])
-                self._saw(supervision.HandedIn(start.key, start.is_ahead and not has_process))
+                self._saw(supervision.HandedIn(start.key, start.is_ahead and not has_process, has_process))
 
     def _hand_over(self) -> None:
         """Processes that are free go to the experts that wait for ones like them."""
-        for key in self._fleet.those(Submitted):
-            phase = self._fleet.phases[key]
-            if isinstance(phase, Submitted) and phase.is_ahead and self._processes.hand_over(key):
+        for key in supervision.heirs(self._fleet):
+            if self._processes.hand_over(key):
                 self._saw(supervision.HandedIn(key, is_takeover=True))
 
     def _collect(self) -> None:

@@ -42,6 +42,9 @@ class Submitted:
     is_ahead: bool
     """Beyond what fits, so probably still without a process."""
 
+    has_process: bool = False
+    """It was given one that ran already."""
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -163,6 +166,7 @@ class HandedIn(Observation):
     """It was submitted to Ray (again, when a free process takes it over)."""
 
     is_ahead: bool = False
+    has_process: bool = False
     is_takeover: bool = False
 
 
@@ -269,6 +273,16 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
     return None
 
 
+def heirs(fleet: Fleet) -> list[str]:
+    """Who a process that has become free may go to, first choice first: experts that have none yet.
+
+    Those ahead come first. But Ray may have started one of those before one that fits, which then waits in its place.
+    """
+    submitted = [(key, phase) for key in fleet.those(Submitted) if isinstance(phase := fleet.phases[key], Submitted)]
+    without = [(key, phase.is_ahead) for key, phase in submitted if not phase.has_process]
+    return [key for key, is_ahead in sorted(without, key=lambda one: not one[1])]
+
+
 def after(fleet: Fleet, seen: Observation) -> Step:
     """Where the experts stand after an observation, and what follows from it."""
     key, attempts = seen.key, fleet.attempts[seen.key]
@@ -283,10 +297,10 @@ def after(fleet: Fleet, seen: Observation) -> Step:
             phase, actions = Ended(), (Release(key), Tell(events.Reused(key)))
         # No new start: the actor that is replaced had no process yet.
         case HandedIn(is_takeover=True):
-            phase, actions = Submitted(is_ahead=False), ()
-        case HandedIn(is_ahead=is_ahead):
+            phase, actions = Submitted(is_ahead=False, has_process=True), ()
+        case HandedIn(is_ahead=is_ahead, has_process=has_process):
             attempts += 1
-            phase, actions = Submitted(is_ahead), (Tell(events.Starting(key, attempts)),)
+            phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts)),)
         case Answered(pid=pid):
             phase, actions = Running(), (Tell(events.Training(key, pid)),)
         # Why it was killed is kept, for Ray only says that it died.

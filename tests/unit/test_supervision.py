@@ -202,14 +202,19 @@ def test_what_others_train_is_waited_for_and_taken_over(plan: Plan) -> None:
     assert not fleet.fleet.stopped
 
 
-def test_a_free_process_takes_over_what_was_submitted_ahead(plan: Plan) -> None:
+def test_a_free_process_takes_over_what_has_none(plan: Plan) -> None:
+    """Those ahead first; then one that fits but has not come to its place, for Ray started another before it."""
     fleet = Simulated(plan)
-    (ahead,) = [start.key for start in fleet.start() if start.is_ahead]
+    first, second, ahead = (start.key for start in fleet.start())
+    assert sv.heirs(fleet.fleet) == [ahead, first, second]
+    fleet.see(sv.Answered(first, pid=1), sv.Answered(ahead, pid=2))
+    assert sv.heirs(fleet.fleet) == [second]
     before = len(fleet.actions)
-    fleet.see(sv.HandedIn(ahead, is_takeover=True))
-    assert fleet.phase(ahead) == sv.Submitted(is_ahead=False)
-    assert fleet.fleet.attempts[ahead] == 1
+    fleet.see(sv.HandedIn(second, is_takeover=True))
+    assert fleet.fleet.phases[second] == sv.Submitted(is_ahead=False, has_process=True)
+    assert fleet.fleet.attempts[second] == 1
     assert len(fleet.actions) == before
+    assert sv.heirs(fleet.fleet) == []  # it is training by now, though it has not answered
 
 
 def test_a_stop_asks_those_that_train_and_ends_the_others(plan: Plan) -> None:
