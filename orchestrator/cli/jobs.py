@@ -15,7 +15,7 @@ JobServerAddress = Annotated[
     str,
     typer.Option(
         "--address",
-        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
+        envvar="RAY_API_SERVER_ADDRESS",
         help="Where the cluster takes jobs: http://HEAD:8265.",
         show_default=False,
     ),

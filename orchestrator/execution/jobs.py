@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.plan.errors import ClusterError
+from workloads.errors import ConfigError
 
 STOP_WAIT_S = 90
 """Ray kills a job 3 s after asking it to stop; a last checkpoint may take STOP_TIMEOUT_S of stopping.py."""
@@ -39,9 +41,12 @@ class JobEntry:
 
 
 class JobServer:
-    """Where a cluster takes jobs: http://HEAD:8265. ClusterError if none answers, or does not take the token."""
+    """Where a cluster takes jobs: http://HEAD:8265. ConfigError for what is no such address; ClusterError if none
+    answers there, or does not take the token.
+    """
 
     def __init__(self, address: str) -> None:
+        _check_address(address)
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
@@ -135,3 +140,17 @@ class JobServer:
                 f"the job server at {self.address} does not answer as it should ({said[:200]}); check the address "
                 "(http://HEAD:8265), and that RAY_AUTH_MODE and the token are those of the cluster"
             ) from None
+
+
+def _check_address(address: str) -> None:
+    """Ray takes other forms too, and looks for a cluster for most of a minute before it says that there is none."""
+    try:
+        parts = urlsplit(address)
+        is_server = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or beyond 65535
+        is_server = False
+    if not is_server:
+        raise ConfigError(
+            f"--address is {address!r}, but a cluster takes jobs at an address like http://HEAD:8265 "
+            "(the port of its dashboard)"
+        )

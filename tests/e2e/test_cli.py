@@ -98,9 +98,15 @@ def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, reme
         (["data", "prepare", "nowhere", "out"], "nowhere does not exist"),
         (["ui", "--runs-dir", "nowhere"], "no results under nowhere yet"),
         (["train", "tiny.yaml", "--address", "http://127.0.0.1:8265"], "is where a cluster takes jobs"),
+        (["plan", "binary.yaml"], "binary.yaml is not text in UTF-8"),
+        *(
+            (["jobs", "--address", address], f"--address is {address!r}, but a cluster takes jobs at")
+            for address in ("HEAD:6379", "auto", "ray://HEAD:10001", "http://", "", "http://127.0.0.1:99999", "ftp://x")
+        ),
     ],
 )
 def test_wrong_names_say_what_to_do(folder: Path, rememe_here: Rememe, arguments: list[str], expected: str) -> None:
+    (folder / "binary.yaml").write_bytes(b"name: \xbc\xff")
     result = rememe_here(*arguments, cwd=folder)
     assert result.returncode == 2
     assert expected in result.stderr

@@ -48,7 +48,10 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"} or path.exists():
         if not path.is_file():
             raise ConfigError(f"config file {source} does not exist; presets are: {', '.join(presets)}")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"config file {source} is not text in UTF-8; save it as such") from None
     elif source in presets:
         text = resources.files("workloads.presets").joinpath(folder, f"{source}.yaml").read_text()
     else:
