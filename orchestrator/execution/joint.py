@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events
 from orchestrator.plan.errors import ExpertFailedError
-from orchestrator.plan.events import EventListener, ExpertEvent
+from orchestrator.plan.events import EventListener
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import as_ray_resources
@@ -65,10 +65,10 @@ def train_joint(
                 claim.release()
         elif (result := store.completed(key)) is not None:
             outcome.completed[key] = result
-            _tell(listeners, events.Reused(key))
+            events.tell(listeners, events.Reused(key))
         else:
             outcome.stopped.append(key)
-            _tell(listeners, events.Stopped(key))
+            events.tell(listeners, events.Stopped(key))
     return outcome
 
 
@@ -81,7 +81,7 @@ def _claim(
         if (claim := store.claim(key)) is not None:
             return claim
         if not told:
-            _tell(listeners, events.TrainedElsewhere(key))
+            events.tell(listeners, events.TrainedElsewhere(key))
             told = True
         time.sleep(POLL_INTERVAL_S)
     return None
@@ -102,7 +102,7 @@ def _train(
     # Of an earlier call; workers that found one would end at once.
     for left_over in (work.folder.stop, work.folder.failure):
         left_over.unlink(missing_ok=True)
-    _tell(listeners, events.Starting(key, num_workers=execution.num_workers))
+    events.tell(listeners, events.Starting(key, num_workers=execution.num_workers))
     fit = _Fit(work, execution)
     _watch(fit, work, listeners, should_stop)
     failure_file = work.folder.failure
@@ -111,16 +111,16 @@ def _train(
         store.publish(key)
         outcome.completed[key] = result
         outcome.trained.add(key)
-        _tell(listeners, events.Done(key))
+        events.tell(listeners, events.Done(key))
     # An end without weights and without an error is one that was asked for.
     elif failure is None or (should_stop() and not failure_file.exists()):
         outcome.stopped.append(key)
-        _tell(listeners, events.Stopped(key))
+        events.tell(listeners, events.Stopped(key))
     else:
         # What a worker has written down was not tried again.
         attempts = 1 if failure_file.exists() else execution.max_attempts
         outcome.failed[key] = str(ExpertFailedError(job.name, attempts, failure))
-        _tell(listeners, events.Failed(key, failure))
+        events.tell(listeners, events.Failed(key, failure))
 
 
 def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_stop: Callable[[], bool]) -> None:
@@ -137,12 +137,12 @@ def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_
         records = [record for record in read_records(records_file) if record.images_seen > last_images]
         if records:
             if last_images < 0:
-                _tell(listeners, events.Training(work.job.key))
+                events.tell(listeners, events.Training(work.job.key))
             last_images = records[-1].images_seen
-            _tell(listeners, events.Progressed(work.job.key, tuple(records)))
+            events.tell(listeners, events.Progressed(work.job.key, tuple(records)))
         if (saved_images := work.folder.checkpointed_images() or 0) > checkpoint_images:
             checkpoint_images = saved_images
-            _tell(listeners, events.Checkpointed(work.job.key, saved_images))
+            events.tell(listeners, events.Checkpointed(work.job.key, saved_images))
 
 
 class _Fit(threading.Thread):
@@ -216,11 +216,6 @@ def _train_worker(config: dict[str, Any]) -> None:
         # file and end. Raising is what ends the other workers, which wait for this one's gradients.
         write_text(work.folder.failure, str(error))
         raise
-
-
-def _tell(listeners: Sequence[EventListener], event: ExpertEvent) -> None:
-    for listener in listeners:
-        listener(event)
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -54,8 +54,7 @@ def train_experts(
             missing[job.key] = job
         else:
             outcome.completed[job.key] = result
-            for listener in listeners:
-                listener(events.Reused(job.key))
+            events.tell(listeners, events.Reused(job.key))
     if missing:
         supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
         with stop_signals(supervisor.stop_requested):
@@ -255,5 +254,4 @@ class _Supervisor:
         self._take(supervision.when_stop_is_over(self._fleet))
 
     def _tell(self, event: ExpertEvent) -> None:
-        for listener in self._listeners:
-            listener(event)
+        events.tell(self._listeners, event)

@@ -3,7 +3,7 @@
 Words are made where they are shown, and never read back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -48,6 +48,12 @@ class ExpertEvent:
 
 EventListener = Callable[[ExpertEvent], None]
 """Hears every event of the experts it was given for, in order."""
+
+
+def tell(listeners: Iterable[EventListener], event: ExpertEvent) -> None:
+    """Let all hear of it."""
+    for listener in listeners:
+        listener(event)
 
 
 @dataclass(frozen=True)
