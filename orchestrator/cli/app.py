@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import configurations, data, ensembles, jobs, machine, store, studies
+from orchestrator.cli import configurations, data, ensembles, jobs, machine, status, store, studies
 
 app = typer.Typer(
     name="rememe",
@@ -42,6 +42,7 @@ for command in (
     jobs.jobs,
     jobs.logs,
     jobs.stop,
+    status.status,
     machine.ui,
     machine.doctor,
 ):
