@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, ExpertStanding, RunStanding
 from workloads.errors import ConfigError, StorageError
@@ -73,7 +74,7 @@ class StatusFile:
         if isinstance(error, KeyboardInterrupt | RunStoppedError):
             ended = "stopped"
         elif error is not None:
-            ended, reason = "failed", str(error).partition("\n")[0] or type(error).__name__
+            ended, reason = "failed", masked(str(error).partition("\n")[0]) or type(error).__name__
         self._status = self._status.model_copy(update={"ended": ended, "reason": reason})
         self._ended.set()
         self._thread.join()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from orchestrator.plan.masking import masked
 from orchestrator.terminal.words import duration, timestamp
 
 PLAIN_INTERVAL_S = 10.0
@@ -19,7 +20,7 @@ ProgressListener = Callable[[str, int, int], None]
 def print_line(text: str, console: Console) -> None:
     """A line of a log, with the time."""
     # Not with rich, which breaks the lines of a log at 80 columns.
-    print(f"{timestamp()} {text}", file=console.file, flush=True)
+    print(f"{timestamp()} {masked(text)}", file=console.file, flush=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.terminal.notes import print_note
 from orchestrator.tracking.address import tracking_uri
@@ -223,7 +224,7 @@ class Tracker:
 def run_url(tracker: Tracker, run: TrackedRun) -> str:
     """Where the run is in MLflow's pages, or a sentence while the store does not answer."""
     if tracker.experiment_id is None or run.run_id is None:
-        return f"{tracker.uri} does not answer; the results are spooled and written by the next run"
+        return f"{masked(tracker.uri)} does not answer; the results are spooled and written by the next run"
     # Where `rememe ui` serves it unless told otherwise.
-    host = tracker.uri if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
+    host = masked(tracker.uri) if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{host}/#/experiments/{tracker.experiment_id}/runs/{run.run_id}"
