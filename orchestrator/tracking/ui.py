@@ -12,8 +12,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import tracking_uri
+from orchestrator.tracking.faults import masked
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -26,7 +28,7 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
     """Serve until Ctrl-C; the server's exit code. ConfigError if there is no store yet or the port is taken."""
     uri = tracking_uri(runs_dir)
     if uri.startswith("http"):
-        print(f"MLFLOW_TRACKING_URI is a server of its own: open {uri}")
+        print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():
