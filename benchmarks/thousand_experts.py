@@ -20,7 +20,7 @@ import json
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,6 +254,10 @@ class World:
         self._place()
         self._scale()
 
+    def on_nodes(self, node_ids: Set[str]) -> list[str]:
+        assert not node_ids  # no use is made of a notice
+        return []
+
     def kill(self, key: str) -> None:
         raise AssertionError(f"nothing here falls silent or waits in vain, but {key} was killed")
 
@@ -278,7 +282,7 @@ class World:
         for key, course in self.courses.items():
             if course.node_id and not course.has_spoken:
                 course.has_spoken, course.process.node_id = True, course.node_id
-                report = SimpleNamespace(pid=1, records=[], checkpoint_images=0)
+                report = SimpleNamespace(pid=1, node=course.node_id, records=[], checkpoint_images=0)
                 heard.append((key, Heard(course.process, report, is_first=True)))  # type: ignore[arg-type]
         return heard, []
 
@@ -306,6 +310,8 @@ def simulate(jobs: Sequence[PlannedJob], world: World) -> dict[str, float]:
     with (
         patch.object(supervisor, "time", world),
         patch.object(supervisor, "alive_nodes", world.alive_nodes),
+        patch.object(supervisor, "staying_nodes", world.alive_nodes),
+        patch.object(supervisor, "leaving_nodes", set),
         patch.object(supervisor, "dead_nodes", world.dead_nodes),
         patch.object(supervisor, "ExpertProcesses", lambda *_: world),
     ):

@@ -127,6 +127,21 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def staying_nodes() -> list[dict[str, float]]:
+    """Total resources of the live nodes that are not about to be taken away."""
+    import ray
+
+    leaving = leaving_nodes()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def leaving_nodes() -> set[str]:
+    """Ids of the nodes that are about to be taken away (preempted, or sent SIGTERM); Ray starts nothing more there."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
 def dead_nodes() -> set[str]:
     """Ids of the nodes that were part of the cluster."""
     import ray

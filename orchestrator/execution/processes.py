@@ -1,7 +1,7 @@
 """The actors behind submitted experts: started, handed on, heard, ended. Decides nothing about experts."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,10 @@ class ExpertProcesses:
     def kill(self, key: str) -> None:
         """End the process; how its expert ended is still to be collected."""
         ray.kill(self._by_key[key].actor)
+
+    def on_nodes(self, node_ids: Set[str]) -> list[str]:
+        """Experts that have a process on one of these."""
+        return [key for key, process in self._by_key.items() if process.node_id in node_ids]
 
     def forget(self, key: str) -> None:
         """The expert's end is of no interest any more."""

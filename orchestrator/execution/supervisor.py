@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator.execution.cluster import alive_nodes, dead_nodes
+from orchestrator.execution.cluster import alive_nodes, dead_nodes, leaving_nodes, staying_nodes
 from orchestrator.execution.processes import Ending, ExpertProcess, ExpertProcesses, Heard
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
-from orchestrator.plan import events, supervision
+from orchestrator.plan import events, observations, supervision
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import EventListener, ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
@@ -98,6 +98,7 @@ class _Supervisor:
                 # Free processes go to those that wait for one, then to new ones; what is left then gives its CPU back.
                 self._look_elsewhere()
                 self._look_at_nodes()
+                self._leave_nodes()
                 self._hand_over()
                 self._start_what_fits()
                 self._processes.end_free()
@@ -111,7 +112,7 @@ class _Supervisor:
             self._outcome.failed |= self._fleet.failed
             self._outcome.stopped += self._fleet.stopped
 
-    def _saw(self, seen: supervision.Observation) -> None:
+    def _saw(self, seen: observations.Observation) -> None:
         self._take(supervision.after(self._fleet, seen))
 
     def _take(self, step: Step) -> None:
@@ -134,7 +135,7 @@ class _Supervisor:
         """Take what other drivers have finished, and what they have let go of."""
         for key in self._fleet.those(supervision.Elsewhere):
             if not self._found(key) and self._claim(key):
-                self._saw(supervision.LetGo(key))
+                self._saw(observations.LetGo(key))
 
     def _found(self, key: str) -> bool:
         """Whether another driver has finished the key; its result is then ours."""
@@ -142,7 +143,7 @@ class _Supervisor:
         if result is None:
             return False
         self._outcome.completed[key] = result
-        self._saw(supervision.Found(key))
+        self._saw(observations.Found(key))
         return True
 
     def _claim(self, key: str) -> bool:
@@ -161,8 +162,7 @@ class _Supervisor:
         if not (missing := self._fleet.those(supervision.Missing)) and now_s - self._looked_s < NODES_INTERVAL_S:
             return
         self._looked_s = now_s
-        nodes = alive_nodes()
-        if not nodes:
+        if not alive_nodes():
             raise ClusterError(
                 "the last node of the cluster is gone (killed, or out of memory?); checkpoints are kept, run the same "
                 "command again to continue"
@@ -170,24 +170,30 @@ class _Supervisor:
         if missing:
             for seen in supervision.verdicts(self._fleet, dead_nodes(), now_s):
                 self._saw(seen)
-        self._take(supervision.check_places(self._fleet, nodes, now_s))
+        self._take(supervision.check_places(self._fleet, staying_nodes(), now_s))
+
+    def _leave_nodes(self) -> None:
+        """Let experts on a node that is about to be taken away write a checkpoint; they go on elsewhere."""
+        for key in self._processes.on_nodes(leaving_nodes()):
+            if self._fleet.phases[key] == Running():
+                self._saw(observations.Noticed(key))
 
     def _start_what_fits(self) -> None:
         if not self._fleet.queue:
             return
-        now_s, nodes = time.monotonic(), alive_nodes()
+        now_s, nodes = time.monotonic(), staying_nodes()
         while (start := supervision.next_start(self._fleet, nodes, now_s)) is not None:
             if not self._claim(start.key):
-                self._saw(supervision.Refused(start.key))
+                self._saw(observations.Refused(start.key))
             elif not self._found(start.key):  # another driver may just have been done with it
                 has_process = self._processes.start(self._fleet.jobs[start.key])
-                self._saw(supervision.HandedIn(start.key, start.is_ahead and not has_process, has_process))
+                self._saw(observations.HandedIn(start.key, start.is_ahead and not has_process, has_process))
 
     def _hand_over(self) -> None:
         """Processes that are free go to the experts that wait for ones like them."""
         for key in supervision.heirs(self._fleet):
             if self._processes.hand_over(key):
-                self._saw(supervision.HandedIn(key, is_takeover=True))
+                self._saw(observations.HandedIn(key, is_takeover=True))
 
     def _collect(self) -> None:
         """Take in experts that ended, well or not."""
@@ -201,17 +207,17 @@ class _Supervisor:
             self._store.publish(key)
             self._outcome.completed[key] = ending.result
             self._outcome.trained.add(key)
-            self._saw(supervision.Finished(key))
+            self._saw(observations.Finished(key))
 
-    def _why_ended(self, key: str, ending: Ending) -> supervision.Observation:
+    def _why_ended(self, key: str, ending: Ending) -> observations.Observation:
         assert ending.error is not None
         if isinstance(getattr(ending.error, "cause", None), TrainingStopped):
-            return supervision.StoppedOnRequest(key)
+            return observations.StoppedOnRequest(key, time.monotonic())
         if isinstance(ending.error, ActorUnavailableError) and ending.process.has_answered:
             # The connection broke. When a whole node dies, this is all there is to see of it for some 12 s.
-            return supervision.Vanished(key, ending.process.node_id, time.monotonic())
+            return observations.Vanished(key, ending.process.node_id, time.monotonic())
         kind, cause = self._diagnose(key, ending.process, ending.error)
-        return supervision.Broke(key, kind, cause, time.monotonic())
+        return observations.Broke(key, kind, cause, time.monotonic())
 
     def _diagnose(self, key: str, process: ExpertProcess, error: RayError) -> tuple[FailureKind, str]:
         if isinstance(error, RayTaskError):
@@ -234,12 +240,12 @@ class _Supervisor:
         for key, heard in answers:
             self._pass_on(key, heard)
         for key in silent:
-            self._saw(supervision.FellSilent(key))
+            self._saw(observations.FellSilent(key))
 
     def _pass_on(self, key: str, heard: Heard) -> None:
         report, process = heard.report, heard.process
         if heard.is_first:
-            self._saw(supervision.Answered(key, report.pid, report.node))
+            self._saw(observations.Answered(key, report.pid, report.node))
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:

@@ -88,6 +88,13 @@ def num_slots(requests: Sequence[Resources], nodes: Sequence[Mapping[str, float]
     return placed
 
 
+def num_queued_ahead(num_fitting: int) -> int:
+    """How many experts are submitted beyond those that fit now: one takes over a slot at once, more show an autoscaler
+    that there is demand. Half as many again, so that a cluster of one node is soon one of thirty.
+    """
+    return max(1, num_fitting // 2)
+
+
 def why_infeasible(request: Resources, nodes: Sequence[Mapping[str, float]]) -> str | None:
     """None if some node could hold the request when idle, otherwise what is missing and how much there is."""
     wanted = as_ray_resources(request)

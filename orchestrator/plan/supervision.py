@@ -10,15 +10,29 @@ from orchestrator.plan import events
 from orchestrator.plan.errors import ExpertFailedError
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.plan.policies import FailureKind, GiveUp, after_failure, longest_first, num_slots, why_infeasible
-
-
-def num_queued_ahead(num_fitting: int) -> int:
-    """How many experts are submitted beyond those that fit now: one takes over a slot at once, more show an autoscaler
-    that there is demand. Half as many again, so that a cluster of one node is soon one of thirty.
-    """
-    return max(1, num_fitting // 2)
-
+from orchestrator.plan.observations import (
+    Answered,
+    Broke,
+    FellSilent,
+    Finished,
+    Found,
+    HandedIn,
+    LetGo,
+    Noticed,
+    Observation,
+    Refused,
+    StoppedOnRequest,
+    Vanished,
+)
+from orchestrator.plan.policies import (
+    FailureKind,
+    GiveUp,
+    after_failure,
+    longest_first,
+    num_queued_ahead,
+    num_slots,
+    why_infeasible,
+)
 
 NODE_VERDICT_S = 40.0
 """Within this time it is known whether a process that vanished took its node along: Ray takes a node for dead some 12 s
@@ -64,6 +78,9 @@ class Running:
 
     is_silent: bool = False
     """It did not answer in time and was killed for that."""
+
+    is_leaving: bool = False
+    """Its node is about to be taken away, and it was asked for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -138,80 +155,6 @@ class Fleet:
             del others[key]  # to the end: places are given in the order of submission
         phases, counts = {**others, key: phase}, {**self.attempts, key: attempts}
         return replace(self, phases=phases, queue=queue, attempts=counts)
-
-
-# What is observed.
-
-
-@dataclass(frozen=True)
-class Observation:
-    """Something the supervisor saw about one expert."""
-
-    key: str
-
-
-@dataclass(frozen=True)
-class Refused(Observation):
-    """Another driver holds its claim."""
-
-
-@dataclass(frozen=True)
-class LetGo(Observation):
-    """The other driver gave it up; the claim is ours."""
-
-
-@dataclass(frozen=True)
-class Found(Observation):
-    """Another driver has finished it."""
-
-
-@dataclass(frozen=True)
-class HandedIn(Observation):
-    """It was submitted to Ray (again, when a free process takes it over)."""
-
-    is_ahead: bool = False
-    has_process: bool = False
-    is_takeover: bool = False
-
-
-@dataclass(frozen=True)
-class Answered(Observation):
-    """Its process spoke for the first time."""
-
-    pid: int = 0
-    node: str | None = None
-
-
-@dataclass(frozen=True)
-class FellSilent(Observation):
-    """Its process, which had answered before, has not for too long."""
-
-
-@dataclass(frozen=True)
-class Finished(Observation):
-    """Its weights are in the store."""
-
-
-@dataclass(frozen=True)
-class Vanished(Observation):
-    """The connection to its process is gone, and nobody has said yet how that came."""
-
-    node_id: str
-    now_s: float
-
-
-@dataclass(frozen=True)
-class Broke(Observation):
-    """Its process ended without a result."""
-
-    kind: FailureKind
-    cause: str
-    now_s: float
-
-
-@dataclass(frozen=True)
-class StoppedOnRequest(Observation):
-    """It wrote a checkpoint and ended, as it was asked to."""
 
 
 # What is to be done.
@@ -313,17 +256,32 @@ def after(fleet: Fleet, seen: Observation) -> Step:
         # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)
+        case Noticed():
+            phase, actions = Running(is_leaving=True), (AskToStop(key),)
         case Vanished(node_id=node_id, now_s=now_s):
             phase, actions = Missing(node_id, now_s), ()
-        case Finished():
-            phase, actions = Ended(), (Release(key), Tell(events.Done(key)))
-        case StoppedOnRequest():
-            phase, actions = Ended(is_stopped=True), (Release(key), Tell(events.Stopped(key)))
-        case Broke():
-            return _after_break(fleet, seen)
+        case Finished() | StoppedOnRequest() | Broke():
+            return _after_end(fleet, seen)
         case _:
             raise AssertionError(f"nothing was decided about {seen}")
     return Step(fleet.moved(key, phase, attempts), actions)
+
+
+def _after_end(fleet: Fleet, seen: Finished | StoppedOnRequest | Broke) -> Step:
+    key, is_leaving = seen.key, fleet.phases[seen.key] == Running(is_leaving=True)
+    match seen:
+        case Finished():
+            ended, event = Ended(), Tell(events.Done(key))
+        case StoppedOnRequest() if is_leaving:
+            return _after_break(fleet, Broke(key, FailureKind.PREEMPTED, "", seen.now_s))
+        case StoppedOnRequest():
+            ended, event = Ended(is_stopped=True), Tell(events.Stopped(key))
+        # Its time there was over; Ray does not always say so.
+        case Broke(kind=FailureKind.PROCESS_DIED) if is_leaving:
+            return _after_break(fleet, replace(seen, kind=FailureKind.PREEMPTED))
+        case Broke():
+            return _after_break(fleet, seen)
+    return Step(fleet.moved(key, ended, fleet.attempts[key]), (Release(key), event))
 
 
 def _after_break(fleet: Fleet, seen: Broke) -> Step:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.supervisor import train_experts
@@ -20,7 +22,9 @@ from orchestrator.plan.policies import FailureKind
 from orchestrator.store.experts import ExpertStore
 from workloads.config import ExecutionConfig, Resources, RunConfig
 from workloads.data.prepared import PreparedDataset
+from workloads.places import JobDir
 from workloads.training.job import train_job
+from workloads.training.records import read_records
 
 pytestmark = pytest.mark.ray
 
@@ -73,6 +77,44 @@ def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
     expected = train_job(job.job, dataset.path, tmp_path / "plain", num_threads=1)
     torch.set_num_threads(num_threads)
     assert outcome.completed[job.key].weights_sha256 == expected.weights_sha256
+
+
+def test_a_preempted_node_is_left_with_a_checkpoint(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    """No checkpoint is due in the whole training, so all before the notice would be lost without one."""
+    training = job.job.training.model_copy(
+        update={"checkpoint_every_images": 10 * NUM_IMAGES, "log_every_images": job.job.training.batch_size}
+    )
+    lonely = replace(job, job=job.job.model_copy(update={"training": training}))
+    folder, twice = JobDir(store.path(lonely.key)), []
+    noticed_s = left_s = 0.0
+
+    def listen(event: ExpertEvent) -> None:
+        nonlocal noticed_s, left_s
+        if isinstance(event, events.Progressed) and not noticed_s:
+            noticed_s = time.monotonic()
+            (leaving,) = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+            preempt(leaving["NodeID"])
+            nodes.add_node(num_cpus=1, **OBJECT_STORE)
+        if isinstance(event, events.Restarting):
+            assert event == events.Restarting(lonely.key, FailureKind.PREEMPTED, 1)
+            left_s = time.monotonic()
+            twice.append(read_records(folder.records)[-1].images_seen - (folder.checkpointed_images() or 0))
+
+    outcome = train_experts([lonely], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+    assert outcome.failed == {}
+    assert outcome.completed[job.key].images_seen == NUM_IMAGES
+    print(f"left {left_s - noticed_s:.1f} s after the notice, {twice} images trained twice")
+    assert len(twice) == 1
+    assert 0 <= twice[0] <= 0.02 * NUM_IMAGES
+
+
+def preempt(node_id: str) -> None:
+    """What a cloud's notice, or SIGTERM to `ray start --block`, comes to: the node has half a minute."""
+    client, reason = ray._private.worker.global_worker.gcs_client, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    accepted, why_not = client.drain_node(node_id, reason, "spot", int((time.time() + 30) * 1000))
+    assert accepted, why_not
 
 
 def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(

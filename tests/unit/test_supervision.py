@@ -12,7 +12,7 @@ from orchestrator.plan import events
 from orchestrator.plan import supervision as sv
 from orchestrator.plan.events import ExpertEvent, ExpertState
 from orchestrator.plan.jobs import Plan, make_plan
-from orchestrator.plan.policies import MAX_DELAY_S, FailureKind
+from orchestrator.plan.policies import MAX_DELAY_S, FailureKind, num_queued_ahead
 from workloads.config import DataSpec, RunConfig
 from workloads.training.records import TrainingRecord
 
@@ -172,6 +172,23 @@ def test_a_preempted_node_costs_no_attempt_and_too_little_memory_does(plan: Plan
     assert "ran out of memory (lower training.batch_size)" in fleet.fleet.failed[key]
 
 
+def test_notice_of_a_preemption_is_used_for_a_checkpoint_and_costs_nothing(plan: Plan) -> None:
+    fleet = Simulated(plan, max_attempts=1)
+    saved, late, broken = fleet.keys[:3]
+    for key in (saved, late, broken):
+        fleet.see(sv.HandedIn(key), sv.Answered(key, pid=1), sv.Noticed(key))
+        assert fleet.actions[-1] == sv.AskToStop(key)
+    fleet.see(sv.StoppedOnRequest(saved, now_s=7.0))
+    assert fleet.phase(saved) == sv.Waiting(7.0)
+    assert fleet.actions[-1] == sv.Tell(events.Restarting(saved, FailureKind.PREEMPTED, attempt=1))
+    fleet.see(sv.Broke(late, FailureKind.PROCESS_DIED, "", now_s=8.0))  # before its checkpoint was written
+    assert fleet.phase(late) == sv.Waiting(8.0)
+    fleet.see(sv.Broke(broken, FailureKind.RAISED, "the loss became nan", now_s=8.0))
+    assert broken in fleet.fleet.failed
+    fleet.see(sv.HandedIn(saved), sv.Answered(saved, pid=1), sv.StoppedOnRequest(saved, now_s=9.0))
+    assert saved in fleet.fleet.stopped  # nobody had said that its node is to go
+
+
 def test_what_no_node_has_is_named_once_and_waited_for_so_long(plan: Plan) -> None:
     fleet = Simulated(plan)
     fleet.fleet = dataclasses.replace(fleet.fleet, wait_timeout_s=100.0)
@@ -267,7 +284,7 @@ def test_whatever_happens_everyone_ends_and_slots_are_never_overbooked(plan: Pla
         if fleet.fleet.queue and rng.random() < 0.1:
             fleet.see(sv.Refused(fleet.fleet.queue[0]))
         fleet.start(now_s=now_s)
-        assert len(fleet.fleet.those(sv.Submitted, sv.Running)) <= 2 + sv.num_queued_ahead(2)
+        assert len(fleet.fleet.those(sv.Submitted, sv.Running)) <= 2 + num_queued_ahead(2)
         with_ray = fleet.fleet.those(sv.Submitted, sv.Running)
         possible: list[sv.Observation] = [sv.Answered(key, pid=1) for key in fleet.fleet.those(sv.Submitted)]
         possible += [sv.Finished(key) for key in fleet.fleet.those(sv.Running)]
