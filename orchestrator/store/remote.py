@@ -95,6 +95,15 @@ class RemoteStore:
         lease.start()
         return lease
 
+    def try_out(self) -> None:
+        """Write something small and remove it. StorageError if that fails."""
+        name = f"tried-{uuid.uuid4().hex[:12]}"
+        try:
+            self._write(b"", name)
+            self._remove(name)
+        except OSError as error:
+            raise StorageError(f"{self.uri} cannot be written ({error}); check --store and its permissions") from None
+
     def _expired(self, key: str, text: str) -> bool:
         now_s = time.monotonic()
         if self._seen.get(key, ("", 0.0))[0] != text:

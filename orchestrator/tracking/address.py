@@ -1,11 +1,13 @@
 """Where MLflow keeps results, and whether it answers."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlparse
 
 from orchestrator.plan.errors import TrackingError
 from orchestrator.plan.places import RunsDir
+from orchestrator.tracking.names import TRIED_TAG
 from workloads.errors import ConfigError
 
 SCHEMES = {"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "file"}
@@ -34,6 +36,19 @@ def count_experiments(uri: str) -> int:
         return len(MlflowClient(tracking_uri=uri).search_experiments())
     except MlflowException as error:
         raise TrackingError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from None
+
+
+def try_out(uri: str) -> None:
+    """Write something small, a tag that says when that was tried. TrackingError if the store refuses."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        for experiment in client.search_experiments(max_results=1):
+            client.set_experiment_tag(experiment.experiment_id, TRIED_TAG, datetime.now(UTC).isoformat())
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {uri} cannot be written: {str(error).splitlines()[0]}") from None
 
 
 def quieten() -> None:
