@@ -25,6 +25,9 @@ class ActorReport(NamedTuple):
     checkpoint_images: int
     """Of the newest checkpoint written in this attempt, 0 if there is none."""
 
+    num_steps: int
+    """That training has made; more than before is a sign of life."""
+
 
 @dataclass
 class _Course:
@@ -32,7 +35,13 @@ class _Course:
 
     records: list[TrainingRecord] = field(default_factory=list)
     checkpoint_images: int = 0
+    num_steps: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def should_stop(self) -> bool:
+        """Asked at every step."""
+        self.num_steps += 1
+        return self.stop.is_set()
 
     def note_checkpoint(self, images_seen: int) -> None:
         self.checkpoint_images = images_seen
@@ -68,7 +77,7 @@ class ExpertActor:
             num_threads=job.resources.num_threads,
             report=course.records.append,
             on_checkpoint=course.note_checkpoint,
-            should_stop=course.stop.is_set,
+            should_stop=course.should_stop,
         )
         return result, course.records
 
@@ -80,7 +89,8 @@ class ExpertActor:
 
         course = self._of(key)
         node_id, node = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-        return ActorReport(os.getpid(), node_id, node, course.records[num_known:], course.checkpoint_images)
+        records = course.records[num_known:]
+        return ActorReport(os.getpid(), node_id, node, records, course.checkpoint_images, course.num_steps)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, key: str) -> None:

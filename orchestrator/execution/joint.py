@@ -19,6 +19,7 @@ from orchestrator.plan.events import EventListener
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import as_ray_resources
+from orchestrator.plan.watchdog import Watchdog
 from orchestrator.store.experts import Claim, ExpertStore, require_same_store
 from workloads.config import ExecutionConfig
 from workloads.errors import RememeError
@@ -104,7 +105,7 @@ def _train(
         left_over.unlink(missing_ok=True)
     events.tell(listeners, events.Starting(key, num_workers=execution.num_workers))
     fit = _Fit(work, execution)
-    _watch(fit, work, listeners, should_stop)
+    _watch(fit, work, listeners, should_stop, Watchdog(execution.watchdog_s))
     failure_file = work.folder.failure
     failure = failure_file.read_text() if failure_file.exists() else fit.failure
     if (result := store.completed(key)) is not None:
@@ -123,7 +124,13 @@ def _train(
         events.tell(listeners, events.Failed(key, failure))
 
 
-def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_stop: Callable[[], bool]) -> None:
+def _watch(
+    fit: "_Fit",
+    work: _Work,
+    listeners: Sequence[EventListener],
+    should_stop: Callable[[], bool],
+    watchdog: Watchdog,
+) -> None:
     """Hand records on until training has ended or, after a request to stop, the time for that is over."""
     records_file, last_images, deadline_s = work.folder.records, -1, float("inf")
     # An earlier call's checkpoint is no news.
@@ -143,6 +150,13 @@ def _watch(fit: "_Fit", work: _Work, listeners: Sequence[EventListener], should_
         if (saved_images := work.folder.checkpointed_images() or 0) > checkpoint_images:
             checkpoint_images = saved_images
             events.tell(listeners, events.Checkpointed(work.job.key, saved_images))
+        # What is measured after training writes no records.
+        if 0 <= last_images < work.job.job.training.images:
+            watchdog.saw(work.job.key, (last_images, checkpoint_images), time.monotonic())
+        else:
+            watchdog.forget(work.job.key)
+        for event in watchdog.overdue(time.monotonic()):
+            events.tell(listeners, event)
 
 
 class _Fit(threading.Thread):

@@ -33,8 +33,14 @@ class ExpertProcess:
     asked_s: float = 0.0
     num_records: int = 0
     checkpoint_images: int = 0
+    images_seen: int = 0
     node_id: str = ""
     """Empty until it has answered."""
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether all training is done; what is measured afterwards makes no steps."""
+        return self.images_seen >= self.job.job.training.images
 
     @property
     def has_answered(self) -> bool:
@@ -166,6 +172,8 @@ class ExpertProcesses:
             return None  # train() of the same actor fails too, and is what counts
         is_first, process.node_id = not process.has_answered, report.node_id
         process.num_records += len(report.records)
+        if report.records:
+            process.images_seen = report.records[-1].images_seen
         return Heard(process, report, is_first)
 
     def _submit(self, job: PlannedJob, actor: Any) -> None:

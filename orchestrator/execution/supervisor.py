@@ -20,6 +20,7 @@ from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
 from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Tell
+from orchestrator.plan.watchdog import Watchdog
 from orchestrator.store.experts import Claim, ExpertStore
 from workloads.config import ExecutionConfig
 from workloads.training.result import TrainingStopped
@@ -82,6 +83,7 @@ class _Supervisor:
         self._outcome = outcome
         self._processes = ExpertProcesses(store, data_path)
         self._claims: dict[str, Claim] = {}
+        self._watchdog = Watchdog(execution.watchdog_s)
         self._looked_s = float("-inf")
         self._should_stop = should_stop
         self.stop_requested = threading.Event()
@@ -192,6 +194,7 @@ class _Supervisor:
     def _collect(self) -> None:
         """Take in experts that ended, well or not."""
         for key, ending in self._processes.collect(POLL_INTERVAL_S):
+            self._watchdog.forget(key)
             if ending.result is None:
                 self._saw(self._why_ended(key, ending))
                 continue
@@ -235,9 +238,12 @@ class _Supervisor:
             self._pass_on(key, heard)
         for key in silent:
             self._saw(supervision.FellSilent(key))
+        for event in self._watchdog.overdue(time.monotonic()):
+            self._tell(event)
 
     def _pass_on(self, key: str, heard: Heard) -> None:
-        report, process = heard.report, heard.process
+        report, process, now_s = heard.report, heard.process, time.monotonic()
+        self._watchdog.saw(key, now_s if process.has_trained else report.num_steps, now_s, report.node)
         if heard.is_first:
             self._saw(supervision.Answered(key, report.pid, report.node))
         if report.records:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.plan.places import RunsDir
@@ -153,8 +154,9 @@ class _Session:
         plan = self.work.plan
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
         self.status.doing("training")
+        metrics = ClusterMetrics(self.work.run.path.name, plan.jobs)
         with ExpertsDisplay(plan.jobs) as display:
-            outcome = self.work.train(dataset, [display, log, self.status])
+            outcome = self.work.train(dataset, [display, log, self.status, metrics])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)

@@ -1,7 +1,11 @@
 """Experts as Ray actors: queueing, death, failure, stopping; the weights are those of a plain loop."""
 
+import json
 import os
+import re
 import signal
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,11 @@ from typing import Any
 import pytest
 import ray
 import torch
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from orchestrator.execution.actor import ExpertActor
+from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.plan import events
 from orchestrator.plan.events import ExpertEvent
@@ -132,6 +139,70 @@ def test_a_killed_expert_goes_on_from_its_checkpoint_and_ends_the_same(
     assert all(images % 128 == 0 for images in journal.checkpoints[victims[0]])
     assert journal.checkpoints[victims[0]] == sorted(set(journal.checkpoints[victims[0]]))
     assert digests(outcome) == expected
+
+
+DASHBOARD = Path(__file__).parents[2] / "clusters" / "grafana.json"
+
+SCRAPE_TIMEOUT_S = 60.0
+
+
+def test_a_stalled_expert_is_named_then_restarted_and_the_cluster_serves_what_it_cost(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    """Every panel's query names metrics that the endpoint of this node serves, with labels that they have."""
+    victims: list[str] = []
+
+    def stall_once(key: str, pid: int, images_seen: int) -> None:
+        if not victims and images_seen < 1024:
+            victims.append(key)
+            os.kill(pid, signal.SIGSTOP)
+
+    silent: list[ExpertEvent] = []
+    listeners = [
+        Journal(stall_once),
+        lambda event: silent.append(event) if isinstance(event, events.NoSignOfLife) else None,
+        ClusterMetrics("tiny-run", planned.jobs),
+    ]
+    execution = ExecutionConfig(watchdog_s=2, heartbeat_timeout_s=5)
+    outcome = train_experts(planned.jobs, dataset.path, store, execution, listeners)
+    assert digests(outcome) == expected
+    assert [event.key for event in silent if event.key in victims] == victims
+    (node,) = ray.nodes()
+    assert {event.node for event in silent if isinstance(event, events.NoSignOfLife)} == {node["NodeManagerAddress"]}
+
+    served = scrape(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", "ray_rememe_restarts")
+    assert value(served, "ray_rememe_experts", run="tiny-run", state="done") == 4.0
+    assert value(served, "ray_rememe_images_seen", run="tiny-run", expert="expert_00") == 1024.0
+    assert value(served, "ray_rememe_restarts_total", run="tiny-run", cause="not_answering") == 1.0
+    lost_s = value(served, "ray_rememe_lost_seconds_total", run="tiny-run", cause="not_answering")
+    assert lost_s > execution.watchdog_s
+    assert 0.0 < value(served, "ray_rememe_goodput", run="tiny-run") < 1.0
+    labels: dict[str, set[str]] = {}
+    for sample in served:
+        labels.setdefault(sample.name, set()).update(sample.labels)
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len(panels) == 9
+    for expression in [target["expr"] for panel in panels for target in panel["targets"]]:
+        (name,) = re.findall(r"ray_\w+", expression)
+        asked = set(re.findall(r"(\w+)=", expression)) | set(re.findall(r"by \((\w+)\)", expression))
+        assert asked <= labels[name], expression
+
+
+def scrape(url: str, awaited: str) -> list[Sample]:
+    """What a node serves to Prometheus, as soon as a metric of that name is among it: Ray hands it on now and then."""
+    deadline_s = time.monotonic() + SCRAPE_TIMEOUT_S
+    while True:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        if awaited in text:
+            return [one for family in text_string_to_metric_families(text) for one in family.samples]
+        assert time.monotonic() < deadline_s, sorted(set(re.findall(r"^ray_\w+", text, re.MULTILINE)))
+        time.sleep(0.5)
+
+
+def value(served: list[Sample], name: str, **labels: str) -> float:
+    (found,) = [one.value for one in served if one.name == name and labels.items() <= one.labels.items()]
+    return float(found)
 
 
 def test_a_failed_expert_is_reported_and_later_trained_alone(

@@ -279,6 +279,8 @@ def every_event() -> list[ExpertEvent]:
         "images_seen": 64,
         "cause": FailureKind.NODE_LOST,
         "pid": 7,
+        "node": "10.0.0.3",
+        "silent_s": 60.0,
         "attempt": 2,
         "reason": "it was late",
     }

@@ -52,5 +52,8 @@ class ExecutionConfig(StrictConfig):
     wait_timeout_s: float = Field(1800.0, gt=0)
     """An expert that asks for what no live node has is given up after this long; an autoscaler may add one before."""
 
+    watchdog_s: float = Field(60.0, gt=0)
+    """An expert that neither answers nor makes a step for this long is named with its node."""
+
     heartbeat_timeout_s: float = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""
