@@ -55,6 +55,7 @@ def train_experts(
             missing[job.key] = job
         else:
             outcome.completed[job.key] = result
+            store.publish(job.key)  # what an earlier run could not
             events.tell(listeners, events.Reused(job.key))
     if missing:
         supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)

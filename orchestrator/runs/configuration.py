@@ -70,10 +70,12 @@ def train_configuration(
     # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
         check_extractor(config.evaluation)
+    experts = ExpertStore(runs.store, store)
+    experts.check_remote()
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
-    work = Work(plan, runs, ExpertStore(runs.store, store), runs.run(config.name, plan.fingerprint))
+    work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint))
     with _open(work, address, plan.jobs) as session:
         # First: `rememe store gc` keeps only what some plan names.
         work.write_description()

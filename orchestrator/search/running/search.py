@@ -27,6 +27,7 @@ from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial
 from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.errors import ConfigError, RememeError
 from workloads.evaluation.extractors import check_extractor
@@ -85,6 +86,8 @@ def _prepare(
     study = configurations.study
     config = configurations.seeded(configurations.first()[0], 0)[0]
     check_extractor(config.evaluation)
+    if options.store_uri is not None:
+        RemoteFiles(options.store_uri).check()
     prepare_reference_of(config, runs)
     if study.ladder.held_out is not None and not config.data.held_out:
         raise ConfigError("ladder.held_out measures on images kept out of training; set base.data.held_out, e.g. 500")
