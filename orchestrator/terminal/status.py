@@ -22,7 +22,7 @@ def runs_table(looks: Iterable[Look]) -> Table:
     """A row per run."""
     table = Table(box=SIMPLE)
     for name in ("run", "kind", "driver", "does", "experts"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name in {"run", "kind"})
     for name in ("images/s", "left", "begun"):
         table.add_column(name, justify="right", no_wrap=True)
     for status, driver in looks:
