@@ -65,6 +65,7 @@ def train_joint(
                 claim.release()
         elif (result := store.completed(key)) is not None:
             outcome.completed[key] = result
+            store.publish(key)  # what an earlier run could not
             events.tell(listeners, events.Reused(key))
         else:
             outcome.stopped.append(key)

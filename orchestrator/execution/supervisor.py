@@ -54,6 +54,7 @@ def train_experts(
             missing[job.key] = job
         else:
             outcome.completed[job.key] = result
+            store.publish(job.key)  # what an earlier run could not
             events.tell(listeners, events.Reused(job.key))
     if missing:
         supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
@@ -239,7 +240,7 @@ class _Supervisor:
     def _pass_on(self, key: str, heard: Heard) -> None:
         report, process = heard.report, heard.process
         if heard.is_first:
-            self._saw(supervision.Answered(key, report.pid))
+            self._saw(supervision.Answered(key, report.pid, report.node))
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:
