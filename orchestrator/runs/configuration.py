@@ -15,6 +15,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.storage import Storage
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
@@ -51,18 +52,19 @@ def train_configuration(
     evaluate: bool,
     comparison: str | None = None,
     store: str | None = None,
+    storage: str | None = None,
 ) -> Outcome:
     """Train what is missing, gather the ensemble and, unless told not to, score it.
 
     Within a comparison (its name), its MLflow run is found under that name, and further scores are measured. store is
-    the URI that finished experts are shared through.
+    the URI that finished experts are shared through; storage one that takes the place of a directory all nodes see.
 
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
     """
     runs = RunsDir(runs_dir)
     # Ray sets it for the entry point of a job that was submitted.
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute() and storage is None:
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
             "give --runs-dir an absolute path to keep them"
@@ -70,12 +72,17 @@ def train_configuration(
     # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
         check_extractor(config.evaluation)
-    experts = ExpertStore(runs.store, store)
+    kept = open_storage(config, store, storage)
+    experts = ExpertStore(runs.store, store, kept)
     experts.check_remote()
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
-    work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint))
+    if kept is not None and plan.jobs[0].job.is_joint:
+        raise ConfigError(
+            "--storage does not take a remix yet, whose workers meet in one directory; give a --runs-dir all nodes see"
+        )
+    work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint), kept)
     with _open(work, address) as session:
         # First: `rememe store gc` keeps only what some plan names.
         work.write_description()
@@ -90,6 +97,19 @@ def train_configuration(
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
         return Outcome(plan, work.run, results, scored.score if scored else None)
+
+
+def open_storage(config: RunConfig, store: str | None, uri: str | None) -> Storage | None:
+    """Where the run is kept, if a URI is given. ConfigError if it is none, or a store is named beside it."""
+    if uri is None:
+        return None
+    if store is not None:
+        raise ConfigError(
+            f"--store {store} and --storage {uri} are both given; a storage has a store: leave --store out"
+        )
+    if "://" not in uri:
+        raise ConfigError(f"--storage is {uri!r}, which is no URI; a directory all nodes see is given as --runs-dir")
+    return Storage(uri, int(config.execution.cache_size_gb * 1e9))
 
 
 def evaluate_run(
