@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
@@ -78,12 +79,14 @@ def train_configuration(
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
-    if kept is not None and plan.jobs[0].job.is_joint:
+    if kept is not None and any(job.job.is_joint or job.num_workers > 1 for job in plan.jobs):
         raise ConfigError(
-            "--storage does not take a remix yet, whose workers meet in one directory; give a --runs-dir all nodes see"
+            "--storage does not take networks that several workers train yet, which meet in one directory; "
+            "give a --runs-dir all nodes see"
         )
     work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint), kept)
     with _open(work, address) as session:
+        refuse_unfit_nodes(experts.site)
         # First: `rememe store gc` keeps only what some plan names.
         work.write_description()
         results = session.train(dataset)

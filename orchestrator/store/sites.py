@@ -18,7 +18,7 @@ from typing import NamedTuple
 from orchestrator.store.cache import node_root
 from orchestrator.store.remote import DamagedError, RemoteStore
 from orchestrator.store.storage import OPTION, Storage
-from workloads.errors import StorageError
+from workloads.errors import RememeError, StorageError
 from workloads.files import clear_storage_errors
 from workloads.locks import try_lock
 from workloads.places import JobDir
@@ -58,6 +58,19 @@ class SharedSite:
         require_same_store(self.root, self.identity, node)
         yield Workplace(self.root / key, on_checkpoint)
 
+    def check(self, node: str) -> None:
+        """Raise StorageError, with the node's name, unless the directory is the driver's and can be written here."""
+        require_same_store(self.root, self.identity, node)
+        probe = self.root / f".probe-{uuid.uuid4().hex[:12]}"
+        try:
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"{self.root} cannot be written on node {node} ({error.strerror}); "
+                "set --runs-dir to a path all nodes can write, or name a --storage"
+            ) from None
+
 
 def require_same_store(root: Path, identity: str, node: str) -> None:
     """Raise StorageError unless the store a worker sees on its node is the driver's."""
@@ -91,6 +104,14 @@ class StorageSite:
                 uploads.close()
             _insist(lambda: remote.publish(key, folder))
             remote.files.remove_folder(_checkpoints(key))
+
+    def check(self, node: str) -> None:
+        """Raise StorageError, with the node's name, unless the storage and a disk of its own can be written here."""
+        try:
+            node_root()
+            self.storage.check()
+        except RememeError as error:
+            raise StorageError(f"on node {node}, {error}") from None
 
 
 Site = SharedSite | StorageSite

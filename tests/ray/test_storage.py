@@ -16,10 +16,15 @@ from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.plan.places import RunsDir
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.store import remote as remote_store
+from orchestrator.store.experts import ExpertStore
+from orchestrator.store.sites import SharedSite, StorageSite
+from orchestrator.store.storage import Storage
 from workloads.config import RunConfig
+from workloads.errors import ConfigError
 
 pytestmark = pytest.mark.ray
 
@@ -117,3 +122,19 @@ def check_storage(outcome: Outcome, uri: str) -> None:
     assert score["value"] == outcome.score.value
     assert files.glob(f"{uri}/store/*/checkpoints/*") == []
     assert files.glob(f"{uri}/store/*/lease-*") == []
+
+
+def test_a_directory_that_one_node_does_not_see_is_refused_with_its_name(nodes: Cluster, tmp_path: Path) -> None:
+    """A node on which the path leads elsewhere stands for a machine with a disk of its own."""
+    store = ExpertStore(tmp_path / "store")
+    with connect(nodes.address):
+        refuse_unfit_nodes(store.site)
+        elsewhere = SharedSite(store.root, "of another directory")
+        with pytest.raises(
+            ConfigError, match=r"not the same directory on node [\d.]+ \(.+\); set --runs-dir"
+        ) as caught:
+            refuse_unfit_nodes(elsewhere)
+        assert caught.value.exit_code == 2
+        with pytest.raises(ConfigError, match=r"on node [\d.]+ \(.+\), --storage cannot be used: .* check the name"):
+            refuse_unfit_nodes(StorageSite(Storage("s3://mistyped/runs", 10**9)))
+        refuse_unfit_nodes(StorageSite(Storage("s3://bucket/runs", 10**9)))

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
@@ -67,6 +68,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
         ledger.begin(identity)
         # One configuration stands for all: hardly any space varies what experts ask for.
         with connect(options.address, plans_of(configurations.first()[0], 0)[-1].jobs), Tracker(runs.path) as tracker:
+            refuse_unfit_nodes(ExpertStore(runs.store).site)
             search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
             with search.logged():
                 search.carry_out()
