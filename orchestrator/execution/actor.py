@@ -18,6 +18,9 @@ class ActorReport(NamedTuple):
 
     pid: int
     node_id: str
+    node: str
+    """Its address."""
+
     records: list[TrainingRecord]
     checkpoint_images: int
     """Of the newest checkpoint written in this attempt, 0 if there is none."""
@@ -76,8 +79,8 @@ class ExpertActor:
         import os
 
         course = self._of(key)
-        node_id = ray.get_runtime_context().get_node_id()
-        return ActorReport(os.getpid(), node_id, course.records[num_known:], course.checkpoint_images)
+        node_id, node = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        return ActorReport(os.getpid(), node_id, node, course.records[num_known:], course.checkpoint_images)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, key: str) -> None:

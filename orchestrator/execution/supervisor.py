@@ -240,7 +240,7 @@ class _Supervisor:
     def _pass_on(self, key: str, heard: Heard) -> None:
         report, process = heard.report, heard.process
         if heard.is_first:
-            self._saw(supervision.Answered(key, report.pid))
+            self._saw(supervision.Answered(key, report.pid, report.node))
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:

@@ -53,6 +53,11 @@ class RunsDir(SharedDir):
         """The runs that have a plan."""
         return [RunDir(file.parent) for file in sorted(self.path.glob(f"*/{RunDir(self.path).plan.name}"))]
 
+    def all_with_status(self) -> list[RunDir]:
+        """Runs and studies that a driver has worked on."""
+        name = RunDir(self.path).status.name
+        return [RunDir(file.parent) for where in (self.path, self.studies) for file in sorted(where.glob(f"*/{name}"))]
+
     def table(self, name: str) -> Path:
         """Of a comparison or a study, for other programs."""
         return self.path / f"{name}.csv"
@@ -71,8 +76,8 @@ class RunsDir(SharedDir):
 
 
 class StudyDir:
-    """studies/NAME/{study.json, trials, progress, tune, report.html, stop, owner.txt, .lock}, and NAME.csv in the runs
-    directory.
+    """studies/NAME/{study.json, trials, progress, tune, report.html, stop, owner.txt, .lock} and a RunDir's status;
+    NAME.csv in the runs directory.
     """
 
     def __init__(self, runs: RunsDir, name: str) -> None:

@@ -175,6 +175,7 @@ class Answered(Observation):
     """Its process spoke for the first time."""
 
     pid: int = 0
+    node: str | None = None
 
 
 @dataclass(frozen=True)
@@ -301,8 +302,8 @@ def after(fleet: Fleet, seen: Observation) -> Step:
         case HandedIn(is_ahead=is_ahead, has_process=has_process):
             attempts += 1
             phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts)),)
-        case Answered(pid=pid):
-            phase, actions = Running(), (Tell(events.Training(key, pid)),)
+        case Answered(pid=pid, node=node):
+            phase, actions = Running(), (Tell(events.Training(key, pid, node)),)
         # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)

@@ -1,6 +1,5 @@
 """One configuration from description to score: plan, train what is missing, gather, sample, score, track."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from typing import Any
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
-from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
+from orchestrator.runs.status import StatusFile, own_job_id
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Storage
@@ -64,8 +64,7 @@ def train_configuration(
     when it was interrupted and checkpoints were written.
     """
     runs = RunsDir(runs_dir)
-    # Ray sets it for the entry point of a job that was submitted.
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute() and storage is None:
+    if own_job_id() is not None and not runs_dir.is_absolute() and storage is None:
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
             "give --runs-dir an absolute path to keep them"
@@ -85,7 +84,7 @@ def train_configuration(
             "give a --runs-dir all nodes see"
         )
     work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint), kept)
-    with _open(work, address) as session:
+    with _open(work, address, plan.jobs) as session:
         refuse_unfit_nodes(experts.site)
         # First: `rememe store gc` keeps only what some plan names.
         work.write_description()
@@ -94,8 +93,7 @@ def train_configuration(
         session.log_training(results, ensemble, dataset)
         scored = None
         if reference is not None:
-            scored = work.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
-            session.log_score(scored)
+            scored = session.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
         if comparison is not None:
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
@@ -131,8 +129,7 @@ def evaluate_run(
     plan = make_plan(ensemble.config, ensemble.data)
     work = Work(plan, runs, ExpertStore(runs.store), RunDir(ensemble.path.parent))
     with _open(work, address) as session:
-        scored = work.score(ensemble, config.evaluation, reference)
-        session.log_score(scored)
+        scored = session.score(ensemble, config.evaluation, reference)
         session.report([work.store.completed(job.key) for job in plan.jobs], scored, runs_dir)
 
 
@@ -146,13 +143,20 @@ def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]
 
 
 @contextmanager
-def _open(work: Work, address: str | None) -> Iterator["_Session"]:
-    """A connected cluster and a running MLflow run; the run ends as the block does."""
+def _open(work: Work, address: str | None, jobs: Sequence[PlannedJob] = ()) -> Iterator["_Session"]:
+    """A connected cluster, a status for others to see, of these jobs, and a running MLflow run; all end as the block
+    does.
+    """
     started_s = time.perf_counter()
-    with connect(address, work.plan.jobs), Tracker(work.runs.path) as tracker:
+    kind = work.plan.config.strategy.kind
+    with (
+        connect(address, work.plan.jobs),
+        StatusFile(work.run, kind, jobs) as status,
+        Tracker(work.runs.path) as tracker,
+    ):
         tracked = open_configuration(tracker, work.plan, work.run.path.name)
         try:
-            yield _Session(work, tracker, tracked, started_s)
+            yield _Session(work, status, tracker, tracked, started_s)
         except BaseException as error:
             tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED")
             raise
@@ -164,6 +168,7 @@ class _Session:
     """A configuration that is worked on and tracked."""
 
     work: Work
+    status: StatusFile
     tracker: Tracker
     tracked: TrackedRun
     started_s: float
@@ -172,8 +177,9 @@ class _Session:
         """Results in the order of the plan."""
         plan = self.work.plan
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
+        self.status.doing("training")
         with ExpertsDisplay(plan.jobs) as display:
-            outcome = self.work.train(dataset, [display, log])
+            outcome = self.work.train(dataset, [display, log, self.status])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
@@ -181,13 +187,18 @@ class _Session:
 
     def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
         """Figures and sizes of the whole configuration."""
-        for file in self.work.figures(results, ensemble, dataset):
+        for file in self.work.figures(results, ensemble, dataset, self.status.doing):
             self.tracked.log_artifact(file, "figures")
         log_sizes(self.tracked, self.work.plan, results)
 
-    def log_score(self, scored: Scored) -> None:
-        """A score with its samples."""
+    def score(
+        self, ensemble: Ensemble, protocol: ProtocolConfig, reference: PreparedDataset, *, with_others: bool = False
+    ) -> Scored:
+        """Sample and measure; the score is logged with its samples."""
+        listener = self.status.doing
+        scored = self.work.score(ensemble, protocol, reference, with_others=with_others, listener=listener)
         log_score(self.tracked, scored.score, scored.protocol, scored.grid, is_own=scored.is_own)
+        return scored
 
     def report(self, results: Sequence[JobResult | None], scored: Scored | None, runs_dir: Path) -> None:
         """Tell the user what came out and where it is."""

@@ -19,7 +19,7 @@ from orchestrator.runs.figures import training_figures
 from orchestrator.runs.sampling import default_device
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Folder, Storage
-from orchestrator.terminal.progress import progress
+from orchestrator.terminal.progress import ProgressListener, progress
 from workloads.config import ProtocolConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
@@ -94,9 +94,15 @@ class Work:
         folders = [self.store.path(job.key) for job in self.plan.jobs]
         return gather(self.run, self.plan.config, dataset, folders)
 
-    def figures(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> list[Path]:
+    def figures(
+        self,
+        results: Sequence[JobResult],
+        ensemble: Ensemble,
+        dataset: PreparedDataset,
+        listener: ProgressListener | None = None,
+    ) -> list[Path]:
         """Pictures of what was learned, as PNG files in the run directory."""
-        with progress("measuring", "experts") as advance:
+        with progress("measuring", "experts", listener=listener) as advance:
             figures = training_figures(self.plan, self.runs, results, ensemble, dataset, advance)
         self.run.figures.mkdir(parents=True, exist_ok=True)
         files = [self.run.figure(name) for name in figures]
@@ -114,6 +120,7 @@ class Work:
         with_others: bool = False,
         with_stderr: bool = False,
         on_cluster: bool = False,
+        listener: ProgressListener | None = None,
     ) -> Scored:
         """Sample on the connected cluster, measure, and keep the score with its protocol and a grid of samples.
 
@@ -124,14 +131,15 @@ class Work:
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:
-                with progress("sampling", "images", shown=not on_cluster) as advance:
+                with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
                     generate_samples(
                         ensemble, protocol, samples, resources=resources, on_progress=advance, stored=stored
                     )
             finally:  # one that is stopped goes on from the batches it has, on whichever machine
                 self.keep()
 
-        measure = partial(score_on_cluster, resources=resources) if on_cluster else _measure_here
+        here = partial(_measure_here, listener=listener)
+        measure = partial(score_on_cluster, resources=resources) if on_cluster else here
         scored = score_ensemble(
             ensemble,
             protocol,
@@ -153,8 +161,9 @@ def _measure_here(
     cache_dir: Path,
     with_others: bool,
     with_stderr: bool,
+    listener: ProgressListener | None,
 ) -> Score:
-    with progress("scoring", "images") as advance:
+    with progress("scoring", "images", listener=listener) as advance:
         return evaluate_samples(
             samples,
             reference,

@@ -228,7 +228,9 @@ def _lease_numbers(files: RemoteFiles, name: str) -> list[int]:
 
 
 def _index_of(source: Path, left_out: Collection[str], attempt: str) -> FolderIndex:
-    names = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    # What begins with a dot is a lock, or is just being written.
+    paths = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    names = (path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     files = {name: sha256_file(source / name) for name in sorted(names) if name.split("/")[0] not in left_out}
     return FolderIndex(attempt, files, sum((source / name).stat().st_size for name in files))
 

@@ -1,7 +1,6 @@
 """Files at a URI, through fsspec. Whatever a driver raises becomes one sentence here, and only here."""
 
 import errno
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from inspect import signature
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from orchestrator.plan.masking import masked
 from workloads.errors import ConfigError, StorageError
 from workloads.files import new_file
 
@@ -34,7 +34,7 @@ class RemoteFiles:
     def __init__(self, uri: str, option: str = "--store") -> None:
         import fsspec
 
-        self.uri = without_secrets(uri.rstrip("/"))
+        self.uri = masked(uri.rstrip("/"))
         self.option = option
         scheme = uri.split("://", maxsplit=1)[0] if "://" in uri else ""
         options: dict[str, Any] = S3_OPTIONS if scheme in {"s3", "s3a"} else {}
@@ -170,11 +170,6 @@ class RemoteFiles:
             raise StorageError(f"{self.uri}/{name} cannot be {what} ({_reason(error)}); {_next_step(error)}") from error
 
 
-def without_secrets(text: str) -> str:
-    """A text with URIs in it, without their user names, passwords and query strings."""
-    return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1?***", re.sub(r"://[^\s/@\"']+@", "://***@", text))
-
-
 def _probe() -> str:
     return f".probe-{uuid.uuid4().hex[:12]}"
 
@@ -196,7 +191,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return without_secrets((str(error).strip().splitlines() or [""])[0])
+    return masked((str(error).strip().splitlines() or [""])[0])
 
 
 def _next_step(error: BaseException) -> str:

@@ -63,8 +63,9 @@ class Storage:
         return StoredFolder(self, name)
 
     def keep_run(self, run: RunDir) -> None:
-        """Bring what lies there of a run up to date; its ensemble apart."""
-        self._remote.mirror(run.path.name, run.path, left_out={run.ensemble.path.name})
+        """Bring what lies there of a run up to date; its ensemble and its status apart."""
+        # Whether a driver lives is told by a lock on its own disk.
+        self._remote.mirror(run.path.name, run.path, left_out={run.ensemble.path.name, run.status.name})
 
     def restore_run(self, run: RunDir) -> None:
         """Bring what is missing here of a run, its ensemble apart."""

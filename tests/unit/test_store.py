@@ -14,7 +14,6 @@ import pytest
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.remote import RemoteStore
-from orchestrator.store.remote_files import without_secrets
 from workloads.errors import ConfigError, StorageError
 
 HOLD = """
@@ -142,9 +141,7 @@ def test_a_missing_driver_is_named_with_its_command(monkeypatch: pytest.MonkeyPa
         RemoteStore("s3://bucket/path")
 
 
-def test_secrets_of_a_uri_are_not_shown(tmp_path: Path) -> None:
-    shown = without_secrets("ftp://me:word@host/path?Signature=x: no 's3://b/k?token=y' or memory://a/b")
-    assert shown == "ftp://***@host/path?*** no 's3://b/k?***' or memory://a/b"
+def test_secrets_of_a_uri_are_not_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         RemoteStore("nosuch://me:word@host/path?token=secret")
     assert "word" not in str(caught.value)

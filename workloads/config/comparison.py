@@ -38,7 +38,8 @@ class Comparison(StrictConfig):
     def row_run(self, row: str, seed: int, initial_weights: str | None) -> RunConfig:
         """A row's run, from the base network of the same seed."""
         changes = merge({"training": self.training}, self.rows[row]) | {"seed": seed}
-        changes["initial_weights"] = initial_weights
+        # Of the base network, which has been converted already.
+        changes |= {"initial_weights": initial_weights, "initial_conversion": None}
         config = self._run(f"rows.{row}", row, changes)
         # Last: the budget is the comparison's, whatever a row says of its training.
         images = self.budget_images // config.strategy.num_jobs

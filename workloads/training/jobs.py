@@ -13,7 +13,7 @@ def jobs_of(config: RunConfig, data: DataSpec) -> tuple[Job, ...]:
     """
     if config.initial_weights is None:
         return config.jobs(data)
-    initial = resolve_initial(config.initial_weights)
+    initial = resolve_initial(config.initial_weights, config.initial_conversion)
     jobs = config.jobs(data, initial)
     for job in {job.model: job for job in jobs}.values():  # equal networks are checked once
         trainer_of(job).check_initial(initial)
