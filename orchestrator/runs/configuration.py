@@ -30,6 +30,7 @@ from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
 from workloads.pipeline import Scored
 from workloads.places import RunDir
+from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
 
 
@@ -73,6 +74,9 @@ def train_configuration(
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
+    if address is None:
+        for job in plan.jobs:
+            check_memory([job.job], on_gpu=job.resources.num_gpus > 0)
     work = Work(plan, runs, ExpertStore(runs.store, store), runs.run(config.name, plan.fingerprint))
     with _open(work, address) as session:
         # First: `rememe store gc` keeps only what some plan names.

@@ -107,7 +107,8 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
     Raises DataError if prepared data is of another size, number of channels or classes than the section says.
     """
     if isinstance(config, PreparedData):
-        dataset = PreparedDataset(config.path)
+        # Workers may have another working directory.
+        dataset = PreparedDataset(config.path.absolute())
         _check_against(config, dataset)
         return dataset
     out = cache_dir / content_hash(_determinants(config, open_source(config), None, SHARD_IMAGES))[:16]
