@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from orchestrator.plan.errors import TrackingError
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.faults import describe, masked
+from orchestrator.tracking.faults import describe
 from workloads.errors import ConfigError
 from workloads.locks import locked
 

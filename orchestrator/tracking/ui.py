@@ -12,9 +12,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.faults import masked
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
