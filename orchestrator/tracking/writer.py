@@ -121,8 +121,15 @@ class MlflowWriter:
     def _is_deleted(self, identity: str) -> bool:
         """Whether somebody deleted a run in MLflow; then it is not looked for again."""
         run_id = self.run_ids.get(identity)
-        if run_id is None or self._client.get_run(run_id).info.lifecycle_stage == "active":
+        if run_id is None:
             return False
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage == "active":
+                return False
+        except Exception as error:
+            # It was cleared away as well.
+            if not is_refusal(error):
+                raise
         del self.run_ids[identity]
         return True
 

@@ -307,7 +307,7 @@ def test_a_full_disk_is_named_survived_and_caught_up_with(
 
 
 def test_first_runs_at_once_make_one_whole_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One was killed while it made it; three begin at once then."""
+    """One was killed while it made it; two begin at once then."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     runs = RunsDir(tmp_path / "runs")
     runs.path.mkdir()
@@ -321,8 +321,8 @@ with Tracker(Path({str(runs.path)!r})) as tracker:
     run.log_metrics({{"macs": 5.0}}, measured_s=1e9)
     run.finish("FINISHED")
 """
-    processes = [subprocess.Popen([sys.executable, "-c", first], stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [process.communicate()[1] for process in processes] == ["", "", ""]
+    processes = [subprocess.Popen([sys.executable, "-c", first], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[1] for process in processes] == ["", ""]
     assert statuses(runs) == [("tiny", "FINISHED")]
     assert rows(runs) == Counter([("tiny", "macs", 0)])
     assert not list(runs.path.glob(".*.partial"))
