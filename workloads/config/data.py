@@ -41,7 +41,7 @@ class EmbeddedData(_DataFields):
 
 
 class _FileData(_DataFields):
-    path: Path
+    path: UserPath
     """Where they lie."""
 
     split: str | None = None
@@ -71,7 +71,7 @@ class ArchiveData(_LabelledData):
     """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
 
     kind: Literal["archive"] = "archive"
-    path: Path
+    path: UserPath
     """The file, or the folder of tars."""
 
 
@@ -92,7 +92,7 @@ class ArrowData(_TableData):
     """What Hugging Face's save_to_disk wrote."""
 
     kind: Literal["arrow"] = "arrow"
-    path: Path
+    path: UserPath
     """The directory (or one .arrow file)."""
 
 
@@ -100,10 +100,10 @@ class LatentFilesData(_DataFields):
     """Latents in one .npy each, (1, C, H, W) or (C, H, W), with the labels in another: what trainers of DiT use."""
 
     kind: Literal["latent_files"] = "latent_files"
-    path: Path
+    path: UserPath
     """The directory that holds a folder ..._features and a folder ..._labels."""
 
-    vae: Path
+    vae: UserPath
     """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
 
     channels: Literal[4, 16] = 4  # type: ignore[assignment]
