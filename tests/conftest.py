@@ -22,6 +22,11 @@ S3_ENVIRONMENT = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--num-fuzzed 5000` looks longer than CI can."""
+    parser.addoption("--num-fuzzed", type=int, default=300, help="run descriptions of test_hostile.py")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One private cluster of two slots for all tests of a module, and for every command they run in this process."""

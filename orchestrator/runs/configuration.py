@@ -32,6 +32,7 @@ from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
 from workloads.pipeline import Scored
 from workloads.places import RunDir
+from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
 
 
@@ -83,6 +84,9 @@ def train_configuration(
             "--storage does not take networks that several workers train yet, which meet in one directory; "
             "give a --runs-dir all nodes see"
         )
+    if address is None:
+        for job in plan.jobs:
+            check_memory([job.job], on_gpu=job.resources.num_gpus > 0)
     work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint), kept)
     with _open(work, address, plan.jobs) as session:
         refuse_unfit_nodes(experts.site)

@@ -92,7 +92,7 @@ class MlflowWriter:
             self.experiment_id = self._find_experiment(self._client)
             if not is_refusal(error) and self._count_failure(notes[0]) < MAX_TRIES:
                 raise
-            raise RefusedNoteError(first_line(error)) from error
+            raise RefusedNoteError(first_line(error), is_all=self._is_deleted(notes[0].identity)) from error
 
     def _find_experiment(self, client: "MlflowClient") -> str:
         from mlflow.exceptions import MlflowException
@@ -117,6 +117,14 @@ class MlflowWriter:
             )
         experiment_id: str = found.experiment_id
         return experiment_id
+
+    def _is_deleted(self, identity: str) -> bool:
+        """Whether somebody deleted a run in MLflow; then it is not looked for again."""
+        run_id = self.run_ids.get(identity)
+        if run_id is None or self._client.get_run(run_id).info.lifecycle_stage == "active":
+            return False
+        del self.run_ids[identity]
+        return True
 
     def _count_failure(self, note: Note) -> int:
         key = (note.kind, note.identity)
@@ -199,7 +207,7 @@ class MlflowWriter:
         if run_id is None:
             found = self._search(identity)
             if found is None:
-                raise RefusedNoteError(f"the run {identity} is not in MLflow; it was deleted there, or refused")
+                raise RefusedNoteError(f"{identity} is not in MLflow: it was deleted or refused", is_all=True)
             run_id = self.run_ids[identity] = found.info.run_id
         return run_id
 
