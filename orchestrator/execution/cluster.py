@@ -72,7 +72,7 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
     else:
         node = {name: amount for name, amount in local_node().items() if amount}
         refuse_infeasible(jobs, [node], "on this machine")
-        _check_temp_dir()
+        temp_dir = _temp_dir()
     import ray
     import ray.exceptions
 
@@ -82,7 +82,7 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         # A bare ray.init() would attach to any cluster this machine has ever run, alive or not.
         # Nobody looks at a private cluster's dashboard, which takes about 135 MB.
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | local_options
+        options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | temp_dir | local_options
     else:
         options["address"] = address
     try:
@@ -134,15 +134,20 @@ def unreachable(address: str, error: Exception) -> ClusterError:
     )
 
 
-def _check_temp_dir() -> None:
-    """Ray ends in a traceback about AF_UNIX where the paths of its sockets are too long."""
-    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    given = os.environ.get(name, "/tmp")
+def _temp_dir() -> dict[str, str]:
+    """Where Ray is to keep its sockets, if it must not be where it would: it ends in a traceback about AF_UNIX.
+
+    Raises ConfigError if the user asked for a directory that is too long for them.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    if given is None:
+        return {"_temp_dir": "/tmp/ray"} if socket_excess(tempfile.gettempdir(), os.getpid()) else {}
     if excess := socket_excess(given, os.getpid()):
         raise ConfigError(
-            f"{name} is {given}, {excess} bytes too long for the paths of Ray's sockets; set RAY_TMPDIR to a shorter "
+            f"RAY_TMPDIR is {given}, {excess} bytes too long for the paths of Ray's sockets; set it to a shorter "
             "directory, for instance RAY_TMPDIR=/tmp"
         )
+    return {}
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import as_ray_resources
 from orchestrator.plan.watchdog import Watchdog
-from orchestrator.store.experts import Claim, ExpertStore, require_same_store
+from orchestrator.store.experts import Claim, ExpertStore
+from orchestrator.store.sites import require_same_store
 from workloads.config import ExecutionConfig
 from workloads.errors import RememeError
 from workloads.files import write_text

@@ -6,7 +6,6 @@ What to do is decided in orchestrator/plan/supervision.py, without Ray; this mod
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
@@ -22,6 +21,7 @@ from orchestrator.plan.policies import FailureKind
 from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Tell
 from orchestrator.plan.watchdog import Watchdog
 from orchestrator.store.experts import Claim, ExpertStore
+from orchestrator.store.storage import Folder
 from workloads.config import ExecutionConfig
 from workloads.training.result import TrainingStopped
 
@@ -34,7 +34,7 @@ NODES_INTERVAL_S = 5.0
 
 def train_experts(
     jobs: Sequence[PlannedJob],
-    data_path: Path,
+    data: Folder,
     store: ExpertStore,
     execution: ExecutionConfig,
     listeners: Sequence[EventListener] = (),
@@ -58,7 +58,7 @@ def train_experts(
             store.publish(job.key)  # what an earlier run could not
             events.tell(listeners, events.Reused(job.key))
     if missing:
-        supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
+        supervisor = _Supervisor(missing, data, store, execution, listeners, outcome, should_stop)
         with stop_signals(supervisor.stop_requested):
             supervisor.run()
     return outcome
@@ -70,7 +70,7 @@ class _Supervisor:
     def __init__(
         self,
         missing: dict[str, PlannedJob],
-        data_path: Path,
+        data: Folder,
         store: ExpertStore,
         execution: ExecutionConfig,
         listeners: Sequence[EventListener],
@@ -82,7 +82,7 @@ class _Supervisor:
         self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
         self._outcome = outcome
-        self._processes = ExpertProcesses(store, data_path)
+        self._processes = ExpertProcesses(store.site, data)
         self._claims: dict[str, Claim] = {}
         self._watchdog = Watchdog(execution.watchdog_s)
         self._looked_s = float("-inf")

@@ -114,7 +114,7 @@ def _mlflow(runs_dir: Path) -> str:
 
 
 def _store(uri: str) -> str:
-    RemoteStore(uri).try_out()
+    RemoteStore(uri).files.check()
     return f"{uri} can be read and written"
 
 

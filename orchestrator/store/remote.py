@@ -13,7 +13,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -36,14 +36,21 @@ LEFT_OUT = {JobDir(Path()).checkpoints.name, JobDir(Path()).lock.name}
 """What of a job serves only whoever trains it."""
 
 
+class DamagedError(StorageError):
+    """What lies at the remote is not what was put there."""
+
+
 class FolderIndex(NamedTuple):
     """What a folder consists of."""
 
     attempt: str
     """Where its files lie, below it; empty: in the folder itself, each under its own name."""
 
-    files: Mapping[str, str]
+    files: dict[str, str]
     """SHA-256 by name."""
+
+    num_bytes: int = 0
+    """Of all files together."""
 
     @property
     def digest(self) -> str:
@@ -67,7 +74,7 @@ class RemoteStore:
             return None
         try:
             raw = json.loads(text)
-            found = FolderIndex(raw["attempt"], raw["files"])
+            found = FolderIndex(raw["attempt"], raw["files"], int(raw.get("num_bytes", 0)))
             # Whoever can write there must not be able to write anywhere else here.
             is_sound = all(map(_is_confined, [found.attempt, *found.files])) and all(
                 isinstance(digest, str) for digest in found.files.values()
@@ -75,7 +82,7 @@ class RemoteStore:
         except (ValueError, TypeError, KeyError, AttributeError):
             is_sound = False
         if not is_sound:
-            raise StorageError(f"{self.uri}/{name}/{INDEX} is damaged; remove {self.uri}/{name} to have it made again")
+            raise DamagedError(f"{self.uri}/{name}/{INDEX} is damaged; remove {self.uri}/{name} to have it made again")
         return found
 
     def fetch(self, name: str, target: Path) -> bool:
@@ -101,25 +108,20 @@ class RemoteStore:
         # Equal names mean equal content, so what is there will do.
         if self.index(name) is not None:
             return
-        attempt, files = f"attempt-{uuid.uuid4().hex[:12]}", {}
-        try:
-            for file in _files_of(source, left_out):
-                digest = sha256_file(source / file)
-                self.files.upload(source / file, f"{name}/{attempt}/{file}")
-                files[file] = digest
-            self._write_index(name, FolderIndex(attempt, files))
-        except StorageError as error:
-            raise StorageError(f"{error}; what was to be kept is in {source}") from error
+        index = _index_of(source, left_out, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
+        for file in index.files:
+            self.files.upload(source / file, f"{name}/{index.attempt}/{file}")
+        self._write_index(name, index)
 
     def mirror(self, name: str, source: Path, left_out: Collection[str] = ()) -> None:
         """Bring a folder that changes up to date; its files lie there under their own names, for people to look at."""
         known = self.index(name) or FolderIndex("", {})
-        files = {file: sha256_file(source / file) for file in _files_of(source, left_out)}
-        changed = [file for file, digest in files.items() if known.files.get(file) != digest]
-        for file in changed:
-            self.files.upload(source / file, f"{name}/{file}")
-        if changed:
-            self._write_index(name, FolderIndex("", {**known.files, **files}))
+        index = _index_of(source, left_out, attempt="")
+        for file, digest in index.files.items():
+            if known.files.get(file) != digest:
+                self.files.upload(source / file, f"{name}/{file}")
+        if index != known:
+            self._write_index(name, index)
 
     def try_out(self) -> None:
         """Write something small and remove it. StorageError if that fails."""
@@ -152,10 +154,10 @@ class RemoteStore:
         self.files.download("/".join(filter(None, [name, index.attempt, file])), target)
         if sha256_file(target) != index.files[file]:
             target.unlink()
-            raise StorageError(f"{self.uri}/{name}/{file} is damaged; remove {self.uri}/{name} to have it made again")
+            raise DamagedError(f"{self.uri}/{name}/{file} is damaged; remove {self.uri}/{name} to have it made again")
 
     def _write_index(self, name: str, index: FolderIndex) -> None:
-        self.files.write(f"{name}/{INDEX}", json.dumps({"attempt": index.attempt, "files": dict(index.files)}).encode())
+        self.files.write(f"{name}/{INDEX}", json.dumps(index._asdict()).encode())
 
 
 class Lease:
@@ -231,9 +233,12 @@ def _lease_numbers(files: RemoteFiles, name: str) -> list[int]:
     return [int(stem[6:]) for stem in stems if stem.startswith("lease-") and stem[6:].isdecimal()]
 
 
-def _files_of(source: Path, left_out: Collection[str]) -> list[str]:
-    names = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    return sorted(name for name in names if name.split("/")[0] not in left_out)
+def _index_of(source: Path, left_out: Collection[str], attempt: str) -> FolderIndex:
+    # What begins with a dot is a lock, or is just being written.
+    paths = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    names = (path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    files = {name: sha256_file(source / name) for name in sorted(names) if name.split("/")[0] not in left_out}
+    return FolderIndex(attempt, files, sum((source / name).stat().st_size for name in files))
 
 
 def _is_confined(name: str) -> bool:

@@ -55,5 +55,8 @@ class ExecutionConfig(StrictConfig):
     watchdog_s: float = Field(60.0, gt=0)
     """An expert that neither answers nor makes a step for this long is named with its node."""
 
+    cache_size_gb: float = Field(100.0, gt=0)
+    """How much of a --storage each node keeps on its own disk; what was used least lately is removed first."""
+
     heartbeat_timeout_s: float = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""

@@ -1,11 +1,10 @@
 """The whole run description: one RunConfig is one configuration."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, UserPath, merge
 from workloads.config.data import AnyData
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig
@@ -20,7 +19,7 @@ from workloads.config.training import TrainingConfig
 class RunConfig(StrictConfig):
     """Data, diffusion, architecture, strategy, training and the protocol of the score."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the run; becomes part of its directory's name."""
 
     seed: int = Field(0, ge=0)
@@ -38,7 +37,7 @@ class RunConfig(StrictConfig):
     strategy: AnyStrategy
     """How experts come to be."""
 
-    initial_weights: Path | None = None
+    initial_weights: UserPath | None = None
     """Weights every network, or every basis, starts from: a finished run of one network, an expert's directory,
     a file (.safetensors, or .pt as trainers of DiTs write), the index of one in parts, or a diffusers directory.
     Averaged weights are preferred. A remix may also start from a run of a smaller remix."""

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
@@ -71,6 +72,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
         jobs = plans_of(configurations.first()[0], 0)[-1].jobs
         status = StatusFile(RunDir(ledger.dir.path), STUDY_KIND)
         with connect(options.address, jobs), status, Tracker(runs.path) as tracker:
+            refuse_unfit_nodes(ExpertStore(runs.store).site)
             status.doing("searching")
             search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
             with search.logged():
