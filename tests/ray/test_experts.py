@@ -170,7 +170,10 @@ def test_a_stalled_expert_is_named_then_restarted_and_the_cluster_serves_what_it
     (node,) = ray.nodes()
     assert {event.node for event in silent if isinstance(event, events.NoSignOfLife)} == {node["NodeManagerAddress"]}
 
-    served = scrape(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", "ray_rememe_restarts")
+    served = scrape(
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+        r"^ray_rememe_experts\{.*state=\"done\".* 4\.0$",
+    )
     assert value(served, "ray_rememe_experts", run="tiny-run", state="done") == 4.0
     assert value(served, "ray_rememe_images_seen", run="tiny-run", expert="expert_00") == 1024.0
     assert value(served, "ray_rememe_restarts_total", run="tiny-run", cause="not_answering") == 1.0
@@ -189,12 +192,12 @@ def test_a_stalled_expert_is_named_then_restarted_and_the_cluster_serves_what_it
 
 
 def scrape(url: str, awaited: str) -> list[Sample]:
-    """What a node serves to Prometheus, as soon as a metric of that name is among it: Ray hands it on now and then."""
+    """What a node serves to Prometheus, as soon as a line of it matches: Ray hands metrics on now and then."""
     deadline_s = time.monotonic() + SCRAPE_TIMEOUT_S
     while True:
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
-        if awaited in text:
+        if re.search(awaited, text, re.MULTILINE):
             return [one for family in text_string_to_metric_families(text) for one in family.samples]
         assert time.monotonic() < deadline_s, sorted(set(re.findall(r"^ray_\w+", text, re.MULTILINE)))
         time.sleep(0.5)
