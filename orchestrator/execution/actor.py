@@ -1,9 +1,11 @@
 """The Ray actor that trains experts; orchestrator/execution/supervisor.py starts, watches and ends it."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 
@@ -11,6 +13,9 @@ from orchestrator.plan.jobs import PlannedJob
 from orchestrator.store.experts import require_same_store
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
+
+if TYPE_CHECKING:
+    from workloads.training.processes import Workers
 
 
 class ActorReport(NamedTuple):
@@ -42,32 +47,55 @@ class ExpertActor:
     """Trains one expert after the other in a process of its own; answers while it trains."""
 
     def __init__(self, store_id: str) -> None:
-        # Here, so that the driver, and Ray Train's controller, start without torch.
-        from workloads.training.job import train_job
+        # Here, so that the driver starts without torch.
+        from workloads.training import job, processes
 
-        self._train_job = train_job
+        self._train_job, self._processes = job.train_job, processes
         self._store_id = store_id
+        self._host = ray.util.get_node_ip_address()
         self._courses: dict[str, _Course] = {}
 
     def _of(self, key: str) -> _Course:
         """By key, for a question about the next expert may arrive before its training has begun."""
         return self._courses.setdefault(key, _Course())
 
-    def train(self, job: PlannedJob, data_path: Path, work_dir: Path) -> tuple[JobResult, list[TrainingRecord]]:
-        """Run the job to its end; the result and all records of this attempt."""
-        require_same_store(work_dir.parent, self._store_id, ray.util.get_node_ip_address())
+    def meet(self) -> tuple[str, int]:
+        """Be the first of a group, whom the others find at this host and port."""
+        self._meeting = self._processes.open_meeting(self._host)
+        return self._host, self._meeting.port
+
+    def train(
+        self, job: PlannedJob, data_path: Path, work_dir: Path, rank: int = 0, address: tuple[str, int] | None = None
+    ) -> tuple[JobResult, list[TrainingRecord]]:
+        """Run the job to its end; the result and, from the first worker, all records of this attempt.
+
+        address: where a group meets, in which this is worker `rank`; None: it trains alone.
+        """
+        require_same_store(work_dir.parent, self._store_id, self._host)
         course = self._of(job.key)
-        result = self._train_job(
-            job.job,
-            data_path,
-            work_dir,
-            device=job.resources.device,
-            num_threads=job.resources.num_threads,
-            report=course.records.append,
-            on_checkpoint=course.note_checkpoint,
-            should_stop=course.stop.is_set,
-        )
+        with self._group(job, rank, address) as workers:
+            result = self._train_job(
+                job.job,
+                data_path,
+                work_dir,
+                device=job.resources.device,
+                num_threads=job.resources.num_threads,
+                workers=workers,
+                report=course.records.append,
+                on_checkpoint=course.note_checkpoint,
+                should_stop=self._processes.SharedStop(workers, course.stop.is_set, job.job.training),
+            )
         return result, course.records
+
+    @contextmanager
+    def _group(self, job: PlannedJob, rank: int, address: tuple[str, int] | None) -> "Iterator[Workers]":
+        if address is None:
+            yield self._processes.Workers()
+            return
+        meeting = self._meeting if rank == 0 else self._processes.join_meeting(*address)
+        options = {"device": job.resources.device, "host": self._host}
+        with self._processes.together(meeting, rank, job.num_workers, **options) as workers:
+            yield workers
 
     # In a group of its own: the other methods wait until train() returns.
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
