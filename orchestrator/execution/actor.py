@@ -4,13 +4,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.store.experts import require_same_store
+from orchestrator.store.sites import Site
+from orchestrator.store.storage import Folder, here
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
 
@@ -23,6 +23,9 @@ class ActorReport(NamedTuple):
 
     pid: int
     node_id: str
+    node: str
+    """Its address."""
+
     records: list[TrainingRecord]
     checkpoint_images: int
     """Of the newest checkpoint written in this attempt, 0 if there is none."""
@@ -46,12 +49,12 @@ class _Course:
 class ExpertActor:
     """Trains one expert after the other in a process of its own; answers while it trains."""
 
-    def __init__(self, store_id: str) -> None:
+    def __init__(self, site: Site) -> None:
         # Here, so that the driver starts without torch.
         from workloads.training import job, processes
 
         self._train_job, self._processes = job.train_job, processes
-        self._store_id = store_id
+        self._site = site
         self._host = ray.util.get_node_ip_address()
         self._courses: dict[str, _Course] = {}
 
@@ -65,24 +68,26 @@ class ExpertActor:
         return self._host, self._meeting.port
 
     def train(
-        self, job: PlannedJob, data_path: Path, work_dir: Path, rank: int = 0, address: tuple[str, int] | None = None
+        self, job: PlannedJob, data: Folder, rank: int = 0, address: tuple[str, int] | None = None
     ) -> tuple[JobResult, list[TrainingRecord]]:
         """Run the job to its end; the result and, from the first worker, all records of this attempt.
 
         address: where a group meets, in which this is worker `rank`; None: it trains alone.
         """
-        require_same_store(work_dir.parent, self._store_id, self._host)
         course = self._of(job.key)
-        with self._group(job, rank, address) as workers:
+        with (
+            self._site.job(job.key, course.note_checkpoint, self._host) as place,
+            self._group(job, rank, address) as workers,
+        ):
             result = self._train_job(
                 job.job,
-                data_path,
-                work_dir,
+                here(data),
+                place.path,
                 device=job.resources.device,
                 num_threads=job.resources.num_threads,
                 workers=workers,
                 report=course.records.append,
-                on_checkpoint=course.note_checkpoint,
+                on_checkpoint=place.on_checkpoint,
                 should_stop=self._processes.SharedStop(workers, course.stop.is_set, job.job.training),
             )
         return result, course.records
@@ -104,8 +109,8 @@ class ExpertActor:
         import os
 
         course = self._of(key)
-        node_id = ray.get_runtime_context().get_node_id()
-        return ActorReport(os.getpid(), node_id, course.records[num_known:], course.checkpoint_images)
+        node_id, node = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        return ActorReport(os.getpid(), node_id, node, course.records[num_known:], course.checkpoint_images)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, key: str) -> None:

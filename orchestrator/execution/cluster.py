@@ -21,6 +21,9 @@ OBJECT_STORE_BYTES = 200 * 2**20
 START_TURN_TIMEOUT_S = 120.0
 """How long a private cluster waits for others of this user to have started; then it starts all the same."""
 
+LONGEST_DIRECTORY = 40
+"""Bytes of the directory for temporary files; Ray adds up to 66 for a session and a socket."""
+
 
 def local_node() -> dict[str, float]:
     """What this machine offers a private cluster."""
@@ -66,7 +69,9 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         # A bare ray.init() would attach to any cluster this machine has ever run, alive or not.
         # Nobody looks at a private cluster's dashboard, which takes about 135 MB.
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | local_options
+        options |= (
+            {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | _short_directory() | local_options
+        )
     else:
         options["address"] = address
     try:
@@ -86,6 +91,13 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         yield
     finally:
         ray.shutdown()
+
+
+def _short_directory() -> dict[str, str]:
+    """Where Ray is to keep its sockets, whose paths may be 107 bytes long, if it must not be where it would."""
+    if "RAY_TMPDIR" in os.environ or len(os.fsencode(tempfile.gettempdir())) <= LONGEST_DIRECTORY:
+        return {}
+    return {"_temp_dir": "/tmp/ray"}
 
 
 @contextmanager

@@ -9,7 +9,6 @@ at all, and it ends as a whole.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,7 +18,8 @@ from ray.util import remove_placement_group
 from orchestrator.execution.actor import ActorReport, ExpertActor
 from orchestrator.execution.cluster import in_place, reserve, with_resources
 from orchestrator.plan.jobs import PlannedJob, Request
-from orchestrator.store.experts import ExpertStore
+from orchestrator.store.sites import Site
+from orchestrator.store.storage import Folder
 from workloads.errors import RememeError, WorkersPartedError
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
@@ -106,8 +106,8 @@ class Heard:
 class ExpertProcesses:
     """By key. Actors that are done are kept a moment, for the next expert that asks for the same."""
 
-    def __init__(self, store: ExpertStore, data_path: Path) -> None:
-        self._store, self._data_path = store, data_path
+    def __init__(self, site: Site, data: Folder) -> None:
+        self._site, self._data = site, data
         self._by_key: dict[str, ExpertProcess] = {}
         self._free: list[ExpertProcess] = []
         """Done; their actors hold their resources until they get another expert or are ended."""
@@ -234,18 +234,19 @@ class ExpertProcesses:
         return report
 
     def _new_actors(self, request: Request) -> tuple[list[Any], Any]:
-        place, identity = reserve(request), self._store.identity
+        place = reserve(request)
         if place is None:
             one = with_resources(ExpertActor, request.resources)
-            return [one.remote(identity) for _ in range(request.num_workers)], None
+            return [one.remote(self._site) for _ in range(request.num_workers)], None
         places = range(request.num_workers)
-        return [in_place(ExpertActor, request.resources, place, index).remote(identity) for index in places], place
+        return [in_place(ExpertActor, request.resources, place, index).remote(self._site) for index in places], place
 
     def _submit(self, job: PlannedJob, actors: Sequence[Any], place: Any) -> None:
         # A reference: who is to meet there waits until the first is up, and we do not.
         address = actors[0].meet.remote() if len(actors) > 1 else None
-        where = (job, self._data_path, self._store.path(job.key))
-        members = [Member(actor, actor.train.remote(*where, rank, address)) for rank, actor in enumerate(actors)]
+        members = [
+            Member(actor, actor.train.remote(job, self._data, rank, address)) for rank, actor in enumerate(actors)
+        ]
         self._by_key[job.key] = ExpertProcess(job, tuple(members), place)
 
     def _take_free(self, request: Request) -> ExpertProcess | None:

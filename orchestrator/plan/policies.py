@@ -1,8 +1,10 @@
 """Retries, places and order: single decisions as values, which supervision.py and the cluster's checks put together."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from orchestrator.plan.jobs import PlannedJob, Request
 from workloads.config import Resources
@@ -100,25 +102,40 @@ def num_slots(requests: Sequence[Resources], nodes: Sequence[Mapping[str, float]
 def num_fitting(requests: Sequence[Request], nodes: Sequence[Mapping[str, float]]) -> int:
     """The same of jobs of several workers, which are placed all or none."""
     free = [dict(node) for node in nodes]
-    return sum(_place(request, nodes, free) for request in requests)
+    first: Counter[tuple[frozenset[Any], ...]] = Counter()
+    placed = 0
+    for request in requests:
+        wanted, selector = as_ray_resources(request.resources), request.resources.label_selector
+        kind = (frozenset(wanted.items()), frozenset(selector.items()))
+        # Nodes only fill up: where one like it found no room, this one finds none either.
+        while (at := first[kind]) < len(free) and not (has_labels(nodes[at], selector) and _fits(wanted, free[at])):
+            first[kind] += 1
+        rooms = (free[index] for index in range(at, len(free)) if has_labels(nodes[index], selector))
+        placed += _place(request, wanted, rooms)
+    return placed
 
 
-def _place(request: Request, nodes: Sequence[Mapping[str, float]], free: Sequence[dict[str, float]]) -> bool:
-    wanted, selector = as_ray_resources(request.resources), request.resources.label_selector
-    able = [room for room, node in zip(free, nodes, strict=True) if has_labels(node, selector)]
-    for rooms in [[room] for room in able] if request.placement == "STRICT_PACK" else [able]:
-        taken: list[dict[str, float]] = []
-        for room in rooms:
-            while len(taken) < request.num_workers and _fits(wanted, room):
-                taken.append(room)
-                for name, amount in wanted.items():
-                    room[name] -= amount
+def _place(request: Request, wanted: Mapping[str, float], rooms: Iterable[dict[str, float]]) -> bool:
+    """Take room for all workers, or for none."""
+    taken: list[dict[str, float]] = []
+    for room in rooms:
+        if request.placement == "STRICT_PACK":
+            _give_back(taken, wanted)
+        while len(taken) < request.num_workers and _fits(wanted, room):
+            taken.append(room)
+            for name, amount in wanted.items():
+                room[name] -= amount
         if len(taken) == request.num_workers:
             return True
-        for room in taken:
-            for name, amount in wanted.items():
-                room[name] += amount
+    _give_back(taken, wanted)
     return False
+
+
+def _give_back(taken: list[dict[str, float]], wanted: Mapping[str, float]) -> None:
+    while taken:
+        room = taken.pop()
+        for name, amount in wanted.items():
+            room[name] += amount
 
 
 def _fits(wanted: Mapping[str, float], room: Mapping[str, float]) -> bool:

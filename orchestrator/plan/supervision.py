@@ -12,8 +12,12 @@ from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import FailureKind, GiveUp, after_failure, longest_first, num_fitting, why_unplaceable
 
-NUM_QUEUED_AHEAD = 1
-"""Experts submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
+
+def num_queued_ahead(fitting: int) -> int:
+    """How many experts are submitted beyond those that fit now: one takes over a slot at once, more show an autoscaler
+    that there is demand. Half as many again, so that a cluster of one node is soon one of thirty.
+    """
+    return max(1, fitting // 2)
 
 
 NODE_VERDICT_S = 40.0
@@ -177,6 +181,8 @@ class Answered(Observation):
     pid: int | None = None
     """None where there are several."""
 
+    node: str | None = None
+
 
 @dataclass(frozen=True)
 class FellSilent(Observation):
@@ -269,19 +275,21 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
         if isinstance(phase, Waiting) and phase.not_before_s > now_s:
             continue
         requests = [*occupied, fleet.jobs[key].request]
-        num_ahead = len(requests) - num_fitting(requests, nodes)
-        return Start(key, num_ahead > 0) if num_ahead <= NUM_QUEUED_AHEAD else None
+        fitting = num_fitting(requests, nodes)
+        num_ahead = len(requests) - fitting
+        return Start(key, num_ahead > 0) if num_ahead <= num_queued_ahead(fitting) else None
     return None
 
 
 def heirs(fleet: Fleet) -> list[str]:
     """Who a process that has become free may go to, first choice first: experts that have none yet.
 
-    Those ahead come first. But Ray may have started one of those before one that fits, which then waits in its place.
+    Those ahead come first, the longest of them before the others: it may have come back from a lost node, and stand
+    behind many short ones. But Ray may have started one of those before one that fits, which then waits in its place.
     """
     submitted = [(key, phase) for key in fleet.those(Submitted) if isinstance(phase := fleet.phases[key], Submitted)]
     without = [(key, phase.is_ahead) for key, phase in submitted if not phase.has_process]
-    return [key for key, is_ahead in sorted(without, key=lambda one: not one[1])]
+    return [key for key, _ in sorted(without, key=lambda one: (not one[1], -fleet.jobs[one[0]].expected_macs))]
 
 
 def after(fleet: Fleet, seen: Observation) -> Step:
@@ -303,8 +311,8 @@ def after(fleet: Fleet, seen: Observation) -> Step:
             attempts += 1
             together = num_workers if (num_workers := fleet.jobs[key].num_workers) > 1 else None
             phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts, together)),)
-        case Answered(pid=pid):
-            phase, actions = Running(), (Tell(events.Training(key, pid)),)
+        case Answered(pid=pid, node=node):
+            phase, actions = Running(), (Tell(events.Training(key, pid, node)),)
         # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)

@@ -1,21 +1,22 @@
 """Where images come from. Every kind is turned into the same prepared shards before training."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import StrictConfig, UserPath
+
+SparseLabels = Literal["refuse", "remap", "keep"]
 
 
 class _DataFields(StrictConfig):
-    image_size: int = Field(32, ge=4)
+    image_size: int = Field(32, ge=4, le=16384)
     """Height and width of the images the network sees, in pixels (or latent cells for latents)."""
 
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for colour; images of the other kind are converted. Latents keep their own."""
 
-    num_classes: int | None = Field(None, ge=1)
+    num_classes: int | None = Field(None, ge=1, le=10_000_000)
     """Number of classes you expect; more in the data is an error. None: as many as the data has."""
 
     class_conditional: bool = False
@@ -32,27 +33,81 @@ class EmbeddedData(_DataFields):
     """10,000 Fashion-MNIST images that ship with the package (MIT licence)."""
 
     kind: Literal["embedded"] = "embedded"
-    image_size: int = Field(28, ge=4)
+    image_size: int = Field(28, ge=4, le=16384)
     """Height and width in pixels; the images are 28 x 28."""
 
     channels: Literal[1, 3] = 1
     """1 for grey (what the images are), 3 to repeat the grey channel."""
 
 
-class FolderData(_DataFields):
+class _FileData(_DataFields):
+    path: UserPath
+    """Where they lie."""
+
+    split: str | None = None
+    """Which part to use where names of folders or files speak of parts (train, val, test). None: train."""
+
+    one_class: bool = False
+    """Read all images as one class, whatever folders or labels say."""
+
+
+class FolderData(_FileData):
     """A folder of images, one subfolder per class."""
 
     kind: Literal["folder"] = "folder"
-    path: Path
+    path: UserPath
     """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
 
 
-class ParquetData(_DataFields):
-    """A directory of Parquet files in the Hugging Face layout: image{bytes, path}, label."""
+class _LabelledData(_FileData):
+    label_column: str | None = None
+    """Column (or field) of the labels; "none" for images of one class. None: the one that is clearly meant."""
+
+    sparse_labels: SparseLabels = "refuse"
+    """What to do with labels that leave most numbers out: refuse them, remap them to 0, 1, 2, ..., or keep them."""
+
+
+class ArchiveData(_LabelledData):
+    """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
+
+    kind: Literal["archive"] = "archive"
+    path: UserPath
+    """The file, or the folder of tars."""
+
+
+class _TableData(_LabelledData):
+    image_column: str | None = None
+    """Column of the images. None: the one that is clearly meant."""
+
+
+class ParquetData(_TableData):
+    """A directory of Parquet files, as Hugging Face has them: image{bytes, path}, label."""
 
     kind: Literal["parquet"] = "parquet"
-    path: Path
+    path: UserPath
     """The directory (or one file)."""
+
+
+class ArrowData(_TableData):
+    """What Hugging Face's save_to_disk wrote."""
+
+    kind: Literal["arrow"] = "arrow"
+    path: UserPath
+    """The directory (or one .arrow file)."""
+
+
+class LatentFilesData(_DataFields):
+    """Latents in one .npy each, (1, C, H, W) or (C, H, W), with the labels in another: what trainers of DiT use."""
+
+    kind: Literal["latent_files"] = "latent_files"
+    path: UserPath
+    """The directory that holds a folder ..._features and a folder ..._labels."""
+
+    vae: UserPath
+    """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
+
+    channels: Literal[4, 16] = 4  # type: ignore[assignment]
+    """Of the latents."""
 
 
 class TorchvisionData(_DataFields):
@@ -62,7 +117,7 @@ class TorchvisionData(_DataFields):
     dataset: str
     """Name of the class in torchvision.datasets, for instance FashionMNIST."""
 
-    path: Path
+    path: UserPath
     """The root directory torchvision was given when it downloaded the data."""
 
     split: Literal["train", "test"] = "train"
@@ -73,7 +128,7 @@ class CIFAR10Data(_DataFields):
     """CIFAR-10 from torchvision's download (cifar-10-batches-py) or from an .npz of uint8 arrays."""
 
     kind: Literal["cifar10"] = "cifar10"
-    path: Path
+    path: UserPath
     """An .npz with train_images, train_labels, test_images, test_labels, or torchvision's root directory."""
 
     split: Literal["train", "test"] = "train"
@@ -84,7 +139,7 @@ class PreparedData(_DataFields):
     """What `rememe data prepare` wrote: Arrow shards of uint8 images or VAE latents with a manifest."""
 
     kind: Literal["prepared"] = "prepared"
-    path: Path
+    path: UserPath
     """The directory that holds manifest.json."""
 
     channels: Literal[1, 3, 4, 16] = 3  # type: ignore[assignment]
@@ -92,6 +147,14 @@ class PreparedData(_DataFields):
 
 
 AnyData = Annotated[
-    EmbeddedData | FolderData | ParquetData | TorchvisionData | CIFAR10Data | PreparedData,
+    EmbeddedData
+    | FolderData
+    | ArchiveData
+    | ParquetData
+    | ArrowData
+    | LatentFilesData
+    | TorchvisionData
+    | CIFAR10Data
+    | PreparedData,
     Field(discriminator="kind"),
 ]
