@@ -51,6 +51,10 @@ class RunsDir(SharedDir):
         """What MLflow has not taken yet."""
         return self.path / "spool"
 
+    def probe(self, word: str) -> Path:
+        """A directory that is there for a moment, to see who sees it."""
+        return self.path / f".probe-{word}"
+
     def run(self, name: str, fingerprint: str) -> RunDir:
         """One configuration's directory; the same configuration always gets the same."""
         return RunDir(self.path / f"{name}-{fingerprint[:8]}")

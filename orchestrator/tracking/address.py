@@ -4,6 +4,7 @@ import os
 import sqlite3
 import uuid
 from contextlib import closing
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from orchestrator.plan.errors import TrackingError
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.faults import describe
+from orchestrator.tracking.names import TRIED_TAG
 from workloads.errors import ConfigError
 from workloads.locks import locked
 
@@ -78,6 +80,16 @@ def count_experiments(uri: str) -> int:
     try:
         return len(open_client(uri).search_experiments())
     # From four libraries, without a common base.
+    except Exception as error:
+        raise TrackingError(describe(error, uri)) from None
+
+
+def try_out(uri: str) -> None:
+    """Write something small, a tag that says when that was tried. TrackingError if the store refuses."""
+    try:
+        client = open_client(uri)
+        for experiment in client.search_experiments(max_results=1):
+            client.set_experiment_tag(experiment.experiment_id, TRIED_TAG, datetime.now(UTC).isoformat())
     except Exception as error:
         raise TrackingError(describe(error, uri)) from None
 
