@@ -24,6 +24,7 @@ from workloads.models.build import WEIGHTS
 from workloads.training.expert import DenoisingStep
 from workloads.training.hooks import TrainingDivergedError
 from workloads.training.job import train_job
+from workloads.training.processes import Workers
 from workloads.training.records import read_records
 from workloads.training.result import TrainingStopped, completed
 from workloads.training.state import TrainState, initial_model
@@ -189,7 +190,7 @@ def test_one_step_equals_the_same_step_written_out(dataset: PreparedDataset) -> 
     job = job_for(dataset, learning_rate=0.01, warmup_images=0, clip_grad_norm=0.5, weight_decay=0.1)
     state = fresh_state(job)
     reference = {name: value.detach().clone().double() for name, value in state.model.named_parameters()}
-    step = DenoisingStep(job, torch.device("cpu"))
+    step = DenoisingStep(job, torch.device("cpu"), Workers())
     batch = Batch(torch.rand(16, 1, 8, 8) * 2 - 1, torch.arange(16) % 10)
     t_B, noise, labels = step._draw(0, batch.images_BCHW, batch.labels_B)
     model = fresh_state(job).model.double()
@@ -222,7 +223,7 @@ def fresh_state(job: ExpertJob) -> TrainState:
 
 def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset) -> None:
     job = job_for(dataset, label_dropout=0.25)
-    step = DenoisingStep(job, torch.device("cpu"))
+    step = DenoisingStep(job, torch.device("cpu"), Workers())
     images, labels = torch.zeros(4000, 1, 8, 8), torch.zeros(4000, dtype=torch.int64)
     _, _, seen = step._draw(0, images, labels)
     assert seen is not None
