@@ -120,7 +120,9 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """uint8 (C, size, size) of 8-bit pixels: transparent parts on white, centre square, Lanczos when resized."""
     if _is_transparent(image):
         image = _on_background(image)
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    # To convert to the same mode would copy the whole picture.
+    image = image if image.mode == mode else image.convert(mode)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     array = np.asarray(image)
