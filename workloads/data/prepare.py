@@ -187,7 +187,8 @@ def _decode(
 def _tell_what_is_odd(found: SourceContents) -> None:
     """A line in the log about what a training run would otherwise never hear of."""
     odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
-    if found.left_out or len(found.remarks) > 1:
+    odd += [f"{len(found.empty_classes)} classes without images"] if found.empty_classes else []
+    if found.left_out or found.empty_classes or len(found.remarks) > 1:
         logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
 
 
