@@ -93,6 +93,8 @@ def prepare(
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
             block = _decode(source, config, start, shard_images, max_bad - len(bad), on_progress)
+            # Before it is written: decoding stopped where there were too many.
+            check_bad([*bad, *block.bad], max_bad)
             _write_shard(out, index, block, encoder if source.latent_shape is None else None)
         bad += _bad_of(sidecar)
         check_bad(bad, max_bad)

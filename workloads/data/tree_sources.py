@@ -130,14 +130,11 @@ class TreeSource(ImageSource):
 
     def _labelled(self, labels: dict[Parts, Any], source: str) -> list[tuple[Parts, int]]:
         for path, label in labels.items():
+            place = self._tree.place_of(path)
             if label is None or label == "":
-                raise DataError(
-                    f"{self._tree.place_of(path)} has no label in {source}; add it, or take the picture away"
-                )
+                raise DataError(f"{place} has no label in {source}; add it, or take the picture away")
             if not isinstance(label, int | float | str):
-                raise DataError(
-                    f"{self._tree.place_of(path)} has the label {str(label)[:80]}, which is no number or word"
-                )
+                raise DataError(f"{place} has the label {str(label)[:80]}, which is no number or word")
         classes = numbered(
             set(labels.values()),
             names=None,
