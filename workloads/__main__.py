@@ -34,6 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RememeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if os.environ.get("REMEME_TRACEBACK"):
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}; set REMEME_TRACEBACK=1 to see where",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -42,7 +50,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
 
     from workloads.evaluation.extractors import check_extractor
     from workloads.pipeline import gather, reference_data, training_data
-    from workloads.training.jobs import jobs_of
+    from workloads.training.jobs import check_memory, jobs_of
 
     num_threads = torch.get_num_threads()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -60,6 +68,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     _barrier(world_size)
     dataset = training_data(config, SharedDir(out).data)
     jobs = jobs_of(config, dataset.spec(config.data))
+    check_memory(jobs, on_gpu=device == "cuda")
     folders = [SharedDir(out).job(job.key).path for job in jobs]
     for index, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
         if job.is_joint or index % world_size == rank:

@@ -215,7 +215,7 @@ def test_webdataset_and_edm(seed: int, tmp_path: Path) -> None:
             opened(tmp_path)
 
 
-def images_column(draw: Draw, pixels: list[np.ndarray], folder: Path) -> pa.Array:  # noqa: PLR0911
+def images_column(draw: Draw, pixels: list[np.ndarray], folder: Path) -> pa.Array:
     """The same pictures in one of the ways that tables hold them."""
     files = [encoded(image) for image in pixels]
     way = draw.one(("struct", "bytes", "large", "view", "uint8", "nested", "first", "fractions", "paths", "dictionary"))

@@ -1,20 +1,31 @@
 """Starting from weights: published DiT checkpoints in every form, our own runs, and files that must be refused."""
 
+import argparse
+import datetime
+import io
+import itertools
+import json
 import pickle
-from pathlib import Path
+import re
+import zipfile
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import load_file
 
 from workloads.config import DataSpec, RunConfig
-from workloads.config.models import DiTConfig
+from workloads.config.job import InitialConversion
+from workloads.config.models import DiTConfig, LDMUNetConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import write_ensemble
 from workloads.errors import ConfigError
 from workloads.models.build import build_model
+from workloads.models.dit import to_diffusers
 from workloads.models.initial import check_initial, load_initial, resolve_initial
 from workloads.training.job import train_job
 from workloads.training.remix.state import RemixState
@@ -51,20 +62,285 @@ def test_parameters_are_called_as_in_the_published_checkpoints(weights: dict[str
     assert set(weights) == PUBLISHED
 
 
-@pytest.mark.parametrize("wrap", [None, "ema", "model", "module."])
-def test_published_forms_load(weights: dict[str, torch.Tensor], wrap: str | None, tmp_path: Path) -> None:
-    content: Any = weights
-    if wrap == "module.":
-        content = {f"module.{name}": tensor for name, tensor in weights.items()}
-    elif wrap is not None:  # trainers keep more than one thing in the file; the average is preferred
-        content = {wrap: weights, "opt": {"lr": 1e-4}} | ({"model": {"other": torch.zeros(1)}} if wrap == "ema" else {})
-    torch.save(content, tmp_path / "DiT.pt")
-    initial = resolve_initial(tmp_path / "DiT.pt")
-    check_initial(initial, dit(), **SHAPE)
-    model = build_model(dit(), **SHAPE)
-    load_initial(model, initial.path)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, weights[name])
+def prefixed(prefix: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+def other(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What must not be taken for them."""
+    return {name: tensor + 1 for name, tensor in weights.items()}
+
+
+ARGUMENTS = argparse.Namespace(
+    lr=1e-4, out=PosixPath("x"), best=np.float64(1.5), began=datetime.datetime(2024, 1, 1), nested=[{"a": PosixPath()}]
+)
+
+WRAPPED = {
+    "plain": lambda w: w,
+    "published-trainer": lambda w: {"model": prefixed("module.", other(w)), "ema": w, "opt": {}, "args": ARGUMENTS},
+    "average-behind-two-keys": lambda w: {"state": {"net": other(w), "ema_0.9999": {"module": w}}},
+    "model-ema": lambda w: {"model": other(w), "model_ema": w},
+    "state-dict-ema": lambda w: {"state_dict": other(w), "state_dict_ema": w},
+    "averaged-model-of-torch": lambda w: {"n_averaged": torch.tensor(3)} | prefixed("module.", w),
+    "average-by-prefix": lambda w: {"state_dict": prefixed("model.", other(w)) | prefixed("ema_model.", w)},
+    "only-model": lambda w: {"model": w, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "ema_decay": 0.9},
+    "optimizer-with-averages": lambda w: {"params": w, "opt": {"state": {0: {"step": torch.ones(1)}}}, "ema": None},
+    "heads-that-only-training-needs": lambda w: {"ema": w | {"projectors.0.0.weight": torch.zeros(2, 2)}},
+    "half-precision": lambda w: {name: tensor.double() for name, tensor in w.items()},
+    **{
+        f"prefix-{prefix}": lambda w, prefix=prefix: prefixed(prefix, w)
+        for prefix in ("module.", "_orig_mod.", "model.", "net.", "model.diffusion_model.", "module._orig_mod.net.")
+    },
+}  # fmt: skip
+
+
+def started(path: Path, config: DiTConfig | None = None, **shape: Any) -> dict[str, torch.Tensor]:
+    """The weights of a network that starts there."""
+    initial = resolve_initial(path)
+    check_initial(initial, config or dit(), **(SHAPE | shape))
+    model = build_model(config or dit(), **(SHAPE | shape))
+    load_initial(model, initial)
+    found: dict[str, torch.Tensor] = model.state_dict()
+    return found
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("form", ["new.pt", "old.pt", "x.ckpt", "named.safetensors", "without_suffix"])
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_what_trainers_write_is_read(weights: dict[str, torch.Tensor], wrap: str, form: str, tmp_path: Path) -> None:
+    torch.save(WRAPPED[wrap](weights), tmp_path / form, _use_new_zipfile_serialization=form != "old.pt")
+    assert_equal(started(tmp_path / form), weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.diffusion_model."])
+def test_safetensors_are_read_whole_and_in_parts(weights: dict[str, torch.Tensor], prefix: str, tmp_path: Path) -> None:
+    names = prefixed(prefix, weights)
+    safetensors.torch.save_file(names, tmp_path / "one.safetensors")
+    assert_equal(started(tmp_path / "one.safetensors"), weights)
+    index = divided(names, tmp_path)
+    assert_equal(started(tmp_path), weights)
+    assert_equal(started(index), weights)
+    before = resolve_initial(index).sha256
+    part = tmp_path / f"{STEM}-00002-of-00002.safetensors"
+    assert "is one part of 2" in refused(part, dit())
+    safetensors.torch.save_file({name: tensor + 1 for name, tensor in load_file(part).items()}, part)
+    assert resolve_initial(index).sha256 != before
+    part.unlink()
+    assert "which is missing" in refused(index, dit())
+    index.write_text(json.dumps({"weight_map": {"pos_embed": "../one.safetensors"}}))
+    assert "no file beside it" in refused(index, dit())
+
+
+STEM = "diffusion_pytorch_model"
+
+
+def divided(weights: dict[str, torch.Tensor], folder: Path) -> Path:
+    """In two parts with an index."""
+    where = {name: f"{STEM}-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for part in set(where.values()):
+        safetensors.torch.save_file({name: weights[name] for name in where if where[name] == part}, folder / part)
+    index = folder / f"{STEM}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def test_what_is_preferred_is_said(
+    weights: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({"model": other(weights), "ema": prefixed("module.", weights)}, tmp_path / "x.pt")
+    started(tmp_path / "x.pt")
+    assert "starts from the averaged weights, under ema behind the prefix 'module.'" in caplog.text
+
+
+def test_an_average_that_is_not_understood_is_a_question(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"model": weights, "ema": {"shadow_params": list(weights.values())}}, tmp_path / "x.pt")
+    assert "holds averaged weights (ema.shadow_params)" in refused(tmp_path / "x.pt", dit())
+    flat = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights.items()}
+    torch.save({"state_dict": prefixed("model.", weights) | flat}, tmp_path / "x.pt")
+    assert "holds averaged weights (model_ema." in refused(tmp_path / "x.pt", dit())
+    torch.save({"ema_0.99": weights, "ema_0.9999": other(weights)}, tmp_path / "x.pt")
+    assert "holds the network 2 times (under ema_0.99, under ema_0.9999)" in refused(tmp_path / "x.pt", dit())
+    torch.save({"student": weights, "teacher": other(weights)}, tmp_path / "x.pt")
+    assert "(under student, under teacher)" in refused(tmp_path / "x.pt", dit())
+
+
+def diffusers_shift() -> DiTConfig:
+    return dit(frequency_shift=1)
+
+
+@pytest.mark.parametrize("layout", ["", "transformer"])
+def test_what_export_writes_is_read(tmp_path: Path, layout: str) -> None:
+    torch.manual_seed(1)
+    model: Any = build_model(diffusers_shift(), **SHAPE)
+    for name, parameter in model.named_parameters():
+        if name != "pos_embed":
+            torch.nn.init.normal_(parameter)
+    to_diffusers(model).save_pretrained(tmp_path / layout)
+    assert_equal(started(tmp_path, diffusers_shift()), model.state_dict())
+    assert "set model.frequency_shift to 1 (it is 0)" in refused(tmp_path, dit())
+    assert "num_attention_heads 2, and this model has 4; set model.num_heads" in refused(
+        tmp_path, dit(frequency_shift=1, num_heads=4)
+    )
+    file = tmp_path / layout / f"{STEM}.safetensors"
+    theirs = load_file(file)
+    theirs["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] += 1
+    safetensors.torch.save_file(theirs, file)
+    assert "differs between blocks" in refused(tmp_path, diffusers_shift())
+
+
+def test_a_unet_of_diffusers_is_read(tmp_path: Path) -> None:
+    settings = {"channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_levels": [1], "head_dim": 4}
+    config: Any = LDMUNetConfig.model_validate(settings | {"norm_groups": 4})
+    shape: dict[str, Any] = {"channels": 3, "image_size": 8, "num_classes": 2}
+    model: Any = build_model(config, **shape)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / f"{STEM}.safetensors.index.json").is_file()
+    assert_equal(started(tmp_path, config, **shape), model.state_dict())
+    changed: Any = LDMUNetConfig.model_validate(settings | {"norm_groups": 2})
+    with pytest.raises(ConfigError, match=r"norm_num_groups 4, and this model has 2; set model.norm_groups"):
+        started(tmp_path, changed, **shape)
+    with pytest.raises(ConfigError, match="says UNet2DModel, this model is a DiT"):
+        started(tmp_path, dit(), **shape)
+
+
+NOT_WEIGHTS = {
+    "is empty": b"",
+    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+    "is a web page": b"\n<!DOCTYPE html><html></html>",
+    "is a text file": b"Error 404: not found",
+    "is compressed": b"\x1f\x8b\x08" + bytes(30),
+    "neither safetensors nor": bytes(range(200, 256)) * 20,
+    "cut short": b"PK\x03\x04" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("told", NOT_WEIGHTS)
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x"])
+def test_files_without_weights_are_named_as_what_they_are(told: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(NOT_WEIGHTS[told])
+    assert told in refused(tmp_path / name, dit())
+
+
+def test_damaged_files_are_named(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    for content in (
+        saved(weights),
+        saved(weights, _use_new_zipfile_serialization=False),
+        safetensors.torch.save(weights),
+    ):
+        for share in (0.1, 0.5, 0.99):
+            file.write_bytes(content[: int(share * len(content))])
+            assert re.search("cut short|damaged", refused(file, dit()))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("DiT/readme.txt", "hello")
+    assert "is a zip archive that torch.save did not write (it holds DiT/readme.txt)" in refused(file, dit())
+
+
+def saved(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def test_values_one_cannot_start_from_are_refused(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    for value in (float("nan"), float("inf")):
+        damaged = {name: tensor.clone() for name, tensor in weights.items()}
+        damaged["blocks.1.mlp.fc2.bias"][3] = value
+        torch.save({"ema": damaged, "model": weights}, file)
+        assert "its blocks.1.mlp.fc2.bias is not finite" in refused(file, dit())
+    for kind in (torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64):
+        torch.save({name: tensor.to(kind) for name, tensor in weights.items()}, file)
+        assert str(kind).removeprefix("torch.") in refused(file, dit())
+    torch.save(weights | {"pos_embed": torch.zeros(1).expand(1, 16, 16)}, file)
+    assert "fewer numbers than its pos_embed" in refused(file, dit())
+
+
+def converted(file: Path, config: DiTConfig, conversion: dict[str, Any], **shape: Any) -> dict[str, torch.Tensor]:
+    initial = resolve_initial(file, InitialConversion.model_validate(conversion))
+    check_initial(initial, config, **(SHAPE | shape))
+    model = build_model(config, **(SHAPE | shape))
+    load_initial(model, initial)
+    found: dict[str, torch.Tensor] = model.state_dict()
+    return found
+
+
+TABLE = "y_embedder.embedding_table.weight"
+
+
+def test_other_classes_are_converted_when_asked_for(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=r"knows 5 classes and the data has 2: .*\[6, 16\], this model's \[3, 16\]"):
+        started(tmp_path / "x.pt", num_classes=2)
+    found = converted(tmp_path / "x.pt", dit(), {"classes": [3, 1]}, num_classes=2)
+    assert_equal(found, weights | {TABLE: torch.stack([weights[TABLE][row] for row in (3, 1, 5)])})
+    for classes in ([3], [0, 5]):  # one too few; the last row is no class
+        with pytest.raises(ConfigError, match=r"initial_conversion.classes"):
+            converted(tmp_path / "x.pt", dit(), {"classes": classes}, num_classes=2)
+    with pytest.raises(ConfigError, match=r"trained with classes .*set data.class_conditional to true"):
+        started(tmp_path / "x.pt", num_classes=None)
+    torch.save({name: tensor for name, tensor in weights.items() if name != TABLE}, tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=r"trained without classes .*set data.class_conditional to false"):
+        started(tmp_path / "x.pt")
+
+
+def test_a_learned_variance_comes_and_goes_when_asked_for(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "x.pt")
+    fixed = dit(variance="fixed")
+    assert "set model.variance to learned, or initial_conversion.variance" in refused(tmp_path / "x.pt", fixed)
+    learned: Any = build_model(dit(), **SHAPE)
+    learned.load_state_dict(weights)
+    x_BCHW, t_B, labels_B = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 5])
+    with torch.no_grad():
+        both_BCHW = learned(x_BCHW, t_B, class_labels=labels_B).sample
+        plain: Any = build_model(fixed, **SHAPE)
+        plain.load_state_dict(converted(tmp_path / "x.pt", fixed, {"variance": True}))
+        torch.testing.assert_close(plain(x_BCHW, t_B, class_labels=labels_B).sample, both_BCHW[:, :4])
+        torch.save(plain.state_dict(), tmp_path / "x.pt")
+        learned.load_state_dict(converted(tmp_path / "x.pt", dit(), {"variance": True}))
+        found_BCHW = learned(x_BCHW, t_B, class_labels=labels_B).sample
+    torch.testing.assert_close(found_BCHW[:, :4], both_BCHW[:, :4])
+    assert not found_BCHW[:, 4:].any()
+
+
+def cubic(distance: float, a: float = -0.75) -> float:
+    """Keys 1981, Eq. 4: the weight of a neighbour in cubic convolution."""
+    x = abs(distance)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def test_positions_are_interpolated_when_asked_for(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=r"grid of 4 x 4 .*\[1, 16, 16\].*\[1, 64, 16\] .*image_size to 8"):
+        started(tmp_path / "x.pt", image_size=16)
+    found = converted(tmp_path / "x.pt", dit(), {"positions": True}, image_size=16)["pos_embed"].reshape(8, 8, 16)
+    grid = weights["pos_embed"].reshape(4, 4, 16)
+    for row, column in ((0, 0), (3, 4), (7, 2)):
+        expected = torch.zeros(16)
+        y, x = (row + 0.5) / 2 - 0.5, (column + 0.5) / 2 - 0.5
+        for i, j in itertools.product(range(-3, 7), repeat=2):  # beyond the edge lies what is at the edge
+            expected += cubic(y - i) * cubic(x - j) * grid[min(max(i, 0), 3), min(max(j, 0), 3)]
+        torch.testing.assert_close(found[row, column], expected)
+
+
+def test_a_conversion_is_part_of_the_key(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    spec = DataSpec(fingerprint="f" * 64, channels=1, image_size=8, num_classes=10)
+    torch.save(weights, tmp_path / "a.pt")
+    conversions = [None, InitialConversion(), InitialConversion(variance=True), InitialConversion(classes=(1,))]
+    keys = [
+        run_config("single").jobs(spec, resolve_initial(tmp_path / "a.pt", conversion))[0].key
+        for conversion in conversions
+    ]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def refused(file: Path, config: DiTConfig) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workloads.config.base import StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, merge
 from workloads.config.explain import explain_error
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
@@ -13,7 +13,7 @@ from workloads.errors import ConfigError
 class Comparison(StrictConfig):
     """A base network, and what becomes of it by each strategy with the same number of training images in total."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the comparison."""
 
     base: dict[str, Any]
@@ -38,7 +38,8 @@ class Comparison(StrictConfig):
     def row_run(self, row: str, seed: int, initial_weights: str | None) -> RunConfig:
         """A row's run, from the base network of the same seed."""
         changes = merge({"training": self.training}, self.rows[row]) | {"seed": seed}
-        changes["initial_weights"] = initial_weights
+        # Of the base network, which has been converted already.
+        changes |= {"initial_weights": initial_weights, "initial_conversion": None}
         config = self._run(f"rows.{row}", row, changes)
         # Last: the budget is the comparison's, whatever a row says of its training.
         images = self.budget_images // config.strategy.num_jobs

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 from pydantic import Field
 
@@ -53,6 +53,19 @@ class DataSpec(StrictConfig):
         return InputShape(channels=self.channels, image_size=self.image_size, num_classes=self.num_classes)
 
 
+class InitialConversion(StrictConfig):
+    """What may be made of weights of a network that is not quite this one."""
+
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """For each class of the data, in order, its number in the network to start from; "no class" is kept."""
+
+    variance: bool = False
+    """Leave out the outputs of a learned variance, or add some (as zeros)."""
+
+    positions: bool = False
+    """Interpolate a DiT's position embeddings to the size of these images."""
+
+
 class InitialWeights(StrictConfig):
     """A file of weights to start from."""
 
@@ -60,6 +73,9 @@ class InitialWeights(StrictConfig):
     """Not part of a key: the content is what counts."""
 
     sha256: str
+
+    conversion: InitialConversion = InitialConversion()
+    """Part of a key unless it changes nothing."""
 
 
 class CommonFields(TypedDict):
@@ -121,6 +137,8 @@ class Job(StrictConfig, ABC):
         determinants = self.model_dump(mode="json", exclude={"name": True, "training": passing, "initial": {"path"}})
         if self.data.held_out == 0:  # as before there was such a field, so that keys from then still match
             del determinants["data"]["held_out"]
+        if self.initial is not None and self.initial.conversion == InitialConversion():
+            del determinants["initial"]["conversion"]
         return determinants
 
 

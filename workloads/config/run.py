@@ -1,17 +1,16 @@
 """The whole run description: one RunConfig is one configuration."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, UserPath, merge
 from workloads.config.data import AnyData
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import IntervalTable, check_cuts
-from workloads.config.job import CommonFields, DataSpec, InitialWeights, Job
+from workloads.config.job import CommonFields, DataSpec, InitialConversion, InitialWeights, Job
 from workloads.config.models import AnyModel
 from workloads.config.strategy import AnyStrategy
 from workloads.config.training import TrainingConfig
@@ -20,7 +19,7 @@ from workloads.config.training import TrainingConfig
 class RunConfig(StrictConfig):
     """Data, diffusion, architecture, strategy, training and the protocol of the score."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the run; becomes part of its directory's name."""
 
     seed: int = Field(0, ge=0)
@@ -38,9 +37,14 @@ class RunConfig(StrictConfig):
     strategy: AnyStrategy
     """How experts come to be."""
 
-    initial_weights: Path | None = None
+    initial_weights: UserPath | None = None
     """Weights every network, or every basis, starts from: a finished run of one network, an expert's directory,
-    or a file (.safetensors, or .pt as published with DiT). A remix may also start from a run of a smaller remix."""
+    a file (.safetensors, or .pt as trainers of DiTs write), the index of one in parts, or a diffusers directory.
+    Averaged weights are preferred. A remix may also start from a run of a smaller remix."""
+
+    initial_conversion: InitialConversion | None = None
+    """What may be made of initial_weights that are not quite of this network: classes, variance, positions.
+    None: nothing."""
 
     training: TrainingConfig
     """Optimisation and budget."""
@@ -75,6 +79,10 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self.strategy.check_run(self.execution, self.training)
+        if self.initial_conversion is not None and self.initial_weights is None:
+            raise ValueError(
+                "initial_conversion converts initial_weights, and there are none; give some or leave it out"
+            )
         if self.reference is not None and self.reference.held_out:
             raise ValueError(
                 f"reference.held_out is {self.reference.held_out}; scores compare with all images, leave it out"

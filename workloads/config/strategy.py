@@ -105,7 +105,7 @@ class Single(Strategy):
 
 
 class _Intervals(Strategy):
-    num_experts: int | None = Field(None, ge=1)
+    num_experts: int | None = Field(None, ge=1, le=10_000)
     """Number of equal intervals; or give cuts."""
 
     cuts: Cuts | None = None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workloads.data.pictures import BadPictureError, Content, looks_like_picture, read_file
+from workloads.data.pictures import BadPictureError, PictureContent, looks_like_picture, read_file
 
 ADDRESSES = ("http://", "https://", "s3://", "gs://", "data:")
 
@@ -26,7 +26,7 @@ def is_image_struct(kind: Any) -> bool:
     return pa.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}
 
 
-def content_of(cell: Any, folder: Path, root: Path) -> Content:
+def content_of(cell: Any, folder: Path, root: Path) -> PictureContent:
     """The picture in an Arrow scalar. BadPictureError if there is none.
 
     folder, root: where relative paths start, and what they must not lead out of.
@@ -47,7 +47,7 @@ def content_of(cell: Any, folder: Path, root: Path) -> Content:
     return _content_of_list(cell)
 
 
-def _content_of_struct(cell: Any, folder: Path, root: Path) -> Content:
+def _content_of_struct(cell: Any, folder: Path, root: Path) -> PictureContent:
     present = [name for name in ("bytes", "path") if name in cell.keys() and cell[name].is_valid]  # noqa: SIM118
     if not present:
         raise BadPictureError("no picture", "neither bytes nor a path")
@@ -69,7 +69,7 @@ def _content_at(path: str, folder: Path, root: Path) -> bytes:
     return read_file(file)
 
 
-def _content_of_list(cell: Any) -> Content:
+def _content_of_list(cell: Any) -> PictureContent:
     values, shape = cell.values, [len(cell)]
     while _is_list(values.type):
         lengths = (
@@ -98,7 +98,7 @@ def _encoded(numbers: np.ndarray) -> bytes:
     )
 
 
-def _pixels_of_tensor(cell: Any) -> Content:
+def _pixels_of_tensor(cell: Any) -> PictureContent:
     kind = cell.type
     if isinstance(kind, pa.FixedShapeTensorType):
         return _as_pixels(cell.value.values.to_numpy().reshape(kind.shape))

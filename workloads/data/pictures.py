@@ -47,7 +47,7 @@ TURNS = {
 ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 258, 262, 0
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
-Content = bytes | np.ndarray | Image.Image
+PictureContent = bytes | np.ndarray | Image.Image
 """A picture's file; or its pixels as uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or what a library decoded."""
 
 
@@ -99,7 +99,7 @@ class _Room:
 _ROOM = _Room(MAX_DECODED_BYTES)
 
 
-def read_picture(content: Content, size: int, channels: int) -> SeenPicture:
+def read_picture(content: PictureContent, size: int, channels: int) -> SeenPicture:
     """Decoded, upright, 8 bits, on a background, cropped to the middle square and resized.
 
     BadPictureError with the reason if that cannot be done.
@@ -193,7 +193,7 @@ def require_file(file: Path, what: str) -> None:
         raise DataError(f"{file} is not {what} but {reason}")
 
 
-def _read(content: Content, size: int, channels: int) -> SeenPicture:
+def _read(content: PictureContent, size: int, channels: int) -> SeenPicture:
     image = _opened(content)
     form = f"{image.format or 'array'} {image.mode}"
     treatment = []
@@ -220,7 +220,7 @@ def _read(content: Content, size: int, channels: int) -> SeenPicture:
         return SeenPicture(np.ascontiguousarray(to_array(image, size, channels)), form, image.size, tuple(treatment))
 
 
-def _opened(content: Content) -> Image.Image:
+def _opened(content: PictureContent) -> Image.Image:
     if isinstance(content, Image.Image):
         return content
     if isinstance(content, np.ndarray):

@@ -122,7 +122,8 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
     Raises DataError if prepared data is of another size, number of channels or classes than the section says.
     """
     if isinstance(config, PreparedData):
-        dataset = PreparedDataset(config.path)
+        # Workers may have another working directory.
+        dataset = PreparedDataset(config.path.absolute())
         _check_against(config, dataset)
         return dataset
     source, encoder = _open(config), _encoder(config, None)

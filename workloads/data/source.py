@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workloads.data.found import LeftOut
-from workloads.data.pictures import Content
+from workloads.data.pictures import PictureContent
 from workloads.errors import DataError
 
 
@@ -17,7 +17,7 @@ class Item(NamedTuple):
 
     name: str
     label: int
-    read: Callable[[], Content]
+    read: Callable[[], PictureContent]
     """BadPictureError if it cannot be."""
 
 

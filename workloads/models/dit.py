@@ -3,6 +3,7 @@
 Parameters carry the names of the published checkpoints, so that those load as they are.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -170,6 +171,9 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.pos_embed.copy_(positions[None])
 
 
+DIFFUSERS_CLASS = "DiTTransformer2DModel"
+
+
 def to_diffusers(model: DiT) -> Any:
     """The same function as a diffusers DiTTransformer2DModel, for its DiTPipeline.
 
@@ -195,36 +199,60 @@ def to_diffusers(model: DiT) -> Any:
         num_embeds_ada_norm=config.num_class_embeds - 1,
         norm_eps=1e-6,
     )
-    other.load_state_dict(_diffusers_weights(model))
+    ours = model.state_dict()
+    theirs = {name: ours[source] for name, source in diffusers_names(config.depth).items()}
+    for name, (source, part) in diffusers_projections(config.depth).items():
+        theirs[name] = ours[source].chunk(3)[part]
+    other.load_state_dict(theirs)
     return other.eval()
 
 
-def _diffusers_weights(model: DiT) -> dict[str, Tensor]:
-    """diffusers keeps a copy of both embedders in every block, and queries, keys and values apart."""
-    ours = model.state_dict()
-    theirs = {
-        "pos_embed.proj.weight": ours["x_embedder.proj.weight"],
-        "pos_embed.proj.bias": ours["x_embedder.proj.bias"],
+def from_diffusers(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """A DiTTransformer2DModel's weights under our names, without the positions, which are no weights there.
+
+    Raises ValueError if its blocks have different embeddings of time or class, where a DiT has one; KeyError where a
+    name is missing.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, source in diffusers_names(depth).items():
+        tensor = theirs[name]
+        if source in ours and not torch.equal(ours[source], tensor):
+            raise ValueError(f"its {name} differs between blocks, which share it in a DiT")
+        ours[source] = tensor
+    parts: dict[str, list[Tensor]] = {}
+    for name, (source, _) in diffusers_projections(depth).items():
+        parts.setdefault(source, []).append(theirs[name])
+    return ours | {source: torch.cat(tensors) for source, tensors in parts.items()}
+
+
+def diffusers_names(depth: int) -> dict[str, str]:
+    """diffusers' names and ours; it keeps a copy of both embedders in every block."""
+    pairs = {
+        "pos_embed.proj": "x_embedder.proj",
+        "proj_out_1": "final_layer.adaLN_modulation.1",
+        "proj_out_2": "final_layer.linear",
     }
-
-    def take(target: str, source: str) -> None:
-        for kind in ("weight", "bias"):
-            theirs[f"{target}.{kind}"] = ours[f"{source}.{kind}"]
-
-    take("proj_out_1", "final_layer.adaLN_modulation.1")
-    take("proj_out_2", "final_layer.linear")
-    for index in range(len(model.blocks)):
+    tables = {}
+    for index in range(depth):
         block, source = f"transformer_blocks.{index}", f"blocks.{index}"
-        take(f"{block}.norm1.emb.timestep_embedder.linear_1", "t_embedder.mlp.0")
-        take(f"{block}.norm1.emb.timestep_embedder.linear_2", "t_embedder.mlp.2")
-        table = ours["y_embedder.embedding_table.weight"]
-        theirs[f"{block}.norm1.emb.class_embedder.embedding_table.weight"] = table
-        take(f"{block}.norm1.linear", f"{source}.adaLN_modulation.1")
-        take(f"{block}.attn1.to_out.0", f"{source}.attn.proj")
-        take(f"{block}.ff.net.0.proj", f"{source}.mlp.fc1")
-        take(f"{block}.ff.net.2", f"{source}.mlp.fc2")
-        for kind in ("weight", "bias"):
-            parts = ours[f"{source}.attn.qkv.{kind}"].chunk(3)
-            for name, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):
-                theirs[f"{block}.attn1.{name}.{kind}"] = part
-    return theirs
+        pairs |= {
+            f"{block}.norm1.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+            f"{block}.norm1.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+            f"{block}.norm1.linear": f"{source}.adaLN_modulation.1",
+            f"{block}.attn1.to_out.0": f"{source}.attn.proj",
+            f"{block}.ff.net.0.proj": f"{source}.mlp.fc1",
+            f"{block}.ff.net.2": f"{source}.mlp.fc2",
+        }
+        table = "embedding_table.weight"
+        tables[f"{block}.norm1.emb.class_embedder.{table}"] = f"y_embedder.{table}"
+    return tables | {f"{a}.{kind}": f"{b}.{kind}" for a, b in pairs.items() for kind in ("weight", "bias")}
+
+
+def diffusers_projections(depth: int) -> dict[str, tuple[str, int]]:
+    """Queries, keys and values, which diffusers keeps apart: its name, and which third of which tensor of ours."""
+    return {
+        f"transformer_blocks.{index}.attn1.{name}.{kind}": (f"blocks.{index}.attn.qkv.{kind}", part)
+        for index in range(depth)
+        for kind in ("weight", "bias")
+        for part, name in enumerate(("to_q", "to_k", "to_v"))
+    }

@@ -56,7 +56,7 @@ def initial_model(job: Job, device: torch.device) -> nn.Module:
     model: Any = build_model(job.model, **job.data.input_shape)
     # A remix is put in place later, when there are bases to take it.
     if job.initial is not None and not is_remix(job.initial.path):
-        load_initial(model, job.initial.path)
+        load_initial(model, job.initial)
     if config.activation_checkpointing:
         model.enable_gradient_checkpointing()
     model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)

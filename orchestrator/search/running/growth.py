@@ -42,6 +42,8 @@ class Growth:
             "initial_weights": str(self._runs.path / parent.runs[0]),
             "training.images": max(training.batch_size, round(self._share * training.images)),
         }
+        if config.initial_conversion is not None:  # was of what the smaller remix started from
+            changes["initial_conversion"] = None
         return trial.model_copy(update={"growth": changes, "grown_from": parent.number})
 
     def _config(self, trial: Trial) -> RunConfig:

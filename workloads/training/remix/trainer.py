@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from workloads.config.intervals import Interval
-from workloads.config.job import InitialWeights
+from workloads.config.job import InitialConversion, InitialWeights
 from workloads.config.strategy import RemixJob
+from workloads.errors import ConfigError
 from workloads.models.build import new_model
 from workloads.models.cost import mixed_size, model_cost, training_memory_bytes
 from workloads.models.growth import check_growth, is_remix
@@ -51,6 +52,10 @@ class RemixTrainer(Trainer[RemixJob]):
         """Raise ConfigError unless the weights are those of the plain network, or of a remix this one can grow from."""
         job, shape = self.job, self.job.data.input_shape
         if is_remix(initial.path):
+            if initial.conversion != InitialConversion():
+                raise ConfigError(
+                    f"initial_weights {initial.path} is a remix, for which there is no initial_conversion; leave it out"
+                )
             check_growth(initial.path, meta_model(initial, job.model, **shape), job.remix, job.intervals)
         else:
             check_initial(initial, job.model, **shape)
