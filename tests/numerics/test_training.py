@@ -1,29 +1,35 @@
 """Training one real, tiny expert: a resumed run is the same run, bit for bit."""
 
+import math
 import os
+import re
 import resource
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from filelock import FileLock
 
+from orchestrator.plan.errors import ExpertFailedError
 from workloads.checkpoint import CheckpointFolder
 from workloads.config import DataSpec, ExpertJob, RunConfig
 from workloads.config.data import EmbeddedData
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
-from workloads.data.stream import Batch
+from workloads.data.stream import Batch, BatchStream
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS
-from workloads.training.expert import DenoisingStep
+from workloads.seeding import derive_seed
+from workloads.training.expert import DenoisingStep, ExpertTrainer
 from workloads.training.hooks import TrainingDivergedError
 from workloads.training.job import train_job
+from workloads.training.processes import Workers
 from workloads.training.records import read_records
 from workloads.training.result import TrainingStopped, completed
 from workloads.training.state import TrainState, initial_model
@@ -232,9 +238,27 @@ def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset)
 
 def test_divergence_is_reported_not_trained_through(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset, learning_rate=1e30, clip_grad_norm=None, log_every_images=16)
-    with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate") as raised:
         train_job(job, dataset.path, tmp_path)
     assert completed(tmp_path) is None
+    told = str(raised.value)
+    found = re.search(r"step from image (\d+) to (\d+), with data indices ([\d, ]+), .* timesteps ([\d, ]+), ", told)
+    assert found is not None, told
+    # Trained by hand up to there, the step it names is the first whose loss is no number, on what it names.
+    state, step = ExpertTrainer(job).begin(torch.device("cpu"), Workers())
+    stream = BatchStream(dataset, batch_size=16, seed=derive_seed("order", job.seed, *job.interval))
+    losses = {}
+    while state.images_seen <= int(found[1]):
+        start = state.images_seen
+        losses[start] = step(state, stream.at(start)).item()
+    assert [start for start, loss in losses.items() if not math.isfinite(loss)] == [int(found[1])]
+    named = np.array([int(word) for word in found[3].split(",")])
+    images = torch.from_numpy(dataset.images(named)).float() / 127.5 - 1
+    torch.testing.assert_close(stream.at(int(found[1])).images_BCHW[:8], images)
+    t_B, _, _ = step._draw(int(found[1]), torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64))
+    assert t_B[:8].tolist() == [int(word) for word in found[4].split(",")]
+    assert "the same would happen again" in told
+    assert "run the same command again" not in str(ExpertFailedError("expert_00", 1, told))
 
 
 def test_other_data_than_planned_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:

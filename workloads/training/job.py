@@ -166,7 +166,12 @@ class _Training:
         write_records(self._place.records, kept)
         every_images = self._job.training.log_every_images
         return RecordHook(
-            stream, start_images=start, every_images=every_images, file=self._place.records, report=report
+            stream,
+            start_images=start,
+            every_images=every_images,
+            file=self._place.records,
+            report=report,
+            told_of=lambda images_seen: f"{self._job.name}'s {self._trainer.drawn_at(images_seen)}",
         )
 
     def finish(self) -> None:
