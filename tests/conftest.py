@@ -1,5 +1,6 @@
 """What several layers of tests share. Ray and OpenMP read their environment when imported, so this comes first."""
 
+import logging
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -12,6 +13,13 @@ from orchestrator.execution.environment import prepare_ray_environment
 prepare_ray_environment(address=None)
 # Threads that wait for one another sleep: spinning, they take the cores from the processes they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "a-key",
+    "AWS_SECRET_ACCESS_KEY": "a-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,3 +91,29 @@ def tiny_run() -> dict[str, Any]:
             "sampling": {"num_steps": 4},
         },
     }
+
+
+@pytest.fixture(scope="module")
+def s3(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of an S3 server on loopback with a bucket named `bucket`; this process's environment leads to it."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[s3]")
+    from s3fs import S3FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch_module.setenv(name, value)
+    monkeypatch_module.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    S3FileSystem.clear_instance_cache()
+    S3FileSystem().mkdir("bucket")
+    yield port
+    server.stop()
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch

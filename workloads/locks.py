@@ -30,6 +30,23 @@ def try_lock(file: Path, *, timeout_s: float = 0.0) -> Lock | None:
     return Lock(lock)
 
 
+def is_locked(file: Path) -> bool | None:
+    """Whether a process holds the lock of a file, as far as that shows here; None where it cannot be told.
+
+    For who only looks: makes nothing, and keeps others who look from nothing.
+    """
+    try:
+        with file.open() as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 @contextmanager
 def locked(file: Path, *, timeout_s: float | None = None, if_supported: bool = False) -> Iterator[None]:
     """Hold the lock of a file inside the block. TimeoutError after timeout_s of waiting; None: wait for ever.

@@ -130,6 +130,16 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def status(self) -> Path:
+        """How far it is, kept up to date by who carries it out."""
+        return self.path / "status.json"
+
+    @property
+    def driver_lock(self) -> Path:
+        """Held by who does so."""
+        return self.path / ".driver.lock"
+
+    @property
     def scores(self) -> Path:
         """By the hash of their protocol."""
         return self.path / "scores.json"

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import configurations, data, ensembles, jobs, machine, store, studies
+from orchestrator.cli import configurations, data, ensembles, jobs, machine, status, store, studies
 
 app = typer.Typer(
     name="rememe",
@@ -42,6 +42,7 @@ for command in (
     jobs.jobs,
     jobs.logs,
     jobs.stop,
+    status.status,
     machine.ui,
     machine.doctor,
 ):
@@ -53,6 +54,7 @@ app.add_typer(store.app, name="store")
 
 def main() -> None:
     """Run the command line; errors a user can act on become one sentence and an exit code."""
+    from orchestrator.plan.masking import masked
     from orchestrator.terminal.notes import show_warnings_as_notes
     from orchestrator.terminal.streams import explain, settle
     from workloads.errors import RememeError
@@ -62,7 +64,7 @@ def main() -> None:
         settle()
         app(standalone_mode=True)
     except RememeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         if os.environ.get("REMEME_TRACEBACK"):
             raise
         sys.exit(error.exit_code)

@@ -1,42 +1,127 @@
-"""`rememe data`: any source of images to memory-mapped shards."""
+"""`rememe data`: any source of images to memory-mapped shards, and what is to be seen of both."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare and check data sets.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check, prepare and look at data sets.")
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="embedded; a folder with one subfolder per class; Parquet; what save_to_disk of Hugging Face wrote; a zip "
+        "or tars (WebDataset, EDM2); .npy latents of DiT; CIFAR-10 (.npz or torchvision's directory); "
+        "torchvision:NAME:ROOT.",
+        show_default=False,
+    ),
+]
+Size = Annotated[int, typer.Option(min=4, max=8192, help="Height and width in pixels.")]
+Channels = Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 colour.")]
+Part = Annotated[str | None, typer.Option(help="train, val or test, where the source has parts.", show_default="train")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the images.", show_default=False)]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a table (field of WebDataset's .json) that holds the classes; none: all images are of one.",
+        show_default=False,
+    ),
+]
+Sparse = Annotated[
+    Literal["refuse", "remap", "keep"] | None,
+    typer.Option(help="Labels that leave most numbers out: number them anew, or keep them.", show_default="refuse"),
+]
+MaxBad = Annotated[int, typer.Option(min=0, help="Images that may fail to decode.")]
+
+
+@app.command("check")
+def data_check(
+    source: Source,
+    size: Size = 32,
+    channels: Channels = 3,
+    split: Part = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    sparse_labels: Sparse = None,
+    max_bad: MaxBad = 0,
+) -> None:
+    """Read every image as prepare does, and say what is there; nothing is written."""
+    from orchestrator.runs.data import check_source
+    from orchestrator.terminal.found import found_lines
+    from workloads.data.found import check_bad
+
+    found = check_source(
+        source,
+        size=size,
+        channels=channels,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        sparse_labels=sparse_labels,
+    )
+    print("\n".join(found_lines(found)))
+    check_bad(found.bad, max_bad)
 
 
 @app.command("prepare")
 def data_prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="embedded; a folder with one subfolder per class; Parquet (image, label); "
-            "CIFAR-10 (.npz or torchvision's directory); torchvision:NAME:ROOT.",
-            show_default=False,
-        ),
-    ],
+    source: Source,
     out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
-    size: Annotated[int, typer.Option(min=4, help="Height and width in pixels.")] = 32,
-    channels: Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 colour.")] = 3,
+    size: Size = 32,
+    channels: Channels = 3,
     vae: Annotated[
-        Path | None, typer.Option(help="Write latents of this diffusers AutoencoderKL instead of pixels.")
+        Path | None,
+        typer.Option(help="Write latents of this diffusers AutoencoderKL instead of pixels; or it made those given."),
     ] = None,
-    split: Annotated[str, typer.Option(help="train or test, where the source has both.")] = "train",
-    max_bad: Annotated[int, typer.Option(min=0, help="Images that may fail to decode.")] = 0,
+    split: Part = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    sparse_labels: Sparse = None,
+    max_bad: MaxBad = 0,
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
     from orchestrator.runs.data import prepare_source
-    from orchestrator.terminal.notes import print_note
+    from orchestrator.terminal.found import found_lines
 
-    summary = prepare_source(source, out, size=size, channels=channels, vae=vae, split=split, max_bad=max_bad)
+    summary = prepare_source(
+        source,
+        out,
+        vae=vae,
+        max_bad=max_bad,
+        size=size,
+        channels=channels,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        sparse_labels=sparse_labels,
+    )
     made = summary.manifest
+    if summary.found is not None:
+        print("\n".join(found_lines(summary.found)))
     print(f"{out}: {made.num_images} {made.kind} of shape {made.shape}, {len(made.class_names)} classes")
     if made.latent is not None:
         latent = made.latent
         print(f"latents: mean {latent.mean:.3f}, std {latent.std:.3f} after scaling by {latent.scaling_factor:g}")
-    if summary.bad:
-        print_note(f"{len(summary.bad)} images did not decode and were left out: {', '.join(summary.bad)}")
     print(f"use it with: data='{{kind: prepared, path: {out}, image_size: {made.shape[2]}}}'")
+
+
+@app.command("show")
+def data_show(
+    prepared: Annotated[Path, typer.Argument(help="Directory that prepare wrote.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="PNG to write.", show_default="PREPARED.png, here")] = None,
+    columns: Annotated[int, typer.Option(min=1, max=64, help="Images of each class.")] = 8,
+) -> None:
+    """Draw what the trainer will see, a row per class, and print the range of its numbers."""
+    from orchestrator.runs.data import show_prepared
+    from orchestrator.terminal.found import found_lines
+    from workloads.data.found import read_found
+    from workloads.data.prepare import FOUND
+
+    target = out or Path(f"{prepared.resolve().name}.png")
+    view = show_prepared(prepared, target, columns)
+    found = read_found(prepared / FOUND)
+    if found is not None:
+        print("\n".join(found_lines(found)))
+    shown = "decoded by their VAE" if view.decoded else "as they are"
+    print(f"each {view.shape}, {view.low:.3f} to {view.high:.3f}, mean {view.mean:.3f}, std {view.std:.3f} ({shown})")
+    print(f"{target}: a row per class")

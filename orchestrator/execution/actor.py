@@ -2,13 +2,13 @@
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import ray
 
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.store.experts import require_same_store
+from orchestrator.store.sites import Site
+from orchestrator.store.storage import Folder, here
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
 
@@ -18,6 +18,9 @@ class ActorReport(NamedTuple):
 
     pid: int
     node_id: str
+    node: str
+    """Its address."""
+
     records: list[TrainingRecord]
     checkpoint_images: int
     """Of the newest checkpoint written in this attempt, 0 if there is none."""
@@ -41,32 +44,32 @@ class _Course:
 class ExpertActor:
     """Trains one expert after the other in a process of its own; answers while it trains."""
 
-    def __init__(self, store_id: str) -> None:
+    def __init__(self, site: Site) -> None:
         # Here, so that the driver, and Ray Train's controller, start without torch.
         from workloads.training.job import train_job
 
         self._train_job = train_job
-        self._store_id = store_id
+        self._site = site
         self._courses: dict[str, _Course] = {}
 
     def _of(self, key: str) -> _Course:
         """By key, for a question about the next expert may arrive before its training has begun."""
         return self._courses.setdefault(key, _Course())
 
-    def train(self, job: PlannedJob, data_path: Path, work_dir: Path) -> tuple[JobResult, list[TrainingRecord]]:
+    def train(self, job: PlannedJob, data: Folder) -> tuple[JobResult, list[TrainingRecord]]:
         """Run the job to its end; the result and all records of this attempt."""
-        require_same_store(work_dir.parent, self._store_id, ray.util.get_node_ip_address())
         course = self._of(job.key)
-        result = self._train_job(
-            job.job,
-            data_path,
-            work_dir,
-            device=job.resources.device,
-            num_threads=job.resources.num_threads,
-            report=course.records.append,
-            on_checkpoint=course.note_checkpoint,
-            should_stop=course.stop.is_set,
-        )
+        with self._site.job(job.key, course.note_checkpoint, ray.util.get_node_ip_address()) as place:
+            result = self._train_job(
+                job.job,
+                here(data),
+                place.path,
+                device=job.resources.device,
+                num_threads=job.resources.num_threads,
+                report=course.records.append,
+                on_checkpoint=place.on_checkpoint,
+                should_stop=course.stop.is_set,
+            )
         return result, course.records
 
     # In a group of its own: the other methods wait until train() returns.
@@ -76,8 +79,8 @@ class ExpertActor:
         import os
 
         course = self._of(key)
-        node_id = ray.get_runtime_context().get_node_id()
-        return ActorReport(os.getpid(), node_id, course.records[num_known:], course.checkpoint_images)
+        node_id, node = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        return ActorReport(os.getpid(), node_id, node, course.records[num_known:], course.checkpoint_images)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, key: str) -> None:

@@ -1,14 +1,17 @@
 """Connecting to Ray: a private cluster on this machine, or the one the user named."""
 
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.plan.errors import ClusterError, ResourcesError
+from orchestrator.plan.fitness import socket_excess
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import as_ray_resources, num_slots, why_infeasible
 from workloads.config import Resources
@@ -18,11 +21,11 @@ from workloads.locks import locked
 OBJECT_STORE_BYTES = 200 * 2**20
 """Only descriptions, records and generated batches travel through Ray; its default is a third of the memory."""
 
+ANSWER_TIMEOUT_S = 10.0
+"""Within which a head takes a connection, however busy it is."""
+
 START_TURN_TIMEOUT_S = 120.0
 """How long a private cluster waits for others of this user to have started; then it starts all the same."""
-
-LONGEST_DIRECTORY = 40
-"""Bytes of the directory for temporary files; Ray adds up to 66 for a session and a socket."""
 
 
 def local_node() -> dict[str, float]:
@@ -64,10 +67,14 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
             f"{address} is where a cluster takes jobs, not where its nodes meet; submit the run there (ray job submit "
             "--working-dir . -- rememe train ...), or give --address HOST:6379 of its head"
         )
-    if address is None:
+    if address is not None:
+        _check_answers(address)
+    else:
         node = {name: amount for name, amount in local_node().items() if amount}
         refuse_infeasible(jobs, [node], "on this machine")
+        temp_dir = _temp_dir()
     import ray
+    import ray.exceptions
 
     # Ray's notices and the prints of workers would run through the display.
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -75,9 +82,7 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         # A bare ray.init() would attach to any cluster this machine has ever run, alive or not.
         # Nobody looks at a private cluster's dashboard, which takes about 135 MB.
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        options |= (
-            {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | _short_directory() | local_options
-        )
+        options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | temp_dir | local_options
     else:
         options["address"] = address
     try:
@@ -85,12 +90,9 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
             if address is None:
                 turn.enter_context(_turn_to_start())
             ray.init(**options)
-    except ConnectionError as error:
-        # Ray says the same of a wrong token as of no cluster, so both are named.
-        raise ClusterError(
-            f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); check the address, and that "
-            "RAY_AUTH_MODE and the token are those of the cluster"
-        ) from None
+    # Errors of gRPC are of none of our kinds either.
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise unreachable(address or "local", error) from None
     try:
         if address is not None:
             refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
@@ -99,11 +101,53 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         ray.shutdown()
 
 
-def _short_directory() -> dict[str, str]:
-    """Where Ray is to keep its sockets, whose paths may be 107 bytes long, if it must not be where it would."""
-    if "RAY_TMPDIR" in os.environ or len(os.fsencode(tempfile.gettempdir())) <= LONGEST_DIRECTORY:
-        return {}
-    return {"_temp_dir": "/tmp/ray"}
+def _check_answers(address: str) -> None:
+    """Ray itself waits for most of a minute for an address where nothing is."""
+    if address in {"auto", "local"} or address.startswith("ray://"):
+        return
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number
+        host = port = None
+    if not host or not port:
+        raise ConfigError(f"--address is {address!r}, but the nodes of a cluster meet at an address like HEAD:6379")
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster answers at {address} ({error}); check the address") from None
+
+
+def unreachable(address: str, error: Exception) -> ClusterError:
+    """What to say of an error of ray.init()."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Version mismatch" in str(error):
+        there = [line for line in lines if line.startswith(("Ray:", "Python:"))]
+        return ClusterError(
+            f"the cluster at {address} has {', '.join(there[:2])}, this machine {', '.join(there[2:])}; "
+            "install here what the cluster has, or the other way round"
+        )
+    # Ray says the same of a wrong token as of no cluster, so both are named.
+    return ClusterError(
+        f"no Ray cluster answers at {address} ({lines[0] if lines else type(error).__name__}); check the address, and "
+        "that RAY_AUTH_MODE and the token are those of the cluster"
+    )
+
+
+def _temp_dir() -> dict[str, str]:
+    """Where Ray is to keep its sockets, if it must not be where it would: it ends in a traceback about AF_UNIX.
+
+    Raises ConfigError if the user asked for a directory that is too long for them.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    if given is None:
+        return {"_temp_dir": "/tmp/ray"} if socket_excess(tempfile.gettempdir(), os.getpid()) else {}
+    if excess := socket_excess(given, os.getpid()):
+        raise ConfigError(
+            f"RAY_TMPDIR is {given}, {excess} bytes too long for the paths of Ray's sockets; set it to a shorter "
+            "directory, for instance RAY_TMPDIR=/tmp"
+        )
+    return {}
 
 
 @contextmanager

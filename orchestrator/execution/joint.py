@@ -19,7 +19,8 @@ from orchestrator.plan.events import EventListener
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import as_ray_resources
-from orchestrator.store.experts import Claim, ExpertStore, require_same_store
+from orchestrator.store.experts import Claim, ExpertStore
+from orchestrator.store.sites import require_same_store
 from workloads.config import ExecutionConfig
 from workloads.errors import RememeError
 from workloads.files import write_text
@@ -65,6 +66,7 @@ def train_joint(
                 claim.release()
         elif (result := store.completed(key)) is not None:
             outcome.completed[key] = result
+            store.publish(key)  # what an earlier run could not
             events.tell(listeners, events.Reused(key))
         else:
             outcome.stopped.append(key)

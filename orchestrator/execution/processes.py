@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,7 +11,8 @@ from ray.exceptions import RayError
 from orchestrator.execution.actor import ActorReport, ExpertActor
 from orchestrator.execution.cluster import with_resources
 from orchestrator.plan.jobs import PlannedJob
-from orchestrator.store.experts import ExpertStore
+from orchestrator.store.sites import Site
+from orchestrator.store.storage import Folder
 from workloads.config import Resources
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
@@ -66,8 +66,8 @@ class Heard:
 class ExpertProcesses:
     """By key. Actors that are done are kept a moment, for the next expert that asks for the same resources."""
 
-    def __init__(self, store: ExpertStore, data_path: Path) -> None:
-        self._store, self._data_path = store, data_path
+    def __init__(self, site: Site, data: Folder) -> None:
+        self._site, self._data = site, data
         self._by_key: dict[str, ExpertProcess] = {}
         self._free: list[ExpertProcess] = []
         """Done; their actors hold their resources until they get another expert or are ended."""
@@ -80,7 +80,7 @@ class ExpertProcesses:
         actor = self._take_free(job.resources)
         is_free = actor is not None
         if not is_free:
-            actor = with_resources(ExpertActor, job.resources).remote(self._store.identity)
+            actor = with_resources(ExpertActor, job.resources).remote(self._site)
         self._submit(job, actor)
         return is_free
 
@@ -169,7 +169,7 @@ class ExpertProcesses:
         return Heard(process, report, is_first)
 
     def _submit(self, job: PlannedJob, actor: Any) -> None:
-        done = actor.train.remote(job, self._data_path, self._store.path(job.key))
+        done = actor.train.remote(job, self._data)
         self._by_key[job.key] = ExpertProcess(job, actor, done)
 
     def _take_free(self, resources: Resources) -> Any:

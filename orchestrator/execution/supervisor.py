@@ -6,7 +6,6 @@ What to do is decided in orchestrator/plan/supervision.py, without Ray; this mod
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
@@ -21,6 +20,7 @@ from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
 from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Tell
 from orchestrator.store.experts import Claim, ExpertStore
+from orchestrator.store.storage import Folder
 from workloads.config import ExecutionConfig
 from workloads.training.result import TrainingStopped
 
@@ -33,7 +33,7 @@ NODES_INTERVAL_S = 5.0
 
 def train_experts(
     jobs: Sequence[PlannedJob],
-    data_path: Path,
+    data: Folder,
     store: ExpertStore,
     execution: ExecutionConfig,
     listeners: Sequence[EventListener] = (),
@@ -54,9 +54,10 @@ def train_experts(
             missing[job.key] = job
         else:
             outcome.completed[job.key] = result
+            store.publish(job.key)  # what an earlier run could not
             events.tell(listeners, events.Reused(job.key))
     if missing:
-        supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
+        supervisor = _Supervisor(missing, data, store, execution, listeners, outcome, should_stop)
         with stop_signals(supervisor.stop_requested):
             supervisor.run()
     return outcome
@@ -68,7 +69,7 @@ class _Supervisor:
     def __init__(
         self,
         missing: dict[str, PlannedJob],
-        data_path: Path,
+        data: Folder,
         store: ExpertStore,
         execution: ExecutionConfig,
         listeners: Sequence[EventListener],
@@ -80,7 +81,7 @@ class _Supervisor:
         self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
         self._outcome = outcome
-        self._processes = ExpertProcesses(store, data_path)
+        self._processes = ExpertProcesses(store.site, data)
         self._claims: dict[str, Claim] = {}
         self._looked_s = float("-inf")
         self._should_stop = should_stop
@@ -239,7 +240,7 @@ class _Supervisor:
     def _pass_on(self, key: str, heard: Heard) -> None:
         report, process = heard.report, heard.process
         if heard.is_first:
-            self._saw(supervision.Answered(key, report.pid))
+            self._saw(supervision.Answered(key, report.pid, report.node))
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:

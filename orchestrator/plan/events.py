@@ -110,6 +110,9 @@ class Training(ExpertEvent):
     pid: int | None = None
     """On its node; None where several workers train it."""
 
+    node: str | None = None
+    """Address of that node."""
+
     state = ExpertState.TRAINING
 
 

@@ -51,6 +51,10 @@ class RunsDir(SharedDir):
         """What MLflow has not taken yet."""
         return self.path / "spool"
 
+    def probe(self, word: str) -> Path:
+        """A directory that is there for a moment, to see who sees it."""
+        return self.path / f".probe-{word}"
+
     def run(self, name: str, fingerprint: str) -> RunDir:
         """One configuration's directory; the same configuration always gets the same."""
         return RunDir(self.path / f"{name}-{fingerprint[:8]}")
@@ -62,6 +66,11 @@ class RunsDir(SharedDir):
     def all_plans(self) -> list[RunDir]:
         """The runs that have a plan."""
         return [RunDir(file.parent) for file in sorted(self.path.glob(f"*/{RunDir(self.path).plan.name}"))]
+
+    def all_with_status(self) -> list[RunDir]:
+        """Runs and studies that a driver has worked on."""
+        name = RunDir(self.path).status.name
+        return [RunDir(file.parent) for where in (self.path, self.studies) for file in sorted(where.glob(f"*/{name}"))]
 
     def table(self, name: str) -> Path:
         """Of a comparison or a study, for other programs."""
@@ -81,8 +90,8 @@ class RunsDir(SharedDir):
 
 
 class StudyDir:
-    """studies/NAME/{study.json, trials, progress, tune, report.html, stop, owner.txt, .lock}, and NAME.csv in the runs
-    directory.
+    """studies/NAME/{study.json, trials, progress, tune, report.html, stop, owner.txt, .lock} and a RunDir's status;
+    NAME.csv in the runs directory.
     """
 
     def __init__(self, runs: RunsDir, name: str) -> None:

@@ -1,5 +1,6 @@
 """Retries, places and order: single decisions as values, which supervision.py and the cluster's checks put together."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -69,16 +70,21 @@ def as_ray_resources(resources: Resources) -> dict[str, float]:
 def num_slots(requests: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> int:
     """How many of the requests the nodes can hold at once, placed in order; a later one may fit where one did not."""
     free = [dict(node) for node in nodes]
+    tried: Counter[frozenset[tuple[str, float]]] = Counter()
     placed = 0
     for request in requests:
         wanted = as_ray_resources(request)
-        for node in free:
+        kind = frozenset(wanted.items())
+        # Nodes only fill up: where one like it found no room, this one finds none either.
+        while tried[kind] < len(free):
+            node = free[tried[kind]]
             # Fractions of a GPU leave a little less than they should when they are taken away one by one.
             if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items()):
                 for name, amount in wanted.items():
                     node[name] -= amount
                 placed += 1
                 break
+            tried[kind] += 1
     return placed
 
 

@@ -12,8 +12,12 @@ from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import FailureKind, GiveUp, after_failure, longest_first, num_slots, why_infeasible
 
-NUM_QUEUED_AHEAD = 1
-"""Experts submitted beyond what fits now: takes over a slot at once, and shows an autoscaler that there is demand."""
+
+def num_queued_ahead(num_fitting: int) -> int:
+    """How many experts are submitted beyond those that fit now: one takes over a slot at once, more show an autoscaler
+    that there is demand. Half as many again, so that a cluster of one node is soon one of thirty.
+    """
+    return max(1, num_fitting // 2)
 
 
 NODE_VERDICT_S = 40.0
@@ -175,6 +179,7 @@ class Answered(Observation):
     """Its process spoke for the first time."""
 
     pid: int = 0
+    node: str | None = None
 
 
 @dataclass(frozen=True)
@@ -268,19 +273,21 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
         if isinstance(phase, Waiting) and phase.not_before_s > now_s:
             continue
         requests = [*occupied, fleet.jobs[key].resources]
-        num_ahead = len(requests) - num_slots(requests, nodes)
-        return Start(key, num_ahead > 0) if num_ahead <= NUM_QUEUED_AHEAD else None
+        num_fitting = num_slots(requests, nodes)
+        num_ahead = len(requests) - num_fitting
+        return Start(key, num_ahead > 0) if num_ahead <= num_queued_ahead(num_fitting) else None
     return None
 
 
 def heirs(fleet: Fleet) -> list[str]:
     """Who a process that has become free may go to, first choice first: experts that have none yet.
 
-    Those ahead come first. But Ray may have started one of those before one that fits, which then waits in its place.
+    Those ahead come first, the longest of them before the others: it may have come back from a lost node, and stand
+    behind many short ones. But Ray may have started one of those before one that fits, which then waits in its place.
     """
     submitted = [(key, phase) for key in fleet.those(Submitted) if isinstance(phase := fleet.phases[key], Submitted)]
     without = [(key, phase.is_ahead) for key, phase in submitted if not phase.has_process]
-    return [key for key, is_ahead in sorted(without, key=lambda one: not one[1])]
+    return [key for key, _ in sorted(without, key=lambda one: (not one[1], -fleet.jobs[one[0]].expected_macs))]
 
 
 def after(fleet: Fleet, seen: Observation) -> Step:
@@ -301,8 +308,8 @@ def after(fleet: Fleet, seen: Observation) -> Step:
         case HandedIn(is_ahead=is_ahead, has_process=has_process):
             attempts += 1
             phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts)),)
-        case Answered(pid=pid):
-            phase, actions = Running(), (Tell(events.Training(key, pid)),)
+        case Answered(pid=pid, node=node):
+            phase, actions = Running(), (Tell(events.Training(key, pid, node)),)
         # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)

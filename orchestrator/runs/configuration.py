@@ -1,6 +1,5 @@
 """One configuration from description to score: plan, train what is missing, gather, sample, score, track."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
-from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
+from orchestrator.runs.status import StatusFile, own_job_id
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.storage import Storage
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
@@ -52,18 +54,18 @@ def train_configuration(
     evaluate: bool,
     comparison: str | None = None,
     store: str | None = None,
+    storage: str | None = None,
 ) -> Outcome:
     """Train what is missing, gather the ensemble and, unless told not to, score it.
 
     Within a comparison (its name), its MLflow run is found under that name, and further scores are measured. store is
-    the URI that finished experts are shared through.
+    the URI that finished experts are shared through; storage one that takes the place of a directory all nodes see.
 
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
     """
     runs = RunsDir(runs_dir)
-    # Ray sets it for the entry point of a job that was submitted.
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_dir.is_absolute():
+    if own_job_id() is not None and not runs_dir.is_absolute() and storage is None:
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
             "give --runs-dir an absolute path to keep them"
@@ -71,14 +73,23 @@ def train_configuration(
     # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
         check_extractor(config.evaluation)
+    kept = open_storage(config, store, storage)
+    experts = ExpertStore(runs.store, store, kept)
+    experts.check_remote()
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
+    if kept is not None and any(job.job.is_joint or job.num_workers > 1 for job in plan.jobs):
+        raise ConfigError(
+            "--storage does not take networks that several workers train yet, which meet in one directory; "
+            "give a --runs-dir all nodes see"
+        )
     if address is None:
         for job in plan.jobs:
             check_memory([job.job], on_gpu=job.resources.num_gpus > 0)
-    work = Work(plan, runs, ExpertStore(runs.store, store), runs.run(config.name, plan.fingerprint))
-    with _open(work, address) as session:
+    work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint), kept)
+    with _open(work, address, plan.jobs) as session:
+        refuse_unfit_nodes(experts.site)
         # First: `rememe store gc` keeps only what some plan names.
         work.write_description()
         results = session.train(dataset)
@@ -86,12 +97,24 @@ def train_configuration(
         session.log_training(results, ensemble, dataset)
         scored = None
         if reference is not None:
-            scored = work.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
-            session.log_score(scored)
+            scored = session.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
         if comparison is not None:
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
         return Outcome(plan, work.run, results, scored.score if scored else None)
+
+
+def open_storage(config: RunConfig, store: str | None, uri: str | None) -> Storage | None:
+    """Where the run is kept, if a URI is given. ConfigError if it is none, or a store is named beside it."""
+    if uri is None:
+        return None
+    if store is not None:
+        raise ConfigError(
+            f"--store {store} and --storage {uri} are both given; a storage has a store: leave --store out"
+        )
+    if "://" not in uri:
+        raise ConfigError(f"--storage is {uri!r}, which is no URI; a directory all nodes see is given as --runs-dir")
+    return Storage(uri, int(config.execution.cache_size_gb * 1e9))
 
 
 def evaluate_run(
@@ -110,8 +133,7 @@ def evaluate_run(
     plan = make_plan(ensemble.config, ensemble.data)
     work = Work(plan, runs, ExpertStore(runs.store), RunDir(ensemble.path.parent))
     with _open(work, address) as session:
-        scored = work.score(ensemble, config.evaluation, reference)
-        session.log_score(scored)
+        scored = session.score(ensemble, config.evaluation, reference)
         session.report([work.store.completed(job.key) for job in plan.jobs], scored, runs_dir)
 
 
@@ -125,13 +147,20 @@ def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]
 
 
 @contextmanager
-def _open(work: Work, address: str | None) -> Iterator["_Session"]:
-    """A connected cluster and a running MLflow run; the run ends as the block does."""
+def _open(work: Work, address: str | None, jobs: Sequence[PlannedJob] = ()) -> Iterator["_Session"]:
+    """A connected cluster, a status for others to see, of these jobs, and a running MLflow run; all end as the block
+    does.
+    """
     started_s = time.perf_counter()
-    with connect(address, work.plan.jobs), Tracker(work.runs.path) as tracker:
+    kind = work.plan.config.strategy.kind
+    with (
+        connect(address, work.plan.jobs),
+        StatusFile(work.run, kind, jobs) as status,
+        Tracker(work.runs.path) as tracker,
+    ):
         tracked = open_configuration(tracker, work.plan, work.run.path.name)
         try:
-            yield _Session(work, tracker, tracked, started_s)
+            yield _Session(work, status, tracker, tracked, started_s)
         except BaseException as error:
             tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED")
             raise
@@ -143,6 +172,7 @@ class _Session:
     """A configuration that is worked on and tracked."""
 
     work: Work
+    status: StatusFile
     tracker: Tracker
     tracked: TrackedRun
     started_s: float
@@ -151,8 +181,9 @@ class _Session:
         """Results in the order of the plan."""
         plan = self.work.plan
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
+        self.status.doing("training")
         with ExpertsDisplay(plan.jobs) as display:
-            outcome = self.work.train(dataset, [display, log])
+            outcome = self.work.train(dataset, [display, log, self.status])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
@@ -160,13 +191,18 @@ class _Session:
 
     def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
         """Figures and sizes of the whole configuration."""
-        for file in self.work.figures(results, ensemble, dataset):
+        for file in self.work.figures(results, ensemble, dataset, self.status.doing):
             self.tracked.log_artifact(file, "figures")
         log_sizes(self.tracked, self.work.plan, results)
 
-    def log_score(self, scored: Scored) -> None:
-        """A score with its samples."""
+    def score(
+        self, ensemble: Ensemble, protocol: ProtocolConfig, reference: PreparedDataset, *, with_others: bool = False
+    ) -> Scored:
+        """Sample and measure; the score is logged with its samples."""
+        listener = self.status.doing
+        scored = self.work.score(ensemble, protocol, reference, with_others=with_others, listener=listener)
         log_score(self.tracked, scored.score, scored.protocol, scored.grid, is_own=scored.is_own)
+        return scored
 
     def report(self, results: Sequence[JobResult | None], scored: Scored | None, runs_dir: Path) -> None:
         """Tell the user what came out and where it is."""

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
@@ -10,13 +10,17 @@ from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.progress import progress
 from workloads.config import DataSpec, RunConfig
 from workloads.config.base import StrictConfig
-from workloads.config.data import AnyData
+from workloads.config.data import AnyData, LatentFilesData
 from workloads.config.load import validate
-from workloads.data.prepare import PrepareSummary, ensure_prepared, prepare
+from workloads.data.found import SourceContents
+from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
-from workloads.data.sources import detect_source
+from workloads.data.sources import SOURCES, detect_source
+from workloads.data.tables import NO_LABELS
 from workloads.errors import DataError
-from workloads.pipeline import reference_data, training_data
+
+if TYPE_CHECKING:
+    from workloads.analysis.prepared import View
 
 PREPARING = "preparing data"
 
@@ -49,12 +53,16 @@ def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
 
 def prepare_data_of(config: RunConfig, runs: RunsDir) -> PreparedDataset:
     """The configuration's data as shards, made on first use with a progress bar. DataError if it cannot be had."""
+    from workloads.pipeline import training_data
+
     with progress(PREPARING, "images") as advance:
         return training_data(config, runs.data, advance)
 
 
 def prepare_reference_of(config: RunConfig, runs: RunsDir) -> PreparedDataset:
     """The images its score compares with, in the same way."""
+    from workloads.pipeline import reference_data
+
     with progress(PREPARING, "images") as advance:
         return reference_data(config, runs.data, advance)
 
@@ -63,14 +71,64 @@ class _DataSection(StrictConfig):
     data: AnyData
 
 
-def prepare_source(
-    source: str, out: Path, *, size: int, channels: int, vae: Path | None, split: str, max_bad: int
-) -> PrepareSummary:
-    """Any source of images as shards in `out`, with a progress bar."""
-    fields: dict[str, Any] = detect_source(source) | {"image_size": size, "channels": channels}
-    # The other kinds have no parts, and refuse the field.
-    if fields["kind"] in {"torchvision", "cifar10"}:
-        fields["split"] = split
-    config = validate(_DataSection, {"data": fields}).data
+def prepare_source(source: str, out: Path, *, vae: Path | None, max_bad: int, **fields: Any) -> PrepareSummary:
+    """Any source of images as shards in `out`, with a progress bar. fields: as source_config takes them."""
+    config = source_config(source, vae=vae, **fields)
+    # Whoever encoded the latents that are there already is a part of their description.
+    encoder = None if isinstance(config, LatentFilesData) else vae
     with progress("preparing", "images") as advance:
-        return prepare(config, out, vae=vae, max_bad=max_bad, on_progress=advance)
+        return prepare(config, out, vae=encoder, max_bad=max_bad, on_progress=advance)
+
+
+def check_source(source: str, **fields: Any) -> SourceContents:
+    """What is in any source of images, with a progress bar; nothing is written."""
+    config = source_config(source, **fields)
+    with progress("checking", "images") as advance:
+        return check(config, on_progress=advance)
+
+
+def source_config(
+    source: str, *, size: int, channels: int, vae: Path | None = None, label_column: str | None = None, **options: Any
+) -> AnyData:
+    """What a word on the command line and the options beside it mean. DataError for an option that has no meaning.
+
+    options: fields of a data section, each None unless it was given.
+    """
+    found = detect_source(source)
+    fields = {"image_size": size}
+    if found["kind"] == "latent_files":
+        if vae is None:
+            raise DataError(
+                f"{source} holds latents; name the VAE that made them with --vae, for samples to be decoded"
+            )
+        options["vae"] = vae
+    else:
+        fields["channels"] = channels
+    if label_column == NO_LABELS:
+        options["one_class"] = True
+    elif label_column is not None:
+        options["label_column"] = label_column
+    given = {name: value for name, value in options.items() if value is not None}
+    known = next(fields for fields in map(_fields_of, SOURCES) if fields["kind"].default == found["kind"])
+    for name in given:
+        if name not in known:
+            option = "label-column" if name in {"one_class", "label_column"} else name.replace("_", "-")
+            raise DataError(f"--{option} has no meaning for {source} (read as {found['kind']}); leave it away")
+    return validate(_DataSection, {"data": found | fields | given}).data
+
+
+def _fields_of(kind: type[StrictConfig]) -> dict[str, Any]:
+    return dict(kind.model_fields)
+
+
+def show_prepared(path: Path, out: Path, num_images: int) -> "View":
+    """A picture of what a trainer sees of prepared data, written to `out`."""
+    from workloads.analysis.prepared import look_at
+
+    view = look_at(PreparedDataset(path), num_images)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        view.grid.save(out)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{out} cannot be written ({error}); choose a file that ends in .png") from None
+    return view

@@ -3,10 +3,12 @@
 import logging
 import sys
 
+from orchestrator.plan.masking import masked
+
 
 def print_note(text: str) -> None:
     """A remark on stderr, so that --json on stdout stays whole."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {masked(text)}", file=sys.stderr)
 
 
 class _Notes(logging.Handler):

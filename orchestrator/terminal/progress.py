@@ -7,15 +7,30 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from orchestrator.terminal.words import duration
+from orchestrator.plan.masking import masked
+from orchestrator.terminal.words import duration, timestamp
 
 PLAIN_INTERVAL_S = 10.0
 """How often work is reported where the output is a log: seldom enough to read, often enough to see that it lives."""
 
+ProgressListener = Callable[[str, int, int], None]
+"""Hears what is done, how much of it and of how much."""
+
+
+def print_line(text: str, console: Console) -> None:
+    """A line of a log, with the time."""
+    # Not with rich, which breaks the lines of a log at 80 columns.
+    print(f"{timestamp()} {masked(text)}", file=console.file, flush=True)
+
 
 @contextmanager
 def progress(
-    title: str, unit: str, *, shown: bool = True, console: Console | None = None
+    title: str,
+    unit: str,
+    *,
+    shown: bool = True,
+    console: Console | None = None,
+    listener: ProgressListener | None = None,
 ) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields advance(done, total). Nothing is shown if nothing is to be done."""
     columns = (
@@ -31,6 +46,8 @@ def progress(
 
     def advance(done: int, total: int) -> None:
         nonlocal task
+        if listener is not None:
+            listener(title, done, total)
         if not shown:
             return
         if task is None:
@@ -65,4 +82,4 @@ class _PlainLines:
         if done > self._done_before:
             left_s = (total - done) * (now_s - self._started_s) / (done - self._done_before)
             left = f", {duration(left_s)} left"
-        print(f"{self._title}: {done:,} of {total:,} {self._unit}{left}", file=self._console.file, flush=True)
+        print_line(f"{self._title}: {done:,} of {total:,} {self._unit}{left}", self._console)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.plan.jobs import Plan, PlannedJob
+from orchestrator.plan.masking import masked
 from orchestrator.plan.policies import as_ray_resources
 from orchestrator.store.inventory import StoreEntry, told_of
 from orchestrator.terminal.words import duration, si
@@ -118,7 +119,7 @@ def print_finding(subject: str, text: str, *, is_ok: bool) -> None:
     mark = "[green]ok     [/green]" if is_ok else "[bold red]problem[/bold red]"
     console.print(f"{mark} {subject:12} ", end="")
     # Findings name rememe[inception], of which markup would leave rememe.
-    console.print(text, markup=False)
+    console.print(masked(text), markup=False)
 
 
 def print_jobs(rows: Sequence[tuple[str, str, float | None, str]]) -> None:
@@ -128,5 +129,5 @@ def print_jobs(rows: Sequence[tuple[str, str, float | None, str]]) -> None:
         table.add_column(name, no_wrap=True)
     for job_id, status, started_s, command in rows:
         begun = "" if started_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started_s))
-        table.add_row(job_id, status.lower(), begun, command)
+        table.add_row(job_id, status.lower(), begun, masked(command))
     wide_console().print(table)

@@ -1,5 +1,7 @@
 """Sizes, durations and what happens to experts, in words."""
 
+from datetime import datetime
+
 from orchestrator.plan import events
 from orchestrator.plan.events import ExpertEvent
 
@@ -19,13 +21,19 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def timestamp(at_s: float | None = None) -> str:
+    """Of a moment in seconds since 1970, or of now: local time with its distance from UTC, to be compared anywhere."""
+    moment = datetime.now() if at_s is None else datetime.fromtimestamp(at_s)
+    return moment.astimezone().isoformat(timespec="seconds")
+
+
 def detail(event: ExpertEvent) -> str:
     """What is worth saying of an event besides the state it leads to; often nothing."""
     match event:
         case events.Starting(num_workers=int(num_workers)):
             return f"{num_workers} workers"
-        case events.Training(pid=int(pid)):
-            return f"pid {pid}"
+        case events.Training(pid=int(pid), node=node):
+            return f"pid {pid} on {node}" if node else f"pid {pid}"
         case events.Restarting(cause=cause):
             return cause.value
         case events.Failed(reason=reason) | events.WaitingFor(reason=reason):

@@ -37,9 +37,11 @@ def open_expert(tracker: Tracker, parent: TrackedRun, job: PlannedJob) -> Tracke
 def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRecord]) -> None:
     """Everything about a finished expert; what is there already is not written again."""
     run.records(records)
+    # Not now: of two drivers that share the expert, each writes it down.
+    ended_s = records[-1].written_s if records else None
     for timestep, loss in result.loss_by_timestep:
-        run.log_metrics({"loss_by_timestep": loss}, step=timestep)
-    run.log_metrics({"final_loss": result.final_loss, "train_s": result.train_s})
+        run.log_metrics({"loss_by_timestep": loss}, step=timestep, measured_s=ended_s)
+    run.log_metrics({"final_loss": result.final_loss, "train_s": result.train_s}, measured_s=ended_s)
     run.finish("FINISHED")
 
 

@@ -1,112 +1,265 @@
-"""Notes for the tracker on disk, in order, until they are written."""
+"""Notes for the tracker on disk, in order, until they are written.
+
+A note is handed on at least once: whoever writes it asks the store what it has already.
+"""
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from orchestrator.tracking.notes import Note, RefusedNoteError, halves
+from workloads.locks import Lock, try_lock
+
+MAX_LINE_BYTES = 16 * 2**20
+"""A run of a thousand experts has parameters of 2 MB."""
+MAX_TOGETHER = 1000
+"""Notes handed on in one call."""
+
+Apply = Callable[[Sequence[Note]], None]
+"""Writes notes of one kind about one run. RefusedNoteError: never; any other error: not now."""
 
 
-class Note(NamedTuple):
-    """Something to write about one run."""
+class Rejected(NamedTuple):
+    """A note that nobody will ever take."""
 
-    kind: str
+    file: Path
+    """Where it is set aside."""
+    reason: str
+
+
+class LateFile(NamedTuple):
+    """A file to upload that the disk had no room for."""
+
     identity: str
-    content: dict[str, Any]
-
-
-class Point(NamedTuple):
-    """One value of a curve."""
-
     name: str
-    value: float
-    time_ms: int
-    step: int
+    folder: str | None
+    write: Callable[[Path], object]
+    """Puts it at a path."""
 
 
-def new_points(notes: Sequence[Note], last_step: int) -> tuple[list[Point], int]:
-    """What notes of metrics add to a run whose records reach last_step, and how far they reach then.
-
-    A note marked `once` is a training record: after a restart it comes again, and is left out.
-    """
-    points: list[Point] = []
-    for note in notes:
-        content = note.content
-        if content.get("once"):
-            if content["step"] <= last_step:
-                continue
-            last_step = content["step"]
-        points += [Point(name, value, content["time_ms"], content["step"]) for name, value in content["values"].items()]
-    return points, last_step
+class _Line(NamedTuple):
+    text: str
+    end: int
+    """Where it ends in its file, in bytes."""
+    note: Note | None
+    problem: str = ""
 
 
 class Spool:
-    """An append-only file per process and a folder of files to upload; those of ended processes count too."""
+    """An append-only file per process and a folder of files to upload; those of ended processes count too.
+
+    notes-PID-HEX.jsonl is what is to be written, .will what is to be written if the process dies, .rejected what nobody
+    takes, line by line with the reason. A lock beside them is held while the process lives.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # The pid tells whether its writer is alive; the rest is there because pids come again.
+        self.rejected: list[Rejected] = []
+        """What was set aside by replay()."""
+
+        # The number is for people: what counts is the lock.
         self._own = path / f"notes-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-        self._done = 0
+        self._lock: Lock | None = None
+        self._heirs: set[str] = set()
+        self._done: dict[Path, int] = {}
+        self._memory: list[Note] = []
+        self._late: list[LateFile] = []
 
-    def append(self, notes: Sequence[Note]) -> None:
-        """Keep notes until replay() has handed them on."""
-        if notes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with self._own.open("a") as file:
-                file.writelines(json.dumps(note) + "\n" for note in notes)
+    def append(self, notes: Sequence[Note], late: Sequence[LateFile] = ()) -> None:
+        """Keep notes until replay() has handed them on.
 
-    def stage(self, name: str) -> Path:
-        """A path to put a file to upload."""
-        folder = self.path / "files" / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        return folder / name
+        Raises OSError when the disk does not take them; they are kept in memory, and the next call tries again.
+        """
+        self._memory += notes
+        self._late += late
+        self._write_will([note.identity for note in self._memory if note.kind == "open"])
+        self._append_to(self._own, self._memory)
+        self._memory.clear()
+        while self._late:
+            one = self._late[0]
+            try:
+                self._memory.append(self.stage(one.identity, one.name, one.folder, one.write))
+            except FileNotFoundError as error:
+                self.rejected.append(Rejected(self.path, f"{one.name} is gone ({error})"))
+            self._late.pop(0)
+        if self._memory:
+            self.append([])
 
-    def replay(self, apply: Callable[[Sequence[Note]], None]) -> None:
+    def num_in_memory(self) -> int:
+        """Notes that would be lost with the process."""
+        return len(self._memory) + len(self._late)
+
+    def stage(self, identity: str, name: str, folder: str | None, write: Callable[[Path], object]) -> Note:
+        """Have a file to upload written into the spool; the note that uploads it."""
+        place = self._files / uuid.uuid4().hex
+        try:
+            place.mkdir(parents=True)
+            write(place / name)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        return Note("artifact", identity, {"file": f"{place.name}/{name}", "folder": folder})
+
+    def staged(self, name: str) -> Path:
+        """Where a file to upload lies. Raises RefusedNoteError for a path that leads anywhere else."""
+        place = self._files.resolve()
+        file = (place / name).resolve()
+        if file.parent.parent != place or file.is_dir():
+            raise RefusedNoteError(f"{name[:200]!r} is none of the spool's files")
+        return file
+
+    def replay(self, apply: Apply) -> None:
         """Hand on everything kept, oldest process first, in runs of one kind and identity.
 
-        What was handed on before an error is not handed on again, unless the process dies in between.
+        A line that is no note, and a note that apply refuses, is set aside. After another error the next call goes on
+        where this one stopped; after the end of the process, the next one begins anew.
         """
-        for file in self._left_over():
-            self._replay_file(file, apply)
-            file.unlink()
-        if self._own.exists():
-            self._replay_file(self._own, apply)
-            self._own.unlink()
+        for base in self._left_over():
+            lock = _lock_of(base)
+            # Its process lives, or another is at it.
+            if lock is None:
+                continue
+            try:
+                for suffix in (".jsonl", ".will"):
+                    self._replay_file(base.with_suffix(suffix), apply)
+                _lock_file(base).unlink(missing_ok=True)
+            finally:
+                lock.release()
+        self._replay_file(self._own, apply)
+        for _, group in groupby(list(self._memory), key=lambda note: note[:2]):
+            while together := list(islice(group, MAX_TOGETHER)):
+                self._hand_on(self._own, [_Line(json.dumps(note), 0, note) for note in together], apply)
+                del self._memory[: len(together)]
 
-    def _replay_file(self, file: Path, apply: Callable[[Sequence[Note]], None]) -> None:
-        lines = file.read_text().splitlines()
-        notes = [Note(*json.loads(line)) for line in lines]
-        num_done = 0
+    def close(self) -> None:
+        """The process ends well: nothing is to be done in its name, but what is not written yet."""
+        self._own.with_suffix(".will").unlink(missing_ok=True)
+        if self._lock is not None:
+            _lock_file(self._own).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def _files(self) -> Path:
+        return self.path / "files"
+
+    def _append_to(self, file: Path, notes: Sequence[Note]) -> None:
+        """Whole lines or none."""
+        if not notes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = _lock_of(self._own)
+        size = file.stat().st_size if file.exists() else 0
         try:
-            for _, group in groupby(notes, key=lambda note: (note.kind, note.identity)):
-                together = list(group)
-                apply(together)
-                num_done += len(together)
-        # Interruptions too: what was handed on must not be handed on again.
-        except BaseException:
-            file.write_text("".join(f"{line}\n" for line in lines[num_done:]))
+            with file.open("a") as opened:
+                opened.writelines(json.dumps(note) + "\n" for note in notes)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(file, size)
             raise
 
+    def _write_will(self, identities: Sequence[str]) -> None:
+        """Runs that this process opens are to end with it, whatever ends it."""
+        new = [identity for identity in dict.fromkeys(identities) if identity not in self._heirs]
+        status = {"status": "KILLED", "if_running": True}
+        self._append_to(self._own.with_suffix(".will"), [Note("finish", identity, status) for identity in new])
+        self._heirs.update(new)
+
     def _left_over(self) -> list[Path]:
-        files = [file for file in self.path.glob("notes-*.jsonl") if file != self._own]
-        return sorted((file for file in files if not _is_being_written(file)), key=lambda file: file.stat().st_mtime)
+        """Of other processes, without suffix, oldest first."""
+        own = self._own.with_suffix("")
+        bases: dict[Path, float] = {}
+        for file in self.path.glob("notes-*"):
+            with suppress(FileNotFoundError):
+                is_notes = file.suffix in {".jsonl", ".will"} and _is_plain(file) and file.with_suffix("") != own
+                if is_notes:
+                    base, time_s = file.with_suffix(""), file.stat().st_mtime
+                    bases[base] = max(time_s, bases.get(base, time_s))
+        return sorted(bases, key=lambda base: (bases[base], base))
+
+    def _replay_file(self, file: Path, apply: Apply) -> None:
+        if not _is_plain(file):
+            return
+        with file.open("rb") as opened:
+            opened.seek(self._done.get(file, 0))
+            for _, group in groupby(_read_lines(opened), key=lambda line: line.note and line.note[:2]):
+                while together := list(islice(group, MAX_TOGETHER)):
+                    self._hand_on(file, together, apply)
+                    self._done[file] = together[-1].end
+        file.unlink(missing_ok=True)
+        self._done.pop(file, None)
+
+    def _hand_on(self, file: Path, lines: Sequence[_Line], apply: Apply) -> None:
+        notes = [line.note for line in lines if line.note is not None]
+        if not notes:
+            for line in lines:
+                self._set_aside(file, line.text, line.problem)
+            return
+        try:
+            apply(notes)
+        except RefusedNoteError as error:
+            # One is at fault, or a part of one; the others are not to go with it.
+            parts = [] if error.is_all else _halves(lines)
+            for part in parts:
+                self._hand_on(file, part, apply)
+            if not parts:
+                for line in lines:
+                    self._set_aside(file, line.text, str(error))
+
+    def _set_aside(self, file: Path, text: str, reason: str) -> None:
+        aside = file.with_suffix(".rejected")
+        with aside.open("a") as opened:
+            opened.write(json.dumps({"reason": reason, "line": text}) + "\n")
+        self.rejected.append(Rejected(aside, reason))
 
 
-def _is_being_written(file: Path) -> bool:
-    """Whether the process that writes the file is still there (on this machine)."""
-    pid = int(file.name.split("-")[1])
-    # Not this spool's own, so of an ended process that had the same number, or of a tracker that was closed.
-    if pid == os.getpid():
-        return False
+def _read_lines(opened: BinaryIO) -> Iterator[_Line]:
+    while raw := opened.readline(MAX_LINE_BYTES + 1):
+        text = raw.decode(errors="backslashreplace").rstrip("\n")
+        if len(raw) > MAX_LINE_BYTES:
+            while not raw.endswith(b"\n") and (raw := opened.readline(MAX_LINE_BYTES)):
+                pass
+            yield _Line(text[:1000], opened.tell(), None, f"is longer than {MAX_LINE_BYTES} bytes")
+            continue
+        try:
+            kind, identity, content = json.loads(text)
+        # Deeply nested brackets end in a RecursionError.
+        except (ValueError, TypeError, RecursionError):
+            yield _Line(text, opened.tell(), None, "is no note; it was torn or written by something else")
+            continue
+        if isinstance(kind, str) and isinstance(identity, str) and isinstance(content, dict):
+            yield _Line(text, opened.tell(), Note(kind, identity, content))
+        else:
+            yield _Line(text, opened.tell(), None, "is no note")
+
+
+def _halves(lines: Sequence[_Line]) -> list[Sequence[_Line]]:
+    """Fewer lines each, or one line with fewer values; nothing if there are no fewer."""
+    first = lines[0]
+    if len(lines) > 1 or first.note is None:
+        return [lines[: len(lines) // 2], lines[len(lines) // 2 :]]
+    parts = halves(first.note)
+    return [[_Line(json.dumps(part), first.end, part)] for part in parts] if len(parts) > 1 else []
+
+
+def _is_plain(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()
+
+
+def _lock_file(base: Path) -> Path:
+    return base.with_name(f".{base.stem}.lock")
+
+
+def _lock_of(base: Path) -> Lock | None:
+    """None if another process has it, or the file system has no locks: then nobody can tell who lives."""
     try:
-        # Signal 0 reaches nobody; it only fails if nobody is there.
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # It is there, and another user's.
-    except PermissionError:
-        return True
-    return True
+        return try_lock(_lock_file(base))
+    except (OSError, NotImplementedError):
+        return None

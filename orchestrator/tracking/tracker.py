@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.terminal.notes import print_note
 from orchestrator.tracking.address import tracking_uri
+from orchestrator.tracking.faults import describe
 from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, STUDY_TAG
-from orchestrator.tracking.spool import Note, Spool
+from orchestrator.tracking.notes import Note, RunStatus
+from orchestrator.tracking.spool import LateFile, Spool
 from orchestrator.tracking.writer import MlflowWriter
 from workloads.places import RunDir
 from workloads.training.records import TrainingRecord
@@ -31,9 +34,6 @@ CLOSE_TIMEOUT_S = 60.0
 MAX_PARAM_LENGTH = 6000
 """MLflow's limit."""
 
-RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-"""How MLflow shows a run that has ended."""
-
 
 class TrackedRun:
     """One MLflow run, named by words of ours; what is logged to it is written later."""
@@ -47,15 +47,16 @@ class TrackedRun:
         """MLflow's id, known once the run has been written."""
         return self._tracker.run_id(self.identity)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Values at a step; NaN and infinity are left out, for MLflow's pages cannot draw them."""
-        now_ms = int(time.time() * 1000)
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, *, measured_s: float | None = None) -> None:
+        """Values at a step; NaN and infinity are left out, for MLflow's pages cannot draw them.
+
+        measured_s: Unix time, if it was not now. What two processes log is one point if its time is the same.
+        """
         finite = {name: float(value) for name, value in metrics.items() if abs(value) < float("inf")}
-        self._tracker.put("metrics", self.identity, {"values": finite, "step": step, "time_ms": now_ms})
+        self._tracker.put("metrics", self.identity, {"values": finite, "step": step, "time_ms": _ms(measured_s)})
 
     def records(self, records: Sequence[TrainingRecord]) -> None:
         """An expert's records, at step = images seen; steps already there are not written twice."""
-        now_ms = int(time.time() * 1000)
         for record in records:
             values = {
                 "loss": record.loss,
@@ -63,21 +64,17 @@ class TrackedRun:
                 "learning_rate": record.learning_rate,
                 "loader_wait_share": record.loader_wait_share,
             }
-            note = {"values": values, "step": record.images_seen, "time_ms": now_ms, "once": True}
+            note = {"values": values, "step": record.images_seen, "time_ms": _ms(record.written_s), "once": True}
             self._tracker.put("metrics", self.identity, note)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file."""
-        staged = self._tracker.spool.stage(path.name)
-        # A copy, for the file may be changed or gone when it is written.
-        shutil.copyfile(path, staged)
-        self._tracker.put("artifact", self.identity, {"file": str(staged), "folder": folder})
+        # Now, for the file may be changed or gone when it is written.
+        self._tracker.put_file(LateFile(self.identity, path.name, folder, lambda staged: shutil.copyfile(path, staged)))
 
     def log_text(self, text: str, name: str) -> None:
         """A text file."""
-        staged = self._tracker.spool.stage(name)
-        staged.write_text(text)
-        self._tracker.put("artifact", self.identity, {"file": str(staged), "folder": None})
+        self._tracker.put_file(LateFile(self.identity, name, None, lambda staged: staged.write_text(text)))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Words that filters find."""
@@ -96,10 +93,15 @@ class Tracker:
         self.uri = tracking_uri(runs_dir)
         self.spool = Spool(runs.spool)
         self._runs_dir = runs.path
-        self._writer = MlflowWriter(self.uri, runs, experiment)
-        self._queue: queue.Queue[Note | None] = queue.Queue()
+        self._writer = MlflowWriter(self.uri, runs, experiment, self.spool)
+        self._queue: queue.Queue[Note | LateFile | threading.Event | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="rememe-tracker", daemon=True)
-        self._offline = False
+        self._fault = ""
+        """What keeps the store from taking notes, as it was told; empty while it takes them."""
+        self._disk_fault = ""
+        self._told: set[Path] = set()
+        """Files of refused notes."""
+        self._running: set[str] = set()
         self._tried_s = 0.0
 
     def __enter__(self) -> "Tracker":
@@ -108,8 +110,15 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Whatever ended the process: nothing of it goes on.
+        for identity in sorted(self._running):
+            self.put("finish", identity, {"status": "KILLED", "if_running": True})
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
+        if num_lost := self.spool.num_in_memory():
+            print_note(f"{num_lost} results are in neither MLflow nor {self.spool.path}, which has no space")
+        if not self._thread.is_alive():
+            self.spool.close()
 
     @property
     def experiment_id(self) -> str | None:
@@ -148,12 +157,23 @@ class Tracker:
     def flush(self) -> None:
         """Wait, for a bounded time, until all that was logged so far is written or spooled."""
         reached = threading.Event()
-        self._queue.put(Note("mark", "", {"event": reached}))
+        self._queue.put(reached)
         reached.wait(CLOSE_TIMEOUT_S)
 
     def put(self, kind: str, identity: str, content: dict[str, Any]) -> None:
         """Queue a note; returns at once."""
+        if kind == "open":
+            self._running.add(identity)
+        elif kind == "finish":
+            self._running.discard(identity)
         self._queue.put(Note(kind, identity, content))
+
+    def put_file(self, file: LateFile) -> None:
+        """Keep a copy of a file to upload and queue its note; without room on the disk, try again later."""
+        try:
+            self._queue.put(self.spool.stage(*file))
+        except OSError:
+            self._queue.put(file)
 
     def _open(
         self,
@@ -176,31 +196,42 @@ class Tracker:
     def _work(self) -> None:
         ended = False
         while not ended:
-            notes: list[Note] = []
+            taken: list[Note | LateFile | threading.Event] = []
             deadline_s = time.monotonic() + FLUSH_INTERVAL_S
             while (left_s := deadline_s - time.monotonic()) > 0:
                 try:
-                    note = self._queue.get(timeout=left_s)
+                    one = self._queue.get(timeout=left_s)
                 except queue.Empty:
                     break
-                if note is None:
+                if one is None:
                     ended = True
                     break
-                notes.append(note)
+                taken.append(one)
                 # Somebody waits for it.
-                if note.kind == "mark":
+                if isinstance(one, threading.Event):
                     break
-            self._handle(notes, last=ended)
+            self._keep(taken)
+            waited = time.monotonic() - self._tried_s > RETRY_INTERVAL_S
+            if not self._fault or waited or ended:
+                self._replay()
+            for one in taken:
+                if isinstance(one, threading.Event):
+                    one.set()
 
-    def _handle(self, notes: list[Note], *, last: bool) -> None:
-        marks = [note for note in notes if note.kind == "mark"]
-        # On disk first: what this process does not get to write, the next run writes.
-        self.spool.append([note for note in notes if note.kind != "mark"])
-        waited = time.monotonic() - self._tried_s > RETRY_INTERVAL_S
-        if not self._offline or waited or last:
-            self._replay()
-        for mark in marks:
-            mark.content["event"].set()
+    def _keep(self, taken: Sequence[object]) -> None:
+        """On disk first: what this process does not get to write, the next run writes."""
+        notes = [one for one in taken if isinstance(one, Note)]
+        try:
+            self.spool.append(notes, [one for one in taken if isinstance(one, LateFile)])
+        except OSError as error:
+            self._disk_fault = self._told_once(
+                self._disk_fault,
+                f"{self.spool.path} cannot be written ({error.strerror}); results not yet in MLflow are kept in memory",
+            )
+        else:
+            if self._disk_fault:
+                print_note(f"{self.spool.path} can be written again; everything is kept")
+            self._disk_fault = ""
 
     def _replay(self) -> None:
         """Write what is spooled, in order; what remains after a failure stays for the next try."""
@@ -210,20 +241,41 @@ class Tracker:
             self.spool.replay(self._writer.apply)
         # Whatever the store or the network does, training goes on: the one place where every error is caught.
         except Exception as error:
-            if not self._offline:
-                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                print_note(f"MLflow at {self.uri} does not answer ({reason}); results are kept in {self.spool.path}")
-            self._offline = True
+            sentence = describe(error, self.uri)
+            self._fault = self._told_once(self._fault, f"{sentence}; results are kept in {self.spool.path}")
         else:
-            if self._offline:
-                print_note(f"MLflow at {self.uri} answers again; everything kept was written")
-            self._offline = False
+            if self._fault:
+                print_note(f"MLflow at {masked(self.uri)} answers again; everything kept was written")
+            self._fault = ""
+        self._tell_rejected()
+
+    def _told_once(self, before: str, sentence: str) -> str:
+        # The details change from try to try: addresses of objects, numbers of attempts.
+        if sentence.split(" (", maxsplit=1)[0] != before.split(" (", maxsplit=1)[0]:
+            print_note(sentence)
+        return sentence
+
+    def _tell_rejected(self) -> None:
+        """Once per file."""
+        for file in {one.file for one in self.spool.rejected} - self._told:
+            reasons = [one.reason for one in self.spool.rejected if one.file == file]
+            more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+            print_note(
+                f"MLflow will not take a note ({masked(reasons[0])}){more}; set aside in {file}, the rest goes on"
+            )
+            self._told.add(file)
+        self.spool.rejected.clear()
+
+
+def _ms(time_s: float | None) -> int:
+    """Unix time in milliseconds; now, if it is not known."""
+    return int(1000 * (time_s or time.time()))
 
 
 def run_url(tracker: Tracker, run: TrackedRun) -> str:
     """Where the run is in MLflow's pages, or a sentence while the store does not answer."""
     if tracker.experiment_id is None or run.run_id is None:
-        return f"{tracker.uri} does not answer; the results are spooled and written by the next run"
+        return f"{masked(tracker.uri)} does not answer; the results are spooled and written by the next run"
     # Where `rememe ui` serves it unless told otherwise.
-    host = tracker.uri if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
+    host = masked(tracker.uri) if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
     return f"{host}/#/experiments/{tracker.experiment_id}/runs/{run.run_id}"

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import tracking_uri
 from workloads.errors import ConfigError
@@ -26,7 +27,7 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
     """Serve until Ctrl-C; the server's exit code. ConfigError if there is no store yet or the port is taken."""
     uri = tracking_uri(runs_dir)
     if uri.startswith("http"):
-        print(f"MLFLOW_TRACKING_URI is a server of its own: open {uri}")
+        print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():

@@ -1,111 +1,205 @@
-"""Writes notes about runs into MLflow, in the tracker's thread. Any error it raises means: try again later."""
+"""Writes notes about runs into MLflow, in the tracker's thread.
+
+Notes come at least once, perhaps from several processes, and an answer may be lost after the store has taken what was
+sent. So nothing is written before the store was asked what it has, and after any error it is asked again.
+"""
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
+from orchestrator.plan.errors import TrackingError
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.address import quieten
+from orchestrator.tracking.address import open_client
+from orchestrator.tracking.faults import first_line, is_puzzling, is_refusal
 from orchestrator.tracking.names import EXPERIMENT_KIND_TAG, IDENTITY_TAG, LINK_TAG, PARENT_TAG
-from orchestrator.tracking.spool import Note, new_points
+from orchestrator.tracking.notes import (
+    ArtifactContent,
+    Content,
+    FinishContent,
+    MetricsContent,
+    Note,
+    OpenContent,
+    RefusedNoteError,
+    TagsContent,
+    content_of,
+    new_points,
+)
+from orchestrator.tracking.spool import Spool
 from workloads.locks import locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MAX_BATCH_PARAMS, MAX_BATCH_METRICS = 100, 1000
 """What MLflow takes in one call."""
+MAX_TRIES = 3
+"""Of a note that fails while the store answers otherwise."""
+OLDEST_FIRST = ["attributes.start_time ASC", "attributes.run_id ASC"]
 
 
 class MlflowWriter:
     """One experiment of one store. Connects when there is something to write."""
 
-    def __init__(self, uri: str, runs: RunsDir, experiment: str) -> None:
+    def __init__(self, uri: str, runs: RunsDir, experiment: str, spool: Spool) -> None:
         self.run_ids: dict[str, str] = {}
         """MLflow's ids of runs written or found so far, by identity."""
 
         self.experiment_id: str | None = None
-        self._uri, self._runs, self._experiment = uri, runs, experiment
-        self._client: Any = None
-        self._last_step: dict[str, int] = {}
+        self._uri, self._runs, self._experiment, self._spool = uri, runs, experiment, spool
+        self._opened: MlflowClient | None = None
+        self._points: dict[str, dict[str, dict[int, float]]] = {}
+        """What runs have: values by metric and step."""
+        self._made: set[str] = set()
+        """Runs that had nothing when they were made here."""
         self._ended: set[str] = set()
         """Experts that were finished before they were opened here."""
+        self._failures: dict[tuple[str, str], int] = {}
+        """How often notes failed while the store answered, by kind and run."""
+
+    @property
+    def _client(self) -> "MlflowClient":
+        assert self._opened is not None
+        return self._opened
 
     def connect(self) -> None:
-        """Find the experiment, or make it; the first call makes the database."""
-        if self._client is not None:
-            return
-        quieten()
-        from mlflow import MlflowClient
-
-        # Two processes that create the same SQLite file at once break each other's migration.
-        with locked(self._runs.mlflow_lock):
-            client = MlflowClient(tracking_uri=self._uri)
-            found = client.get_experiment_by_name(self._experiment)
-            if found is not None:
-                self.experiment_id = found.experiment_id
-            else:
-                # Fixed for ever when the experiment is made; by default it would be relative to this process.
-                location = None if self._uri.startswith("http") else self._runs.mlflow_artifacts.as_uri()
-                self.experiment_id = client.create_experiment(
-                    self._experiment, artifact_location=location, tags={EXPERIMENT_KIND_TAG: "custom_model_development"}
-                )
-        self._client = client
+        """Find the experiment, or make it. TrackingError if it was deleted, anything if the store does not answer."""
+        if self._opened is None:
+            client = open_client(self._uri)
+            with locked(self._runs.mlflow_lock, if_supported=True):
+                self.experiment_id = self._find_experiment(client)
+            self._opened = client
 
     def apply(self, notes: Sequence[Note]) -> None:
-        """Write consecutive notes of one kind about one run."""
-        first = notes[0]
-        if first.kind == "open":
-            for note in notes:
-                self._apply_open(note)
-            return
-        if first.identity in self._ended:
-            return
-        run_id = self._find(first.identity)
-        if first.kind == "metrics":
-            self._apply_metrics(run_id, notes)
-        for note in notes:
-            content = note.content
-            if note.kind == "artifact":
-                self._apply_artifact(run_id, content)
-            elif note.kind == "tags":
-                for key, value in content.items():
-                    self._client.set_tag(run_id, key, value)
-            elif note.kind == "finish":
-                self._client.set_terminated(run_id, content["status"])
+        """Write consecutive notes of one kind about one run.
 
-    def _apply_open(self, note: Note) -> None:
-        content, identity = note.content, note.identity
-        parent_id = None if content["parent"] is None else self._find(content["parent"])
+        Raises RefusedNoteError if the store will never take them, anything else if it does not now.
+        """
+        contents = [content_of(note) for note in notes]
+        try:
+            self._apply(notes[0].identity, contents)
+        except RefusedNoteError:
+            raise
+        except Exception as error:
+            # What was sent may have been taken all the same.
+            self._points.clear()
+            self._made.clear()
+            if not (is_refusal(error) or is_puzzling(error)):
+                raise
+            # Not the note's fault if nothing is taken any more.
+            self.experiment_id = self._find_experiment(self._client)
+            if not is_refusal(error) and self._count_failure(notes[0]) < MAX_TRIES:
+                raise
+            raise RefusedNoteError(first_line(error), is_all=self._is_deleted(notes[0].identity)) from error
+
+    def _find_experiment(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(self._experiment)
+        if found is None:
+            # Fixed for ever when the experiment is made; by default it would be relative to this process.
+            location = None if self._uri.startswith("http") else self._runs.mlflow_artifacts.as_uri()
+            tags = {EXPERIMENT_KIND_TAG: "custom_model_development"}
+            try:
+                made: str = client.create_experiment(self._experiment, artifact_location=location, tags=tags)
+                return made
+            except MlflowException:
+                # Another process may have been first.
+                found = client.get_experiment_by_name(self._experiment)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the experiment {self._experiment!r} was deleted in MLflow; bring it back with "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}, or clear it away with mlflow gc"
+            )
+        experiment_id: str = found.experiment_id
+        return experiment_id
+
+    def _is_deleted(self, identity: str) -> bool:
+        """Whether somebody deleted a run in MLflow; then it is not looked for again."""
+        run_id = self.run_ids.get(identity)
+        if run_id is None or self._client.get_run(run_id).info.lifecycle_stage == "active":
+            return False
+        del self.run_ids[identity]
+        return True
+
+    def _count_failure(self, note: Note) -> int:
+        key = (note.kind, note.identity)
+        self._failures[key] = self._failures.get(key, 0) + 1
+        return self._failures[key]
+
+    def _apply(self, identity: str, contents: Sequence[Content]) -> None:
+        if isinstance(contents[0], OpenContent):
+            for content in contents:
+                assert isinstance(content, OpenContent)
+                self._apply_open(identity, content)
+        elif identity not in self._ended:
+            run_id = self._find(identity)
+            self._apply_metrics(run_id, [content for content in contents if isinstance(content, MetricsContent)])
+            for content in contents:
+                self._apply_other(run_id, content)
+
+    def _apply_other(self, run_id: str, content: Content) -> None:
+        match content:
+            case ArtifactContent(file=name, folder=folder):
+                file = self._spool.staged(name)
+                # Else it was written before a crash that came before the spool forgot it.
+                if file.exists():
+                    self._client.log_artifact(run_id, str(file), folder)
+                    shutil.rmtree(file.parent)
+            case TagsContent():
+                for key, value in content.model_dump().items():
+                    self._client.set_tag(run_id, key, value)
+            case FinishContent(status=status, if_running=if_running):
+                self._points.pop(run_id, None)
+                if not if_running or self._client.get_run(run_id).info.status == "RUNNING":
+                    self._client.set_terminated(run_id, status)
+
+    def _apply_open(self, identity: str, content: OpenContent) -> None:
+        parent_id = None
+        # One that was deleted takes nothing down with it.
+        with suppress(RefusedNoteError):
+            parent_id = self._find(content.parent) if content.parent else None
         known = self._search(identity)
         if known is None:
-            run_id = self._create(note, parent_id)
-        elif content["once"] and known.info.status == "FINISHED":
-            run_id = known.info.run_id
+            # Nobody else may make it between looking and making.
+            with locked(self._runs.mlflow_lock, if_supported=True):
+                known = self._search(identity) or self._create(identity, content, parent_id)
+        run_id: str = known.info.run_id
+        self.run_ids[identity] = run_id
+        if content.once and known.info.status == "FINISHED":
             self._ended.add(identity)
         else:
-            run_id = known.info.run_id
             # An earlier process may have left it finished, failed or killed.
             self._client.update_run(run_id, status="RUNNING")
-            # Records that are there already come again from the job's file, and are left out.
-            history = self._client.get_metric_history(run_id, "loss")
-            self._last_step[run_id] = max((metric.step for metric in history), default=-1)
-        self.run_ids[identity] = run_id
-        is_elsewhere = known is not None and known.data.tags.get(PARENT_TAG) != parent_id
-        if parent_id is not None and (content["once"] or is_elsewhere):
-            self._client.set_tag(parent_id, f"{LINK_TAG}{content['link']}", run_id)
+            self._log_params(run_id, {key: one for key, one in content.params.items() if key not in known.data.params})
+        is_elsewhere = known.data.tags.get(PARENT_TAG) != parent_id
+        if parent_id is not None and (content.once or is_elsewhere):
+            self._client.set_tag(parent_id, f"{LINK_TAG}{content.link}", run_id)
 
-    def _create(self, note: Note, parent_id: str | None) -> str:
-        from mlflow.entities import Param
-
+    def _create(self, identity: str, content: OpenContent, parent_id: str | None) -> "Run":
         # With the run and not after it: a run without an identity would never be found again.
-        tags = note.content["tags"] | {IDENTITY_TAG: note.identity}
+        tags = content.tags | {IDENTITY_TAG: identity}
         if parent_id is not None:
             tags[PARENT_TAG] = parent_id
-        run = self._client.create_run(self.experiment_id, run_name=note.content["name"], tags=tags)
-        run_id: str = run.info.run_id
-        params = [Param(key, value) for key, value in note.content["params"].items()]
-        for start in range(0, len(params), MAX_BATCH_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + MAX_BATCH_PARAMS])
-        return run_id
+        made = self._client.create_run(self.experiment_id, run_name=content.name, tags=tags)
+        self._made.add(made.info.run_id)
+        # A machine that shares the store but not the lock may have been first.
+        oldest = self._search(identity)
+        if oldest is None or oldest.info.run_id == made.info.run_id:
+            return made
+        self._client.delete_run(made.info.run_id)
+        return oldest
+
+    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entities = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(entities), MAX_BATCH_PARAMS):
+            self._client.log_batch(run_id, params=entities[start : start + MAX_BATCH_PARAMS])
 
     def _find(self, identity: str) -> str:
         """The id of a run opened before, perhaps by a process that has ended."""
@@ -113,28 +207,30 @@ class MlflowWriter:
         if run_id is None:
             found = self._search(identity)
             if found is None:
-                raise LookupError(f"run {identity} was deleted in MLflow")
+                raise RefusedNoteError(f"{identity} is not in MLflow: it was deleted or refused", is_all=True)
             run_id = self.run_ids[identity] = found.info.run_id
         return run_id
 
-    def _search(self, identity: str) -> Any:
+    def _search(self, identity: str) -> "Run | None":
         """The run with this identity, or None."""
         query = f"tags.`{IDENTITY_TAG}` = '{identity}'"
-        found = self._client.search_runs([self.experiment_id], query, max_results=1)
+        found = self._client.search_runs([self.experiment_id], query, max_results=1, order_by=OLDEST_FIRST)
         return found[0] if found else None
 
-    def _apply_metrics(self, run_id: str, notes: Sequence[Note]) -> None:
+    def _apply_metrics(self, run_id: str, notes: Sequence[MetricsContent]) -> None:
         from mlflow.entities import Metric
 
-        points, reached = new_points(notes, self._last_step.get(run_id, -1))
+        points = new_points(notes, lambda name: self._history(run_id, name))
         metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in points]
         for start in range(0, len(metrics), MAX_BATCH_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH_METRICS])
-        # Only now: after an error the same notes come again, and must not count as written.
-        self._last_step[run_id] = reached
+        for point in points:
+            self._history(run_id, point.name)[point.step] = point.value
 
-    def _apply_artifact(self, run_id: str, content: dict[str, Any]) -> None:
-        file = Path(content["file"])
-        if file.exists():  # it was written before a crash that came before the spool forgot it
-            self._client.log_artifact(run_id, str(file), content["folder"])
-            shutil.rmtree(file.parent)
+    def _history(self, run_id: str, name: str) -> dict[int, float]:
+        """Steps of a curve and their last values."""
+        curves = self._points.setdefault(run_id, {})
+        if name not in curves:
+            rows = [] if run_id in self._made else self._client.get_metric_history(run_id, name)
+            curves[name] = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
+        return curves[name]

@@ -13,6 +13,9 @@ pytestmark = pytest.mark.e2e
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 
+SECRET = "s3cr3tpassw0rd"
+"""A password that no command may print."""
+
 BAD = {
     "misspelt section": (["trainin.batch_size=3"], "trainin: unknown key; did you mean 'training'?"),
     "misspelt key": (["training.batchsize=3"], "did you mean 'batch_size'?"),
@@ -122,9 +125,9 @@ def test_an_empty_folder_is_refused(folder: Path, rememe_here: Rememe) -> None:
 
 
 def test_a_tracking_address_mlflow_does_not_know_is_refused(folder: Path, rememe_here: Rememe) -> None:
-    result = rememe_here("train", "tiny.yaml", cwd=folder, env={"MLFLOW_TRACKING_URI": "ftp://host"})
+    result = rememe_here("train", "tiny.yaml", cwd=folder, env={"MLFLOW_TRACKING_URI": f"ftp://ann:{SECRET}@host"})
     assert result.returncode == 2
-    assert "MLFLOW_TRACKING_URI is 'ftp://host'" in result.stderr
+    assert "MLFLOW_TRACKING_URI is 'ftp://***@host'" in result.stderr
 
 
 def test_help_imports_nothing_slow(folder: Path, rememe: Rememe) -> None:
@@ -171,3 +174,40 @@ def test_planning_a_study_says_what_its_configurations_share(rememe_here: Rememe
     assert report["images_without_store"] / report["images_trained"] == 27
     table = rememe_here("plan", "search-ratios", cwd=tmp_path)
     assert "12 distinct jobs instead of 324" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["train", "tiny.yaml", "--address", f"http://ann:{SECRET}@h:1"], {}),
+        (["train", "tiny.yaml", "--store", f"nothing://ann:{SECRET}@h/x"], {}),
+        (["train", f"http://ann:{SECRET}@h/x.yaml"], {}),
+        (["train", "tiny.yaml", "data.kind=folder", f"data.path=s3://ann:{SECRET}@h"], {}),
+        (["compare", f"http://ann:{SECRET}@h/x.yaml"], {}),
+        (["search", f"http://ann:{SECRET}@h/x.yaml"], {}),
+        (["search", "demo-search", "--address", f"http://ann:{SECRET}@h:1"], {}),
+        (["submit", "demo-meme", "--runs-dir", "/r", "--address", f"ftp://ann:{SECRET}@h"], {}),
+        (["jobs", "--address", f"http://ann:{SECRET}@127.0.0.1:9"], {}),
+        (["logs", "x", "--address", f"http://127.0.0.1:9/?token={SECRET}"], {}),
+        (["stop", "x", "--address", f"ftp://ann:{SECRET}@h"], {}),
+        (["status", "x", "--address", f"ftp://ann:{SECRET}@h"], {}),
+        (["status", f"http://ann:{SECRET}@h/x"], {}),
+        (["sample", f"s3://ann:{SECRET}@h/x"], {}),
+        (["evaluate", f"s3://ann:{SECRET}@h/x"], {}),
+        (["bake", f"s3://ann:{SECRET}@h/x", "out"], {}),
+        (["export", f"s3://ann:{SECRET}@h/x", "out"], {}),
+        (["report", f"s3://ann:{SECRET}@h/x"], {}),
+        (["data", "prepare", f"s3://ann:{SECRET}@h/x", "out"], {}),
+        (["ui"], {"MLFLOW_TRACKING_URI": f"http://ann:{SECRET}@h/x"}),
+        (["ui"], {"MLFLOW_TRACKING_URI": f"ftp://ann:{SECRET}@h/x"}),
+    ],
+    ids=lambda one: " ".join(one[:2]).replace(SECRET, "") if isinstance(one, list) else "",
+)
+def test_no_command_prints_a_password(
+    arguments: list[str], variables: dict[str, str], folder: Path, rememe_here: Rememe
+) -> None:
+    result = rememe_here(*arguments, cwd=folder, env=variables)
+    assert result.stdout + result.stderr
+    assert SECRET not in result.stdout + result.stderr
+    assert "***" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

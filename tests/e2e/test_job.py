@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -127,6 +128,10 @@ def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on(
     while "images/s" not in (log := rememe(head, "logs", job, cwd=tmp_path)).stdout:
         assert time.monotonic() < deadline_s, log.stdout + log.stderr
         time.sleep(2)
+    seen = rememe(head, "status", job, cwd=tmp_path)  # from its own runs directory, which nobody has named here
+    assert re.search(r"long-\w{8} \(single\): running.*job " + job, seen.stdout, re.DOTALL), seen.stdout + seen.stderr
+    assert re.search(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ", seen.stdout)
+    assert "long-" in rememe(head, "status", "--runs-dir", runs, cwd=tmp_path).stdout
     assert "writes checkpoints and ends" in rememe(head, "stop", job, cwd=tmp_path).stdout
     followed = rememe(head, "logs", job, "--follow", cwd=tmp_path)
     assert followed.returncode != 0

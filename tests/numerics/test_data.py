@@ -16,7 +16,8 @@ from PIL import Image
 from workloads.config.base import StrictConfig
 from workloads.config.data import AnyData, EmbeddedData, FolderData, ParquetData, PreparedData, TorchvisionData
 from workloads.config.load import validate
-from workloads.data.prepare import ensure_prepared, prepare, to_array
+from workloads.data.pictures import to_array
+from workloads.data.prepare import ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import detect_source
 from workloads.errors import DataError
@@ -182,7 +183,7 @@ def test_another_source_may_not_use_the_same_directory(folder: Path, tmp_path: P
 def test_images_that_do_not_decode_are_named(folder: Path, pixels: np.ndarray, tmp_path: Path) -> None:
     broken = folder / "shirt" / "006.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"1 images do not decode \(shirt/006.png\), more than --max-bad 0"):
+    with pytest.raises(DataError, match=r"shirt/006.png does not decode: damaged or cut short"):
         prepare(folder_config(folder), tmp_path / "strict")
     summary = prepare(folder_config(folder), tmp_path / "lenient", max_bad=1)
     assert summary.bad == ("shirt/006.png",)
@@ -198,7 +199,7 @@ def test_wrong_data_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         prepare(folder_config(tmp_path / "none"), tmp_path / "b")
     (tmp_path / "flat").mkdir()
-    with pytest.raises(DataError, match="has no subfolders"):
+    with pytest.raises(DataError, match="holds no images"):
         prepare(folder_config(tmp_path / "flat"), tmp_path / "c")
     (tmp_path / "flat" / "class").mkdir()
     with pytest.raises(DataError, match="holds no images"):

@@ -70,6 +70,18 @@ def test_the_longest_start_first_as_many_as_fit_and_one_ahead(plan: Plan) -> Non
     assert fleet.told[-1] == (fleet.keys[3], ExpertState.STARTING)
 
 
+def test_an_autoscaler_sees_half_as_many_again_and_the_longest_of_these_inherit_first(tiny_run: dict[str, Any]) -> None:
+    raw = tiny_run | {"strategy": {"kind": "meme", "experts": [{"specialisation": 0.1}] * 12}}
+    plan = make_plan(RunConfig.model_validate(raw), DATA)
+    fleet = Simulated(plan)
+    assert [start.is_ahead for start in fleet.start([{"CPU": 1.0}] * 6)] == [False] * 6 + [True] * 3
+    running, (first, *others) = fleet.keys[:6], fleet.keys[6:9]
+    fleet.see(*(sv.Answered(key, pid=1) for key in running))
+    longer = {others[1]: dataclasses.replace(plan.by_key[others[1]], macs=10**12)}
+    fleet.fleet = dataclasses.replace(fleet.fleet, jobs={**plan.by_key, **longer})
+    assert sv.heirs(fleet.fleet) == [others[1], first, others[0]]
+
+
 def test_who_was_submitted_first_has_its_place(tiny_run: dict[str, Any]) -> None:
     """One that waits for the whole node does not take the room of those that run beside it."""
     wants = [{"num_cpus": 4}, {"num_cpus": 1}, {"num_cpus": 1}, {"num_cpus": 1}]
@@ -255,7 +267,7 @@ def test_whatever_happens_everyone_ends_and_slots_are_never_overbooked(plan: Pla
         if fleet.fleet.queue and rng.random() < 0.1:
             fleet.see(sv.Refused(fleet.fleet.queue[0]))
         fleet.start(now_s=now_s)
-        assert len(fleet.fleet.those(sv.Submitted, sv.Running)) <= 2 + sv.NUM_QUEUED_AHEAD
+        assert len(fleet.fleet.those(sv.Submitted, sv.Running)) <= 2 + sv.num_queued_ahead(2)
         with_ray = fleet.fleet.those(sv.Submitted, sv.Running)
         possible: list[sv.Observation] = [sv.Answered(key, pid=1) for key in fleet.fleet.those(sv.Submitted)]
         possible += [sv.Finished(key) for key in fleet.fleet.those(sv.Running)]

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from orchestrator.plan.policies import FailureKind
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import show_warnings_as_notes
 from orchestrator.terminal.progress import progress
+from orchestrator.terminal.words import timestamp
 from workloads.config import DataSpec, RunConfig
 from workloads.training.records import TrainingRecord
 
@@ -29,6 +32,24 @@ def record(images_seen: int) -> TrainingRecord:
     return TrainingRecord(images_seen, 0.25, 64.0, 1e-3, 0.0)
 
 
+def unstamped(log: io.StringIO) -> list[str]:
+    """The lines of a log without their times, which are those of now."""
+    lines = [line.partition(" ") for line in log.getvalue().splitlines()]
+    for moment, _, _ in lines:
+        assert abs(datetime.fromisoformat(moment) - datetime.now(UTC)) < timedelta(seconds=60)
+    return [text for _, _, text in lines]
+
+
+def test_a_time_is_local_and_says_how_far_it_is_from_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert timestamp(0.0) == "1970-01-01T05:30:00+05:30"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 @pytest.mark.parametrize(
     ("event", "words"),
     [
@@ -38,6 +59,7 @@ def record(images_seen: int) -> TrainingRecord:
         (events.Starting("k"), "starting"),
         (events.Starting("k", num_workers=2), "starting (2 workers)"),
         (events.Training("k", pid=7), "training (pid 7)"),
+        (events.Training("k", pid=7, node="10.0.0.3"), "training (pid 7 on 10.0.0.3)"),
         (events.Training("k"), "training"),
         (events.Restarting("k", FailureKind.PROCESS_DIED, 2), "restarting (its process died)"),
         (events.Starting("k", attempt=2), "restarting"),
@@ -51,7 +73,7 @@ def test_an_event_is_a_line_of_the_log(plan: Plan, event: ExpertEvent, words: st
     job, log = plan.jobs[1], io.StringIO()
     with ExpertsDisplay(plan.jobs, Console(file=log)) as display:
         display(type(event)(**{**vars(event), "key": job.key}))
-    assert log.getvalue() == ("" if words is None else f"expert_01 [250, 500): {words}\n")
+    assert unstamped(log) == ([] if words is None else [f"expert_01 [250, 500): {words}"])
 
 
 def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
@@ -59,7 +81,7 @@ def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
     display = ExpertsDisplay(plan.jobs, Console(file=log))
     for images_seen in (64, 128, 192):  # within the same moment
         display(events.Progressed(job.key, (record(images_seen),)))
-    assert log.getvalue() == "expert_00: 64 of 1,024 images, loss 0.2500, 64 images/s, 0:15 left\n"
+    assert unstamped(log) == ["expert_00: 64 of 1,024 images, loss 0.2500, 64 images/s, 0:15 left"]
 
 
 def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +92,8 @@ def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch
         for done in range(100, 1000, 100):  # the first hundred were there already
             advance(done, 1000)
             now_s[0] += 4.0
-    lines = [line for line in log.getvalue().splitlines() if ":" in line and "left" in line]
-    assert lines == [
+    lines = [line for line in log.getvalue().splitlines(keepends=True) if "left" in line]
+    assert unstamped(io.StringIO("".join(lines))) == [
         "sampling: 400 of 1,000 images, 0:24 left",
         "sampling: 700 of 1,000 images, 0:12 left",
     ]

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from workloads.config.base import StrictConfig, UserPath
 
+SparseLabels = Literal["refuse", "remap", "keep"]
+
 
 class _DataFields(StrictConfig):
     image_size: int = Field(32, ge=4, le=16384)
@@ -38,7 +40,18 @@ class EmbeddedData(_DataFields):
     """1 for grey (what the images are), 3 to repeat the grey channel."""
 
 
-class FolderData(_DataFields):
+class _FileData(_DataFields):
+    path: UserPath
+    """Where they lie."""
+
+    split: str | None = None
+    """Which part to use where names of folders or files speak of parts (train, val, test). None: train."""
+
+    one_class: bool = False
+    """Read all images as one class, whatever folders or labels say."""
+
+
+class FolderData(_FileData):
     """A folder of images, one subfolder per class."""
 
     kind: Literal["folder"] = "folder"
@@ -46,12 +59,55 @@ class FolderData(_DataFields):
     """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
 
 
-class ParquetData(_DataFields):
-    """A directory of Parquet files in the Hugging Face layout: image{bytes, path}, label."""
+class _LabelledData(_FileData):
+    label_column: str | None = None
+    """Column (or field) of the labels; "none" for images of one class. None: the one that is clearly meant."""
+
+    sparse_labels: SparseLabels = "refuse"
+    """What to do with labels that leave most numbers out: refuse them, remap them to 0, 1, 2, ..., or keep them."""
+
+
+class ArchiveData(_LabelledData):
+    """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
+
+    kind: Literal["archive"] = "archive"
+    path: UserPath
+    """The file, or the folder of tars."""
+
+
+class _TableData(_LabelledData):
+    image_column: str | None = None
+    """Column of the images. None: the one that is clearly meant."""
+
+
+class ParquetData(_TableData):
+    """A directory of Parquet files, as Hugging Face has them: image{bytes, path}, label."""
 
     kind: Literal["parquet"] = "parquet"
     path: UserPath
     """The directory (or one file)."""
+
+
+class ArrowData(_TableData):
+    """What Hugging Face's save_to_disk wrote."""
+
+    kind: Literal["arrow"] = "arrow"
+    path: UserPath
+    """The directory (or one .arrow file)."""
+
+
+class LatentFilesData(_DataFields):
+    """Latents in one .npy each, (1, C, H, W) or (C, H, W), with the labels in another: what trainers of DiT use."""
+
+    kind: Literal["latent_files"] = "latent_files"
+    path: UserPath
+    """The directory that holds a folder ..._features and a folder ..._labels."""
+
+    vae: UserPath
+    """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
+
+    channels: Literal[4, 16] = 4  # type: ignore[assignment]
+    """Of the latents."""
 
 
 class TorchvisionData(_DataFields):
@@ -91,6 +147,14 @@ class PreparedData(_DataFields):
 
 
 AnyData = Annotated[
-    EmbeddedData | FolderData | ParquetData | TorchvisionData | CIFAR10Data | PreparedData,
+    EmbeddedData
+    | FolderData
+    | ArchiveData
+    | ParquetData
+    | ArrowData
+    | LatentFilesData
+    | TorchvisionData
+    | CIFAR10Data
+    | PreparedData,
     Field(discriminator="kind"),
 ]

@@ -52,5 +52,8 @@ class ExecutionConfig(StrictConfig):
     wait_timeout_s: float = Field(1800.0, gt=0)
     """An expert that asks for what no live node has is given up after this long; an autoscaler may add one before."""
 
+    cache_size_gb: float = Field(100.0, gt=0)
+    """How much of a --storage each node keeps on its own disk; what was used least lately is removed first."""
+
     heartbeat_timeout_s: float = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""

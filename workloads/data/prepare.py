@@ -2,19 +2,29 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
 
 from workloads.config.base import content_hash
-from workloads.config.data import AnyData, PreparedData
+from workloads.config.data import AnyData, LatentFilesData, PreparedData
+from workloads.data.decode import Block, decode_block
+from workloads.data.found import (
+    BadItem,
+    ClassCount,
+    SourceContents,
+    Tally,
+    check_bad,
+    printable,
+    read_found,
+    summary_of_bad,
+)
 from workloads.data.latents import LatentEncoder
 from workloads.data.prepared import (
     MANIFEST,
@@ -26,7 +36,8 @@ from workloads.data.prepared import (
     read_manifest,
     rows_in_order,
 )
-from workloads.data.sources import ImageSource, Item, open_source
+from workloads.data.source import ImageSource
+from workloads.data.sources import open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
 from workloads.progress import Progress
@@ -36,7 +47,13 @@ SHARD_IMAGES = 8192
 SHARD_LATENTS = 1024
 """Encoding is slow, so an interruption should cost little of it."""
 
-PROGRESS_EVERY = 256
+SHARD_BYTES = 2**27
+"""Of pixels, for a shard is made in memory; large images lie in shards of fewer."""
+
+READING_VERSION = 2
+"""Raise it when the same source may be read as other pixels or labels; what was prepared before is then made anew."""
+
+FOUND = "found.json"
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
 
@@ -48,14 +65,8 @@ class PrepareSummary(NamedTuple):
     num_images: int
     bad: tuple[str, ...]
     manifest: Manifest
-
-
-class _Block(NamedTuple):
-    """Consecutive source items as arrays."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    bad: list[str]
+    found: SourceContents | None
+    """None for what an earlier version prepared."""
 
 
 def prepare(
@@ -71,34 +82,36 @@ def prepare(
 
     Images that do not decode are left out and named; more than max_bad of them is a DataError.
     """
-    if isinstance(config, PreparedData):
-        raise DataError(f"data.path {config.path} is prepared already")
-    source = open_source(config)
-    encoder = LatentEncoder(vae) if vae is not None else None
-    shard_images = shard_images or (SHARD_IMAGES if encoder is None else SHARD_LATENTS)
+    source = _open(config)
+    encoder = _encoder(config, vae)
+    shard_images = shard_images or _shard_images(config, source, encoder)
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
-        manifest = read_manifest(out)
-        return PrepareSummary(out, manifest.num_images, manifest.bad, manifest)
-    bad: list[str] = []
+        return _summary(out)
+    bad: list[BadItem] = []
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
-
-            def advance(done: int, start: int = start) -> None:
-                if on_progress is not None:
-                    on_progress(start + done, source.num_images)
-
-            block = _decode(islice(source.items(start), shard_images), config, advance)
-            _write_shard(out, index, block, encoder)
-        bad += json.loads(sidecar.read_text())["bad"]
-        if len(bad) > max_bad:
-            named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-            raise DataError(f"{len(bad)} images do not decode ({named}), more than --max-bad {max_bad}")
+            block = _decode(source, config, start, shard_images, max_bad - len(bad), on_progress)
+            _write_shard(out, index, block, encoder if source.latent_shape is None else None)
+        bad += _bad_of(sidecar)
+        check_bad(bad, max_bad)
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
-    manifest = _finish(out, source, tuple(bad), encoder, name_of_source(config))
-    return PrepareSummary(out, manifest.num_images, manifest.bad, manifest)
+    _finish(out, source, bad, encoder, name_of_source(config))
+    return _summary(out)
+
+
+def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceContents:
+    """Read all of a source and say what is there, without writing anything; how many are bad is for the caller."""
+    source = _open(config)
+    tally, labels, bad = Tally(), np.zeros(len(source.class_names), np.int64), list[BadItem]()
+    step = _shard_images(config, source, None)
+    for start in range(0, source.num_images, step):
+        block = _decode(source, config, start, step, None, on_progress)
+        tally, bad = tally + block.tally, bad + block.bad
+        labels += np.bincount(block.labels, minlength=len(labels))
+    return _found(source, name_of_source(config), dict(enumerate(labels.tolist())), tally, bad)
 
 
 def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress | None = None) -> PreparedDataset:
@@ -111,8 +124,14 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
         dataset = PreparedDataset(config.path.absolute())
         _check_against(config, dataset)
         return dataset
-    out = cache_dir / content_hash(_determinants(config, open_source(config), None, SHARD_IMAGES))[:16]
-    return PreparedDataset(prepare(config, out, on_progress=on_progress).path)
+    source, encoder = _open(config), _encoder(config, None)
+    shard_images = _shard_images(config, source, encoder)
+    out = cache_dir / content_hash(_determinants(config, source, encoder, shard_images))[:16]
+    is_new = not (out / MANIFEST).is_file()
+    summary = prepare(config, out, on_progress=on_progress)
+    if is_new and summary.found is not None:
+        _tell_what_is_odd(summary.found)
+    return PreparedDataset(summary.path)
 
 
 def name_of_source(config: AnyData) -> str:
@@ -124,6 +143,53 @@ def name_of_source(config: AnyData) -> str:
         getattr(config, "split", None),
     ]
     return " ".join(str(part) for part in parts if part is not None)
+
+
+def _open(config: AnyData) -> ImageSource:
+    if isinstance(config, PreparedData):
+        raise DataError(f"data.path {config.path} is prepared already")
+    return open_source(config)
+
+
+def _encoder(config: AnyData, vae: Path | None) -> LatentEncoder | None:
+    """What makes the latents; for latents that are there already, what made them."""
+    if isinstance(config, LatentFilesData):
+        return LatentEncoder(config.vae)
+    return LatentEncoder(vae) if vae is not None else None
+
+
+def _shard_images(config: AnyData, source: ImageSource, encoder: LatentEncoder | None) -> int:
+    if source.latent_shape is None and encoder is None:
+        image_bytes = config.image_size**2 * config.channels
+        return max(1, min(SHARD_IMAGES, SHARD_BYTES // image_bytes))
+    return max(1, min(SHARD_LATENTS, SHARD_BYTES // (config.image_size**2 * 3)))
+
+
+def _decode(
+    source: ImageSource, config: AnyData, start: int, count: int, may_be_bad: int | None, on_progress: Progress | None
+) -> Block:
+    def advance(done: int) -> None:
+        if on_progress is not None:
+            on_progress(start + done, source.num_images)
+
+    shape = source.latent_shape or (config.channels, config.image_size, config.image_size)
+    dtype = np.dtype(np.float16 if source.latent_shape else np.uint8)
+    num = min(count, source.num_images - start)
+    block = decode_block(
+        islice(source.items(start), count), np.empty((num, *shape), dtype), len(source.class_names), may_be_bad, advance
+    )
+    if len(block.labels) + len(block.bad) != num and (may_be_bad is None or len(block.bad) <= may_be_bad):
+        raise DataError(
+            f"data.path {getattr(config, 'path', '')} changed while it was read; run the same command again"
+        )
+    return block
+
+
+def _tell_what_is_odd(found: SourceContents) -> None:
+    """A line in the log about what a training run would otherwise never hear of."""
+    odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
+    if found.left_out or len(found.remarks) > 1:
+        logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
 
 
 def _check_against(config: PreparedData, dataset: PreparedDataset) -> None:
@@ -149,6 +215,7 @@ def _determinants(
         "channels": config.channels,
         "vae": None if encoder is None else [encoder.weights_sha256, encoder.scaling_factor, encoder.shift_factor],
         "shard_images": shard_images,
+        "reading": READING_VERSION,
     }
 
 
@@ -157,8 +224,13 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
     plan = out / PLAN
     if plan.is_file():
         if json.loads(plan.read_text()) != wanted:
-            raise DataError(f"{out} holds data prepared from another source, size or VAE; choose another directory")
+            raise DataError(
+                f"{out} holds data prepared from another source, size or VAE, or by an earlier version; choose another "
+                "directory"
+            )
         return
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is not a directory; choose another place to write to")
     # What a killed process was writing is no data.
     if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
@@ -177,52 +249,18 @@ def _finished(sidecar: Path) -> bool:
     return file.is_file() and sha256_file(file) == described["shard"]["sha256"]
 
 
-def _decode(items: Iterator[Item], config: AnyData, advance: Callable[[int], None]) -> _Block:
-    images, labels, bad = [], [], []
-
-    def pixels(item: Item) -> np.ndarray | None:
-        try:
-            return to_array(item.decode(), config.image_size, config.channels)
-        except (OSError, ValueError, SyntaxError):  # what PIL raises for damaged files
-            return None
-
-    # Threads, for Pillow lets go of the interpreter while it decodes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        listed = list(items)
-        for number, (item, array) in enumerate(zip(listed, pool.map(pixels, listed), strict=True)):
-            if number % PROGRESS_EVERY == 0:
-                advance(number)
-            if array is None:
-                bad.append(item.name)
-            else:
-                images.append(array)
-                labels.append(item.label)
-    return _Block(np.stack(images) if images else np.empty(0), np.array(labels, np.int64), bad)
-
-
-def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """uint8 (C, size, size): transparent parts on white, centre square, Lanczos with antialiasing when resized."""
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    array = np.asarray(image)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
-def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | None) -> None:
+def _write_shard(out: Path, index: int, block: Block, encoder: LatentEncoder | None) -> None:
     file = out / f"shard-{index:05d}.arrow"
     shard = None
     shape: tuple[int, ...] = ()
     if len(block.labels):
-        rows = block.images if encoder is None else encoder.encode(block.images)
+        rows = np.ascontiguousarray(block.images if encoder is None else encoder.encode(block.images))
         if encoder is not None and index == 0:
             encoder.info(iter([rows])).check_scale()  # not only after hours
         shape = rows.shape[1:]
         width = int(np.prod(shape)) * rows.itemsize
         # One value of bytes per image: read from Parquet, lists of numbers took ten times as long.
-        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())])
+        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows)])
         batch = pa.record_batch({"image": column, "label": pa.array(block.labels)})
         remove_unfinished_file(file)
         with (
@@ -233,31 +271,33 @@ def _write_shard(out: Path, index: int, block: _Block, encoder: LatentEncoder | 
             writer.write_batch(batch)
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
     # After the shard: one without a description is written again.
-    write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, "bad": block.bad}))
+    found = {"bad": [one.model_dump() for one in block.bad], "tally": block.tally.model_dump()}
+    write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, **found}))
+
+
+def _bad_of(sidecar: Path) -> list[BadItem]:
+    return [BadItem(**one) for one in json.loads(sidecar.read_text())["bad"]]
 
 
 def _finish(
-    out: Path, source: ImageSource, bad: tuple[str, ...], encoder: LatentEncoder | None, description: str
-) -> Manifest:
+    out: Path, source: ImageSource, bad: list[BadItem], encoder: LatentEncoder | None, description: str
+) -> None:
     sidecars = [json.loads(file.read_text()) for file in sorted(out.glob("shard-*.json"))]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]
     if not shards:
-        raise DataError(f"none of the {source.num_images} images decode ({', '.join(bad[:5])})")
+        raise DataError(f"none of the {source.num_images} images decode ({summary_of_bad(bad)})")
     channels, height, width = next(sidecar["shape"] for sidecar in sidecars if sidecar["shard"] is not None)
     shape = (int(channels), int(height), int(width))
     dtype = np.dtype(np.uint8 if encoder is None else np.float16)
     opened = [open_shard(out / shard.file, shape, dtype) for shard in shards]
     labels = np.concatenate([labels for _, labels in opened])
-    if labels.min() < 0 or labels.max() >= len(source.class_names):
-        raise DataError(f"label {labels.max()} is outside the {len(source.class_names)} classes the data declares")
-    digest = hashlib.sha256(json.dumps([shape, source.class_names]).encode())
-    for rows in rows_in_order(opened):
-        digest.update(rows.tobytes())
-    digest.update(labels.tobytes())
     latent: LatentInfo | None = None
     if encoder is not None:
         latent = encoder.info(rows_in_order(opened))
         latent.check_scale()
+    tally = sum((Tally(**sidecar["tally"]) for sidecar in sidecars), Tally())
+    found = _found(source, description, Counter(labels.tolist()), tally, bad)
+    write_text(out / FOUND, found.model_dump_json(indent=2))
     manifest = Manifest(
         kind="images" if encoder is None else "latents",
         num_images=len(labels),
@@ -265,9 +305,39 @@ def _finish(
         class_names=source.class_names,
         shards=tuple(shards),
         source=description,
-        bad=bad,
-        fingerprint=digest.hexdigest(),
+        bad=tuple(one.name for one in bad),
+        fingerprint=_fingerprint(shape, source.class_names, opened, labels),
         latent=latent,
     )
     write_text(out / MANIFEST, manifest.model_dump_json(indent=2))
-    return manifest
+
+
+def _fingerprint(
+    shape: tuple[int, int, int],
+    class_names: tuple[str, ...],
+    shards: list[tuple[np.ndarray, np.ndarray]],
+    labels: np.ndarray,
+) -> str:
+    digest = hashlib.sha256(json.dumps([shape, class_names]).encode())
+    for rows in rows_in_order(shards):
+        digest.update(rows.data)
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
+
+
+def _found(
+    source: ImageSource, description: str, counts: Mapping[int, int], tally: Tally, bad: list[BadItem]
+) -> SourceContents:
+    return SourceContents(
+        source=printable(description),
+        classes=tuple(ClassCount(name, counts.get(label, 0)) for label, name in enumerate(source.class_names)),
+        tally=tally,
+        remarks=source.remarks,
+        left_out=source.left_out,
+        bad=tuple(bad),
+    )
+
+
+def _summary(out: Path) -> PrepareSummary:
+    manifest = read_manifest(out)
+    return PrepareSummary(out, manifest.num_images, manifest.bad, manifest, read_found(out / FOUND))

@@ -1,141 +1,37 @@
-"""Where images come from. A new kind is a class in config/data.py, a class here, and a line in SOURCES."""
+"""Where images come from. A new kind is a class in config/data.py, a class of this folder, and a line in SOURCES."""
 
-import io
-from abc import ABC, abstractmethod
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image
 
-from workloads.config.base import content_hash
+from workloads.config.base import StrictConfig, content_hash
 from workloads.config.data import (
     AnyData,
+    ArchiveData,
+    ArrowData,
     CIFAR10Data,
     EmbeddedData,
     FolderData,
+    LatentFilesData,
     ParquetData,
     TorchvisionData,
 )
+from workloads.data.latent_files import LatentFilesSource, latent_folders
+from workloads.data.pictures import SUFFIXES, BadPictureError, PictureContent, require_file
+from workloads.data.source import ArraySource, ImageSource, Item, existing
+from workloads.data.table_files import ARROW_SUFFIXES, PARQUET_SUFFIXES, has_file
+from workloads.data.tables import TableSource
+from workloads.data.tree_sources import archive_source, folder_source, is_archive
+from workloads.data.trees import files_signature
 from workloads.errors import DataError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-
-
-class Item(NamedTuple):
-    """One image, not yet decoded."""
-
-    name: str
-    label: int
-    decode: Callable[[], Image.Image]
-
-
-class ImageSource(ABC):
-    """A finite, ordered sequence of images with classes."""
-
-    class_names: tuple[str, ...]
-    num_images: int
-
-    @abstractmethod
-    def items(self, start: int) -> Iterator[Item]:
-        """All items from index `start` on, in an order that never changes."""
-
-    @abstractmethod
-    def signature(self) -> str:
-        """Changes when the source does; cheap, so it looks at names, sizes and times rather than at pixels."""
-
-
-class FolderSource(ImageSource):
-    """One subfolder per class, in alphabetical order."""
-
-    def __init__(self, config: FolderData) -> None:
-        self._root = _existing(config.path)
-        folders = sorted(path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        if not folders:
-            raise DataError(f"data.path {self._root} has no subfolders; put the images of each class in one")
-        self.class_names = tuple(folder.name for folder in folders)
-        self._files = [
-            (file, label)
-            for label, folder in enumerate(folders)
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        self.num_images = len(self._files)
-
-    def items(self, start: int) -> Iterator[Item]:
-        for file, label in self._files[start:]:
-            yield Item(str(file.relative_to(self._root)), label, lambda file=file: Image.open(file))  # type: ignore[misc]
-
-    def signature(self) -> str:
-        return _files_signature([file for file, _ in self._files], self._root)
-
-
-class ParquetSource(ImageSource):
-    """Parquet files in the Hugging Face layout: a struct image{bytes, path} and an integer label."""
-
-    def __init__(self, config: ParquetData) -> None:
-        self._root = _existing(config.path)
-        self._files = [self._root] if self._root.is_file() else sorted(self._root.rglob("*.parquet"))
-        if not self._files:
-            raise DataError(f"data.path {self._root} holds no .parquet files")
-        schema = pq.read_schema(self._files[0])
-        if not {"image", "label"} <= set(schema.names):
-            raise DataError(f"{self._files[0]} has columns {schema.names}; it needs image{{bytes, path}} and label")
-        self.num_images = sum(pq.read_metadata(file).num_rows for file in self._files)
-        self.class_names = self._read_class_names(schema)
-
-    def _read_class_names(self, schema: Any) -> tuple[str, ...]:
-        import json
-
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = described.get("info", {}).get("features", {}).get("label", {}).get("names")
-        if names:
-            return tuple(names)
-        highest = max(int(np.max(pq.read_table(file, columns=["label"])["label"].to_numpy())) for file in self._files)
-        return tuple(str(label) for label in range(highest + 1))
-
-    def items(self, start: int) -> Iterator[Item]:
-        position = 0
-        for file in self._files:
-            num_rows = pq.read_metadata(file).num_rows
-            if position + num_rows <= start:
-                position += num_rows
-                continue
-            for batch in pq.ParquetFile(file).iter_batches(1024, columns=["image", "label"]):
-                for row in batch.to_pylist():
-                    if position >= start:
-                        content = row["image"]["bytes"]
-                        name = row["image"].get("path") or f"{file.name}:{position}"
-                        yield Item(name, row["label"], lambda content=content: Image.open(io.BytesIO(content)))  # type: ignore[misc]
-                    position += 1
-
-    def signature(self) -> str:
-        root = self._root if self._root.is_dir() else self._root.parent
-        return _files_signature(self._files, root)
-
-
-class ArraySource(ImageSource):
-    """Images already in memory as uint8 (N, H, W, C) or (N, H, W)."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], signature: str) -> None:
-        self._images, self._labels = images, labels
-        self.class_names = class_names
-        self.num_images = len(images)
-        self._signature = signature
-
-    def items(self, start: int) -> Iterator[Item]:
-        for index in range(start, self.num_images):
-            pixels = self._images[index]
-            yield Item(str(index), int(self._labels[index]), lambda pixels=pixels: Image.fromarray(pixels))  # type: ignore[misc]
-
-    def signature(self) -> str:
-        return self._signature
 
 
 class TorchvisionSource(ImageSource):
@@ -143,7 +39,7 @@ class TorchvisionSource(ImageSource):
 
     def __init__(self, config: TorchvisionData) -> None:
         self._config = config
-        root = _existing(config.path)
+        root = existing(config.path)
         self._dataset = _open_torchvision(config.dataset, root, config.split)
         self.num_images = len(self._dataset)
         classes = getattr(self._dataset, "classes", None)
@@ -153,41 +49,76 @@ class TorchvisionSource(ImageSource):
 
     def items(self, start: int) -> Iterator[Item]:
         for index in range(start, self.num_images):
-            image, label = self._dataset[index]
-            yield Item(str(index), int(label), lambda image=image: image)  # type: ignore[misc]
+            image, label = self._image(index)
+            yield Item(f"{self._config.dataset}[{index}]", label, lambda image=image: _or_raise(image))  # type: ignore[misc]
 
     def signature(self) -> str:
         config = self._config
         return content_hash([config.dataset, config.split, str(config.path.resolve()), self.num_images])
 
+    def _image(self, index: int) -> tuple[PictureContent | BadPictureError, int]:
+        try:
+            image, label = self._dataset[index]
+        except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+            return BadPictureError("damaged", str(error)), 0
+        if not isinstance(label, int | np.integer) or not hasattr(image, "convert"):
+            raise DataError(
+                f"data.dataset {self._config.dataset} gives {type(image).__name__} and {type(label).__name__}, not a "
+                "picture and its class; only image classification sets can be used"
+            )
+        return image, int(label)
+
+
+def _or_raise(image: PictureContent | BadPictureError) -> PictureContent:
+    if isinstance(image, BadPictureError):
+        raise image
+    return image
+
 
 def embedded_source(config: EmbeddedData) -> ImageSource:  # noqa: ARG001
     """The Fashion-MNIST subset in the package."""
     with resources.as_file(resources.files("workloads.data") / "assets" / "fashion-mnist-10k.parquet") as file:
-        return ParquetSource(ParquetData(path=file))
+        return TableSource(ParquetData(path=file))
 
 
 def cifar10_source(config: CIFAR10Data) -> ImageSource:
     """CIFAR-10 from an .npz, or from torchvision's download, which torchvision checks by MD5."""
-    path = _existing(config.path)
+    path = existing(config.path)
     if path.is_dir():
         return TorchvisionSource(TorchvisionData(dataset="CIFAR10", path=path, split=config.split))
-    # A pickle could run code.
-    with np.load(path, allow_pickle=False) as arrays:
-        names = [f"{config.split}_images", f"{config.split}_labels"]
-        if not set(names) <= set(arrays.files):
-            raise DataError(f"{path} holds {arrays.files}; it needs {names}")
-        images, labels = (arrays[name] for name in names)
-    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
+    require_file(path, "an .npz of arrays")
+    images, labels = _arrays(path, [f"{config.split}_images", f"{config.split}_labels"])
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
         raise DataError(f"{path} has images {images.dtype} {images.shape}; CIFAR-10 is uint8 (N, 32, 32, 3)")
-    signature = f"{_files_signature([path], path.parent)}-{config.split}"
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
+        raise DataError(f"{path} has labels {labels.dtype} {labels.shape}; it needs one whole number per image")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(CIFAR10_CLASSES):
+        raise DataError(f"{path} has labels from {labels.min()} to {labels.max()}; CIFAR-10 has classes 0 to 9")
+    signature = f"{files_signature([path], path.parent)}-{config.split}"
     return ArraySource(images, labels, CIFAR10_CLASSES, signature)
 
 
-SOURCES: dict[type, Callable[[Any], ImageSource]] = {
+def _arrays(path: Path, names: list[str]) -> list[np.ndarray]:
+    try:
+        # A pickle could run code.
+        with np.load(path, allow_pickle=False) as arrays:
+            if not set(names) <= set(arrays.files):
+                raise DataError(f"{path} holds {arrays.files}; it needs {names}")
+            return [arrays[name] for name in names]
+    except (zipfile.BadZipFile, OSError, EOFError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        words = "it holds Python objects, not numbers" if "pickle" in str(error) else str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read as an .npz of uint8 arrays: {words}") from None
+
+
+SOURCES: dict[type[StrictConfig], Callable[[Any], ImageSource]] = {
     EmbeddedData: embedded_source,
-    FolderData: FolderSource,
-    ParquetData: ParquetSource,
+    FolderData: folder_source,
+    ArchiveData: archive_source,
+    ParquetData: TableSource,
+    ArrowData: TableSource,
+    LatentFilesData: LatentFilesSource,
     TorchvisionData: TorchvisionSource,
     CIFAR10Data: cifar10_source,
 }
@@ -197,8 +128,9 @@ def open_source(config: AnyData) -> ImageSource:
     """The source behind a config. DataError if it is missing, empty, or has more classes than declared."""
     source = SOURCES[type(config)](config)
     if source.num_images == 0:
+        rest = ", ".join(f"{one.count} {one.reason}: {one.example}" for one in source.left_out)
         raise DataError(
-            f"data.path {getattr(config, 'path', '')} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"data.path {getattr(config, 'path', '')} holds no images" + (f" (left out: {rest})" if rest else "")
         )
     if config.num_classes is not None and len(source.class_names) > config.num_classes:
         raise DataError(f"data.num_classes is {config.num_classes}, but the data has {len(source.class_names)} classes")
@@ -216,14 +148,34 @@ def detect_source(text: str) -> dict[str, Any]:
                 f"{text!r} is not of the form torchvision:DATASET:ROOT, for instance torchvision:MNIST:data"
             )
         return {"kind": "torchvision", "dataset": parts[1], "path": parts[2]}
-    path = _existing(Path(text))
-    if path.suffix == ".npz" or (path / "cifar-10-batches-py").is_dir():
+    path = existing(Path(text))
+    if path.suffix.lower() == ".npz" or (path / "cifar-10-batches-py").is_dir():
         return {"kind": "cifar10", "path": path}
-    if path.suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None)):
-        return {"kind": "parquet", "path": path}
+    for kind, meant in KINDS.items():
+        if meant(path):
+            return {"kind": kind, "path": path}
+    if path.is_file():
+        require_file(path, "a folder, an archive or a table of images")
+    raise DataError(f"{text} is neither a folder, an archive, a table, nor an .npz; see: rememe data prepare --help")
+
+
+def _is_table(path: Path, suffixes: frozenset[str], magic: bytes) -> bool:
     if path.is_dir():
-        return {"kind": "folder", "path": path}
-    raise DataError(f"{text} is neither a folder, Parquet, nor an .npz; see: rememe data prepare --help")
+        return has_file(path, suffixes)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() in suffixes or file.read(len(magic)) == magic
+
+
+KINDS: dict[str, Callable[[Path], bool]] = {
+    "latent_files": lambda path: latent_folders(path) is not None,
+    "parquet": lambda path: _is_table(path, PARQUET_SUFFIXES, b"PAR1"),
+    "arrow": lambda path: _is_table(path, ARROW_SUFFIXES, b"ARROW1"),
+    "archive": lambda path: is_archive(path) or (has_file(path, frozenset({".tar"})) and not has_file(path, SUFFIXES)),
+    "folder": lambda path: path.is_dir(),
+}
+"""What each kind of source looks like; the first that fits is meant."""
 
 
 def _open_torchvision(name: str, root: Path, split: str) -> Any:
@@ -243,18 +195,8 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
         options["split"] = split
     try:
         return cls(root, **options)
-    except (RuntimeError, FileNotFoundError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
         raise DataError(
-            f"torchvision finds no {name} in {root} ({error}); data.path is the root it was downloaded to"
+            f"torchvision finds no {name} in {root} ({str(error).splitlines()[0]}); data.path is the root it was "
+            "downloaded to, and data.dataset a set of pictures with classes"
         ) from None
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(f"data.path {path} does not exist")
-    return path
-
-
-def _files_signature(files: list[Path], root: Path) -> str:
-    stats = [(str(file.relative_to(root)), file.stat()) for file in files]
-    return content_hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

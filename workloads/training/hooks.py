@@ -66,6 +66,7 @@ class RecordHook:
             images_per_s=(state.images_seen - self._from_images) / elapsed_s,
             learning_rate=state.learning_rate,
             loader_wait_share=(self._stream.waited_s - self._waited_s) / elapsed_s,
+            written_s=time.time(),
         )
         self._losses.clear()
         self._from_images, self._from_s, self._waited_s = state.images_seen, now_s, self._stream.waited_s

@@ -17,6 +17,9 @@ class TrainingRecord:
     loader_wait_share: float
     """Share of the time spent waiting for data."""
 
+    written_s: float = 0.0
+    """Unix time; 0 in records of earlier versions."""
+
 
 def read_records(path: Path) -> list[TrainingRecord]:
     """The records of a .jsonl file; a last line cut short by a crash is left out."""

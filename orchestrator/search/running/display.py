@@ -27,7 +27,7 @@ from orchestrator.search.study.trial import (
     total_images,
 )
 from orchestrator.search.study.trial_plans import plans_by_point
-from orchestrator.terminal.progress import progress
+from orchestrator.terminal.progress import print_line, progress
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
 
@@ -78,8 +78,11 @@ class StudyDisplay:
         before = self._trials.get(trial.number)
         self._trials[trial.number] = trial
         if before is None or before.state != trial.state or len(before.rungs) != len(trial.rungs):
-            # Shares like [1/4] are no markup.
-            self._bar.print(self._line(trial), highlight=False, markup=False)
+            if self._console.is_terminal:
+                # Shares like [1/4] are no markup.
+                self._bar.print(self._line(trial), highlight=False, markup=False)
+            else:
+                print_line(self._line(trial), self._console)
         self._bar.update(self._task, completed=self._num_ended)
 
     @property

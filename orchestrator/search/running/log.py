@@ -12,7 +12,8 @@ from orchestrator.search.study.trial_plans import PlansOf
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
 from orchestrator.tracking.names import STUDY_TAG
-from orchestrator.tracking.tracker import RunStatus, Tracker
+from orchestrator.tracking.notes import RunStatus
+from orchestrator.tracking.tracker import Tracker
 from workloads.training.records import read_records
 
 RUN_STATUS: dict[str, RunStatus] = {

@@ -1,0 +1,118 @@
+"""`rememe status`: what runs do that somebody else has started."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption
+from orchestrator.execution import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from rich.console import RenderableType
+
+WATCH_INTERVAL_S = 2.0
+
+
+def status(
+    named: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN|JOB]",
+            help="A run or study by its directory or name, or a job; without it, all that goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    runs_dir: RunsDirOption = RUNS,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="Where the cluster of the job takes jobs: http://HEAD:8265.",
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on looking until Ctrl-C.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Say what a run does: experts by state, node, speed, time left, restarts with their causes."""
+    look = _all_going_on(runs_dir) if named is None else _one(named, runs_dir, address)
+    if json:
+        from json import dumps as to_text
+
+        # On one line, so that it is found among others: in the log of a job, or when it is watched.
+        _repeat(lambda: print(to_text(look()[0]), flush=True), watch=watch)
+    else:
+        _show(lambda: look()[1], watch=watch)
+
+
+def _all_going_on(runs_dir: Path) -> "Callable[[], tuple[Any, RenderableType]]":
+    from orchestrator.plan.places import RunsDir
+    from orchestrator.plan.standing import DriverState
+    from orchestrator.runs.status import view_runs
+    from orchestrator.terminal.status import runs_table
+
+    def look() -> "tuple[Any, RenderableType]":
+        runs = RunsDir(runs_dir)
+        views = view_runs(runs)
+        going_on = [view for view in views if view.driver is not DriverState.ENDED]
+        said = [{"driver": view.driver.value, "status": view.status.model_dump(mode="json")} for view in going_on]
+        if going_on:
+            return said, runs_table([(view.status, view.driver) for view in going_on])
+        latest = f"; the latest was {views[0].status.name}" if views else ""
+        return said, f"nothing goes on under {runs.path}{latest}"
+
+    return look
+
+
+def _one(named: str, runs_dir: Path, address: str | None) -> "Callable[[], tuple[Any, RenderableType]]":
+    from orchestrator.plan.places import RunsDir
+    from orchestrator.search.running.status import status_here, status_of_job
+    from workloads.errors import ConfigError
+
+    def look_here() -> "tuple[Any, RenderableType]":
+        found = status_here(named, RunsDir(runs_dir))
+        return found.to_json(), found.show()
+
+    try:
+        look_here()
+    except ConfigError:
+        if address is None:
+            raise
+    else:
+        return look_here
+    environment.prepare_ray_environment(address)
+    from orchestrator.execution.jobs import JobServer
+
+    server = JobServer(address)
+
+    def look_there() -> "tuple[Any, RenderableType]":
+        found = status_of_job(server, named)
+        return found.to_json(), found.show()
+
+    return look_there
+
+
+def _show(look: "Callable[[], RenderableType]", *, watch: bool) -> None:
+    from rich.live import Live
+
+    from orchestrator.terminal.tables import wide_console
+
+    console = wide_console()
+    if not (watch and console.is_terminal):
+        _repeat(lambda: console.print(look()), watch=watch)
+        return
+    with Live(look(), console=console, auto_refresh=False) as live:
+        _repeat(lambda: live.update(look(), refresh=True), watch=True)
+
+
+def _repeat(act: "Callable[[], None]", *, watch: bool) -> None:
+    import time
+
+    act()
+    while watch:
+        time.sleep(WATCH_INTERVAL_S)
+        act()

@@ -1,0 +1,54 @@
+"""The configurations of a study as somebody sees them who only looks."""
+
+import re
+
+from pydantic import ValidationError
+
+from orchestrator.plan.places import StudyDir
+from orchestrator.search.space.points import short_path, shown
+from orchestrator.search.study.trial import Trial, metric_name
+from workloads.config.base import StrictConfig
+
+
+class ConfigurationStatus(StrictConfig):
+    """One configuration of a study, in words and scores."""
+
+    number: int
+    varied: dict[str, str]
+    """What the study varies, by the last parts of its paths."""
+
+    state: str
+    doing: str
+    """How far its training is, while it runs."""
+
+    scores: dict[str, float]
+    runs: tuple[str, ...]
+    error: str
+
+
+def configurations_of(study: StudyDir) -> list[ConfigurationStatus]:
+    """In order; a file that cannot be read is left out, for its driver sets it right."""
+    found = []
+    for file in study.trial_files():
+        try:
+            trial = Trial.model_validate_json(file.read_text())
+        except (OSError, ValidationError, UnicodeDecodeError):
+            continue
+        found.append(_status_of(trial, study))
+    return found
+
+
+def _status_of(trial: Trial, study: StudyDir) -> ConfigurationStatus:
+    progress = study.progress_file(trial.number)
+    # Fields of all experts in one: strategy.experts.*.specialisation.
+    paths = dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", path) for path in trial.values)
+    is_running = trial.state == "running"
+    return ConfigurationStatus(
+        number=trial.number,
+        varied={short_path(path): shown(trial.values, path) for path in paths},
+        state=trial.state,
+        doing=progress.read_text() if is_running and progress.exists() else "",
+        scores={metric_name(rung): rung.value for rung in trial.rungs},
+        runs=trial.runs,
+        error=trial.error,
+    )
