@@ -311,3 +311,26 @@ def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(
         Ensemble.load(tmp_path / "run").expert(1)
     with pytest.raises(ConfigError, match="holds no ensemble"):
         Ensemble.load(tmp_path)
+
+
+def test_data_that_was_damaged_is_not_trained_on(dataset: PreparedDataset, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(dataset.path, copy)
+    shard = min(copy.glob("*.arrow"))
+    PreparedDataset(copy).verify_once()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{shard.name} does not match its checksum"):
+        train_job(job_for(dataset), copy, tmp_path / "job")
+    assert completed(tmp_path / "job") is None
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(shard.name, f"../{shard.name}"))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        PreparedDataset(copy)
+
+
+def test_what_is_whole_is_looked_at_once(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset.verify_once()
+    monkeypatch.setattr(PreparedDataset, "verify", lambda _: pytest.fail("looked at a second time"))
+    PreparedDataset(dataset.path).verify_once()

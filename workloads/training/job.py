@@ -93,13 +93,15 @@ def _sole_writer(work_dir: Path) -> Iterator[None]:
 
 
 def open_data(job: Job, data_path: Path) -> PreparedDataset:
-    """The data the job is about. Raises DataError if other data lies there."""
+    """The data the job is about. Raises DataError if other data lies there, or if it is damaged."""
     dataset = PreparedDataset(data_path)
     if dataset.fingerprint != job.data.fingerprint:
         raise DataError(
             f"{data_path} holds data {dataset.fingerprint[:16]}, but job {job.name} was planned for "
             f"{job.data.fingerprint[:16]}; plan again"
         )
+    # Here too, where it is read: the disk may be another node's than the driver's.
+    dataset.verify_once()
     return dataset
 
 
