@@ -75,6 +75,7 @@ def gather(run: RunDir, config: RunConfig, dataset: PreparedDataset, job_dirs: S
         with suppress(CheckpointError):  # a damaged one is made anew
             ensemble = Ensemble.load(run.path)
             if ensemble.config == config and ensemble.index.weights_sha256 == digests:
+                ensemble.verify()
                 return ensemble
     return write_ensemble(run.ensemble.path, config, dataset, job_dirs)
 

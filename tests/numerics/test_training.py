@@ -25,6 +25,8 @@ from workloads.data.stream import Batch, BatchStream
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS
+from workloads.pipeline import gather
+from workloads.places import RunDir
 from workloads.seeding import derive_seed
 from workloads.training.expert import DenoisingStep, ExpertTrainer
 from workloads.training.hooks import TrainingDivergedError
@@ -334,3 +336,32 @@ def test_what_is_whole_is_looked_at_once(dataset: PreparedDataset, monkeypatch: 
     dataset.verify_once()
     monkeypatch.setattr(PreparedDataset, "verify", lambda _: pytest.fail("looked at a second time"))
     PreparedDataset(dataset.path).verify_once()
+
+
+def test_an_ensemble_that_was_changed_is_refused_and_gathered_anew(dataset: PreparedDataset, tmp_path: Path) -> None:
+    config = run_config(images=16)
+    folders = [tmp_path / str(index) for index in range(2)]
+    for job, folder in zip(config.jobs(dataset.spec(config.data)), folders, strict=True):
+        train_job(job, dataset.path, folder)
+    run = RunDir(tmp_path / "run")
+    whole = gather(run, config, dataset, folders)
+    index, network = run.ensemble.index, run.ensemble.expert(1) / "config.json"
+    written = index.read_text()
+    assert gather(run, config, dataset, folders).index == whole.index
+    index.write_text(written.replace('"num_timesteps": 1000', '"num_timesteps": 999'))
+    with pytest.raises(CheckpointError, match="was changed since it was written"):
+        Ensemble.load(run.path)
+    for text in ("", "[]", "{}", "null", written[:100]):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=r"ensemble\.json is damaged"):
+            Ensemble.load(run.path)
+    for file in (index, network, run.ensemble.expert(0) / WEIGHTS):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        mended = gather(run, config, dataset, folders)
+        assert index.read_text() == written
+        mended.verify()
+    network.write_text(network.read_text().replace("swish", "gelu") + " ")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing or was changed"):
+        Ensemble.load(run.path).expert(1)
