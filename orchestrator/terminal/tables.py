@@ -95,6 +95,8 @@ def print_result(
             f"{score.name} = [bold]{score.value:.3f}[/bold]   (protocol {score.protocol['name']}, "
             f"{score.num_samples:,} samples, hash {score.protocol_hash[:8]}; compare only under the same hash)"
         )
+        if score.warning:
+            console.print(f"[bold red]{score.warning}[/bold red]")
         console.print(f"samples      {grid}")
     console.print(f"run          {run_dir}")
     console.print(f"MLflow       {url}")

@@ -19,6 +19,7 @@ from workloads.models.cost import model_cost, training_memory_bytes
 from workloads.models.initial import check_initial
 from workloads.places import JobDir
 from workloads.seeding import derive_seed
+from workloads.training.hooks import first_of
 from workloads.training.processes import Workers
 from workloads.training.schedule import learning_rate
 from workloads.training.state import TrainState, autocast, initial_model
@@ -143,6 +144,15 @@ class ExpertTrainer(Trainer[ExpertJob]):
         model = initial_model(self.job, device)
         state = TrainState(model, self.job.training, self.job.diffusion.num_timesteps)
         return state, DenoisingStep(self.job, device, workers)
+
+    def drawn_at(self, images_seen: int) -> str:
+        """The timesteps."""
+        job = self.job
+        generator = torch.Generator().manual_seed(derive_seed("timesteps", job.seed, *job.interval, images_seen))
+        t_B = draw_timesteps(
+            generator, job.interval, job.specialisation, job.diffusion.num_timesteps, job.training.batch_size
+        )
+        return f"timesteps {first_of(t_B.tolist())}"
 
     def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
         """The one network, measured at all timesteps."""

@@ -93,13 +93,15 @@ def _sole_writer(work_dir: Path) -> Iterator[None]:
 
 
 def open_data(job: Job, data_path: Path) -> PreparedDataset:
-    """The data the job is about. Raises DataError if other data lies there."""
+    """The data the job is about. Raises DataError if other data lies there, or if it is damaged."""
     dataset = PreparedDataset(data_path)
     if dataset.fingerprint != job.data.fingerprint:
         raise DataError(
             f"{data_path} holds data {dataset.fingerprint[:16]}, but job {job.name} was planned for "
             f"{job.data.fingerprint[:16]}; plan again"
         )
+    # Here too, where it is read: the disk may be another node's than the driver's.
+    dataset.verify_once()
     return dataset
 
 
@@ -166,7 +168,12 @@ class _Training:
         write_records(self._place.records, kept)
         every_images = self._job.training.log_every_images
         return RecordHook(
-            stream, start_images=start, every_images=every_images, file=self._place.records, report=report
+            stream,
+            start_images=start,
+            every_images=every_images,
+            file=self._place.records,
+            report=report,
+            told_of=lambda images_seen: f"{self._job.name}'s {self._trainer.drawn_at(images_seen)}",
         )
 
     def finish(self) -> None:
