@@ -1,11 +1,14 @@
 """The files of clusters/, read by the programs and the schemas they are for."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +19,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from orchestrator.execution.jobs import MAX_PACKAGE_BYTES
+from orchestrator.runs.submission import describe_submission
 from orchestrator.search.study.find import find_study
 from workloads.config.load import load_config
 
@@ -73,15 +78,18 @@ def commands_told() -> list[Any]:
     for file in sorted(CLUSTERS.rglob("*")):
         if file.is_file():
             for line in re.findall(
-                r"(?:^#   |`|-- )((?:rememe|ray) [^`\n;&|>#]+)", file.read_text(), flags=re.MULTILINE
+                r"(?:^#   |^    |`)((?:rememe|ray) [\w-]+ [^`\n;&|>#]+)", file.read_text(), flags=re.MULTILINE
             ):
                 found.append(pytest.param(line.strip(), id=f"{file.name}: {line.strip()[:60]}"))
     return found
 
 
 @pytest.mark.parametrize("line", commands_told())
-def test_commands_that_users_are_told_exist(line: str) -> None:
-    assert parsed(shlex.split(line)) is not None
+def test_commands_that_users_are_told_exist(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")  # said once before
+    options = parsed(shlex.split(line))
+    if options.get("config"):
+        describe_submission(options["config"], options["overrides"] or [])
 
 
 @pytest.mark.parametrize("entry", RAY_OBJECTS)
@@ -135,7 +143,7 @@ def test_what_runs_on_kuberay_is_understood(entry: dict[str, Any]) -> None:
 def test_mlflow_on_kubernetes_is_understood() -> None:
     (command,) = [line for param in OBJECTS for line in values(param.values[0], "args") if line[0] == "mlflow"]
     options = parsed(command)
-    assert options["backend_store_uri"].startswith("postgresql://")
+    assert options["backend_store_uri"].startswith("postgresql+psycopg2://")  # the driver of rememe[postgres]
     assert options["port"] == 5000
 
 
@@ -184,3 +192,23 @@ def test_the_image_is_clean_pinned_and_of_files_that_exist() -> None:
     assert "pip uninstall --yes" in final
     assert re.findall(r"^USER (\d+)$", final, flags=re.MULTILINE) == ["1000"]
     assert {"uv", "gcc", "build-essential"}.isdisjoint(re.findall(r"[\w-]+", final))
+
+
+def test_a_job_from_this_directory_takes_descriptions_along_and_little_else(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    project, package = tmp_path / "project", tmp_path / "package.zip"
+    tracked = subprocess.check_output(["git", "-C", str(ROOT), "ls-files"], text=True).splitlines()
+    heavy = ["runs/store/weights", "data/images", ".git/pack", ".venv/lib"]
+    for name in [*tracked, *heavy, "mine.yaml", "studies/mine.yaml"]:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, project / name)
+        else:
+            (project / name).write_bytes(os.urandom(2**20 if name in heavy else 10))
+    create_package(str(project), package, include_gitignore=True)
+    assert package.stat().st_size < MAX_PACKAGE_BYTES
+    with zipfile.ZipFile(package) as file:
+        names = set(file.namelist())
+    assert {"mine.yaml", "studies/mine.yaml"} <= names
+    assert not {name.split("/")[0] for name in names} & {"runs", "data", ".git", ".venv", "workloads", "tests"}

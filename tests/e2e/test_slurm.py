@@ -44,10 +44,13 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1
 KillWait=10
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
 PartitionName=all Nodes=n1,n2 Default=YES
 """
 # cred_expire: a job that was requeued waits for its credential to expire, two minutes if nothing is said.
@@ -83,7 +86,7 @@ class Slurm:
         return result.stdout.strip()
 
     def submit(self, *arguments: str) -> str:
-        # A node of this test has one core, not the eight that the script asks for.
+        # Two jobs at once have two cores of this machine, not the eight per node that the script asks for.
         return self("sbatch", "--parsable", "--cpus-per-task=1", str(SCRIPT), *arguments)
 
     def log(self, job: str) -> str:
@@ -169,15 +172,16 @@ def scratch_of(job: str) -> list[Path]:
 
 
 @needs_slurm
-def test_a_job_is_cancelled_and_another_is_requeued_and_ends(slurm: Slurm, tiny_run: dict[str, Any]) -> None:
+def test_of_two_jobs_on_the_same_nodes_one_is_cancelled_the_other_requeued_and_ends(
+    slurm: Slurm, tiny_run: dict[str, Any]
+) -> None:
     experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
     # Checkpoints are written only when a run is stopped, so what it goes on from was written then.
-    training = tiny_run["training"] | {"images": 3_000, "checkpoint_every_images": 1_000_000}
+    training = tiny_run["training"] | {"images": 6_000, "checkpoint_every_images": 1_000_000}
     run = tiny_run | {"name": "long", "strategy": {"kind": "meme", "experts": experts}, "training": training}
     (slurm.folder / "long.yaml").write_text(yaml.safe_dump(run))
-    command = ("train", "long.yaml", "--no-evaluate")
-
-    cancelled = slurm.submit(*command)
+    job = slurm.submit("train", "long.yaml", "--no-evaluate")
+    cancelled = slurm.submit("train", "long.yaml", "--no-evaluate", "--runs-dir", "other")
     slurm.wait_for_log(cancelled, r"training \(pid")
     assert len(scratch_of(cancelled)) == 2
     slurm("scancel", cancelled)
@@ -185,7 +189,6 @@ def test_a_job_is_cancelled_and_another_is_requeued_and_ends(slurm: Slurm, tiny_
     wait_for(lambda: not processes_of(cancelled), lambda: "\n".join(processes_of(cancelled)))
     assert not scratch_of(cancelled)
 
-    job = slurm.submit(*command)
     slurm.wait_for_log(job, "images/s")
     slurm("scancel", "--batch", "--signal=USR1", job)  # what Slurm sends before the time limit
     slurm.wait_for_log(job, "checkpoints are written")
@@ -197,7 +200,7 @@ def test_a_job_is_cancelled_and_another_is_requeued_and_ends(slurm: Slurm, tiny_
         lines = (slurm.folder / "runs" / "store" / key / "records.jsonl").read_text().splitlines()
         images = [json.loads(line)["images_seen"] for line in lines]
         assert images == sorted(set(images))  # nothing was trained twice
-        assert 0 < images_before < images[-1] == 3_000
+        assert 0 < images_before < images[-1] == 6_000
     assert len(list(slurm.folder.glob("runs/store/*/result.json"))) == 2
     wait_for(lambda: not processes_of(job), lambda: "\n".join(processes_of(job)))
     assert not scratch_of(job)
