@@ -47,7 +47,7 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for number, item in enumerate(islice(open_source(EmbeddedData()).items(0), 300)):
         (folder / str(item.label)).mkdir(exist_ok=True)
         content = item.read()
-        assert isinstance(content, bytes)  # a PNG
+        assert isinstance(content, bytes)  # a PNG file's
         (folder / str(item.label) / f"{number}.png").write_bytes(content)
     return {"kind": "folder", "path": str(folder), "image_size": 8, "channels": 1}
 

@@ -1,8 +1,10 @@
 """The Ray actor that trains experts; orchestrator/execution/supervisor.py starts, watches and ends it."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 
@@ -11,6 +13,9 @@ from orchestrator.store.sites import Site
 from orchestrator.store.storage import Folder, here
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
+
+if TYPE_CHECKING:
+    from workloads.training.processes import Workers
 
 
 class ActorReport(NamedTuple):
@@ -45,32 +50,57 @@ class ExpertActor:
     """Trains one expert after the other in a process of its own; answers while it trains."""
 
     def __init__(self, site: Site) -> None:
-        # Here, so that the driver, and Ray Train's controller, start without torch.
-        from workloads.training.job import train_job
+        # Here, so that the driver starts without torch.
+        from workloads.training import job, processes
 
-        self._train_job = train_job
+        self._train_job, self._processes = job.train_job, processes
         self._site = site
+        self._host = ray.util.get_node_ip_address()
         self._courses: dict[str, _Course] = {}
 
     def _of(self, key: str) -> _Course:
         """By key, for a question about the next expert may arrive before its training has begun."""
         return self._courses.setdefault(key, _Course())
 
-    def train(self, job: PlannedJob, data: Folder) -> tuple[JobResult, list[TrainingRecord]]:
-        """Run the job to its end; the result and all records of this attempt."""
+    def meet(self) -> tuple[str, int]:
+        """Be the first of a group, whom the others find at this host and port."""
+        self._meeting = self._processes.open_meeting(self._host)
+        return self._host, self._meeting.port
+
+    def train(
+        self, job: PlannedJob, data: Folder, rank: int = 0, address: tuple[str, int] | None = None
+    ) -> tuple[JobResult, list[TrainingRecord]]:
+        """Run the job to its end; the result and, from the first worker, all records of this attempt.
+
+        address: where a group meets, in which this is worker `rank`; None: it trains alone.
+        """
         course = self._of(job.key)
-        with self._site.job(job.key, course.note_checkpoint, ray.util.get_node_ip_address()) as place:
+        with (
+            self._site.job(job.key, course.note_checkpoint, self._host) as place,
+            self._group(job, rank, address) as workers,
+        ):
             result = self._train_job(
                 job.job,
                 here(data),
                 place.path,
                 device=job.resources.device,
                 num_threads=job.resources.num_threads,
+                workers=workers,
                 report=course.records.append,
                 on_checkpoint=place.on_checkpoint,
-                should_stop=course.stop.is_set,
+                should_stop=self._processes.SharedStop(workers, course.stop.is_set, job.job.training),
             )
         return result, course.records
+
+    @contextmanager
+    def _group(self, job: PlannedJob, rank: int, address: tuple[str, int] | None) -> "Iterator[Workers]":
+        if address is None:
+            yield self._processes.Workers()
+            return
+        meeting = self._meeting if rank == 0 else self._processes.join_meeting(*address)
+        options = {"device": job.resources.device, "host": self._host}
+        with self._processes.together(meeting, rank, job.num_workers, **options) as workers:
+            yield workers
 
     # In a group of its own: the other methods wait until train() returns.
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from orchestrator.plan.errors import ClusterError, ResourcesError
 from orchestrator.plan.fitness import socket_excess
-from orchestrator.plan.jobs import PlannedJob
-from orchestrator.plan.policies import as_ray_resources, num_slots, why_infeasible
+from orchestrator.plan.jobs import PlannedJob, Request
+from orchestrator.plan.policies import Node, as_ray_resources, why_unplaceable
 from workloads.config import Resources
 from workloads.errors import ConfigError
 from workloads.locks import locked
@@ -39,15 +39,9 @@ def local_node() -> dict[str, float]:
 def refuse_infeasible(jobs: Sequence[PlannedJob], nodes: Sequence[Mapping[str, float]], where: str) -> None:
     """Raise ResourcesError for the first job that no node could hold even when idle; Ray would wait for ever."""
     for job in jobs:
-        reason = why_infeasible(job.resources, nodes)
+        reason = why_unplaceable(job, nodes)
         if reason is not None:
             raise ResourcesError(f"{job.name}: execution.{reason} ({where}); ask for less or join a larger node")
-        num_fitting = num_slots([job.resources] * job.num_workers, nodes)
-        if num_fitting < job.num_workers:
-            raise ResourcesError(
-                f"{job.name}: execution.num_workers is {job.num_workers}, but only {num_fitting} of them fit "
-                f"at once ({where}); ask for fewer, or for less each"
-            )
 
 
 @contextmanager
@@ -165,22 +159,45 @@ def with_resources(remote: Any, resources: Resources) -> Any:
 
     Of the cluster, not of what a configuration of a search holds, which is nothing.
     """
-    wanted = as_ray_resources(resources)
-    # 0 CPUs are said too: a task, or an actor with a GPU, of which nothing is said takes one.
     # DEFAULT keeps out of the placement group of a trial, into which Tune puts all that the trial starts.
     return remote.options(
-        num_cpus=wanted.pop("CPU", 0),
-        num_gpus=wanted.pop("GPU", 0),
-        resources=wanted or None,
-        scheduling_strategy="DEFAULT",
+        **_amounts(resources), label_selector=resources.label_selector or None, scheduling_strategy="DEFAULT"
     )
 
 
-def alive_nodes() -> list[dict[str, float]]:
-    """Total resources of every node of the connected cluster."""
+def _amounts(resources: Resources) -> dict[str, Any]:
+    wanted = as_ray_resources(resources)
+    # 0 CPUs are said too: a task, or an actor with a GPU, of which nothing is said takes one.
+    return {"num_cpus": wanted.pop("CPU", 0), "num_gpus": wanted.pop("GPU", 0), "resources": wanted or None}
+
+
+def reserve(request: Request) -> Any:
+    """A placement group with a place for each worker: Ray gives all of them or none, and an autoscaler sees it whole.
+
+    None where there is nothing to reserve.
+    """
+    from ray.util import placement_group
+
+    resources, num_workers = request.resources, request.num_workers
+    if num_workers == 1 or not (bundle := as_ray_resources(resources)):
+        return None
+    selectors = [resources.label_selector] * num_workers if resources.label_selector else None
+    return placement_group([bundle] * num_workers, strategy=request.placement, bundle_label_selector=selectors)
+
+
+def in_place(remote: Any, resources: Resources, group: Any, index: int) -> Any:
+    """A remote actor class for one of the places that were reserved."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+    return remote.options(**_amounts(resources), scheduling_strategy=strategy)
+
+
+def alive_nodes() -> list[Node]:
+    """Total resources and labels of every node of the connected cluster."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
 
 
 def dead_nodes() -> set[str]:

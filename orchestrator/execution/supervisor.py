@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from orchestrator.execution.cluster import alive_nodes, dead_nodes
-from orchestrator.execution.processes import Ending, ExpertProcess, ExpertProcesses, Heard
+from orchestrator.execution.processes import Ending, ExpertProcesses, Heard, Member
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events, supervision
 from orchestrator.plan.errors import ClusterError
@@ -22,6 +22,7 @@ from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Runni
 from orchestrator.store.experts import Claim, ExpertStore
 from orchestrator.store.storage import Folder
 from workloads.config import ExecutionConfig
+from workloads.errors import WorkersPartedError
 from workloads.training.result import TrainingStopped
 
 POLL_INTERVAL_S = 1.0
@@ -205,24 +206,27 @@ class _Supervisor:
             self._saw(supervision.Finished(key))
 
     def _why_ended(self, key: str, ending: Ending) -> supervision.Observation:
-        assert ending.error is not None
-        if isinstance(getattr(ending.error, "cause", None), TrainingStopped):
+        error, member = ending.error, ending.member
+        assert error is not None
+        assert member is not None
+        if isinstance(getattr(error, "cause", None), TrainingStopped):
             return supervision.StoppedOnRequest(key)
-        if isinstance(ending.error, ActorUnavailableError) and ending.process.has_answered:
+        if isinstance(error, ActorUnavailableError) and member.has_answered:
             # The connection broke. When a whole node dies, this is all there is to see of it for some 12 s.
-            return supervision.Vanished(key, ending.process.node_id, time.monotonic())
-        kind, cause = self._diagnose(key, ending.process, ending.error)
+            return supervision.Vanished(key, member.node_id, time.monotonic())
+        kind, cause = self._diagnose(key, member, error)
         return supervision.Broke(key, kind, cause, time.monotonic())
 
-    def _diagnose(self, key: str, process: ExpertProcess, error: RayError) -> tuple[FailureKind, str]:
+    def _diagnose(self, key: str, member: Member, error: RayError) -> tuple[FailureKind, str]:
         if isinstance(error, RayTaskError):
-            return FailureKind.RAISED, str(error.cause) or repr(error.cause)
+            kind = FailureKind.WORKERS_PARTED if isinstance(error.cause, WorkersPartedError) else FailureKind.RAISED
+            return kind, str(error.cause) or repr(error.cause)
         phase = self._fleet.phases[key]
         if isinstance(phase, Running) and phase.is_silent:
             return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
         if isinstance(error, RayActorError) and error.preempted:
             return FailureKind.PREEMPTED, ""
-        if process.has_answered and process.node_id in dead_nodes():
+        if member.has_answered and member.node_id in dead_nodes():
             return FailureKind.NODE_LOST, ""
         if isinstance(error, OutOfMemoryError):
             return FailureKind.OUT_OF_MEMORY, "lower training.batch_size, or let fewer experts share a node"
@@ -240,7 +244,8 @@ class _Supervisor:
     def _pass_on(self, key: str, heard: Heard) -> None:
         report, process = heard.report, heard.process
         if heard.is_first:
-            self._saw(supervision.Answered(key, report.pid, report.node))
+            pid = report.pid if len(process.members) == 1 else None
+            self._saw(supervision.Answered(key, pid, report.node))
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:

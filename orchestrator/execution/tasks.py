@@ -12,9 +12,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.execution.cluster import with_resources
+from orchestrator.execution.cluster import alive_nodes, with_resources
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.policies import num_slots
 from orchestrator.store.storage import Folder, StoredFolder, here
 from workloads.analysis.curves import LossCurve
 from workloads.analysis.held_out import held_out_curve
@@ -30,8 +31,9 @@ from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.pipeline import one_thread
 
-MAX_IN_FLIGHT = 64
-"""Batches submitted ahead: enough to keep a cluster busy, few enough not to fill the driver's memory."""
+MIN_IN_FLIGHT = 64
+"""Batches submitted ahead on a small cluster; on a large one, two for each of its slots: enough to keep it busy, few
+enough not to fill the driver's memory."""
 
 MAX_RETRIES = 3
 """A batch whose worker died is drawn again elsewhere; it comes out the same."""
@@ -70,11 +72,12 @@ def generate_samples(
     num_batches = len(batch_indices(protocol))
     num_done = num_batches - len(missing)
     task = with_resources(_generate, resources)
+    num_ahead = max(MIN_IN_FLIGHT, 2 * num_slots([resources] * num_batches, alive_nodes()))
     in_flight: dict[ray.ObjectRef, int] = {}
     # Taken from the end, so that batches are drawn in their order.
     waiting = list(reversed(missing))
     while waiting or in_flight:
-        while waiting and len(in_flight) < MAX_IN_FLIGHT:
+        while waiting and len(in_flight) < num_ahead:
             index = waiting.pop()
             in_flight[task.remote(stored or ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = (
                 index

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from orchestrator.execution.joint import train_joint
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.execution.tasks import generate_samples, score_on_cluster
 from orchestrator.plan.description import to_yaml
@@ -68,8 +67,6 @@ class Work:
     ) -> TrainingOutcome:
         """Train what the store lacks. Look at the outcome with require_complete."""
         jobs, execution = self.plan.jobs, self.plan.config.execution
-        if jobs[0].job.is_joint:
-            return train_joint(jobs[0], dataset.path, self.store, execution, listeners, should_stop=should_stop)
         data: Folder = dataset.path
         if self.storage is not None:
             data = self.storage.keep_data(dataset.path, dataset.fingerprint)

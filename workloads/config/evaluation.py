@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from workloads.config.base import Name, StrictConfig, UserPath
+from workloads.config.explain import short
 
 
 class SamplingConfig(StrictConfig):
@@ -71,7 +72,7 @@ class ProtocolConfig(StrictConfig):
         known = PROTOCOLS.get(name)
         # A name of one's own will do if all that has no default is said.
         if known is None and not {"extractor", "num_samples"} <= value.keys():
-            raise ValueError(f"no protocol is called {name!r}; known: {', '.join(PROTOCOLS)}")
+            raise ValueError(f"no protocol is called {short(name)}; known: {', '.join(PROTOCOLS)}")
         # What is no section is refused by its name.
         sampling = (known or {}).get("sampling", {}) | own if isinstance(own, dict) else own
         return (known or {}) | value | {"sampling": sampling}

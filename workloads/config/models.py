@@ -87,7 +87,7 @@ class IUNetConfig(_UNetFields):
     """Share of a mixer's channels given to attention, one per mixer level; the rest is halved between the
     max-pool and the depthwise-convolution branch. A multiple of head_dim over the level's width."""
 
-    pool_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (2, 2, 1)
+    pool_sizes: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (2, 2, 1)
     """Average pooling in front of attention, one per mixer level (iFormer: 2 in early stages, 1 in late ones;
     the paper does not settle it for the iU-Net)."""
 

@@ -79,6 +79,7 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self.strategy.check_run(self.execution, self.training)
+        self._check_shared_gpus()
         if self.initial_conversion is not None and self.initial_weights is None:
             raise ValueError(
                 "initial_conversion converts initial_weights, and there are none; give some or leave it out"
@@ -101,6 +102,21 @@ class RunConfig(StrictConfig):
                 f"evaluation.sampling.guidance_scale {sampling.guidance_scale} needs data.class_conditional: true"
             )
         return self
+
+    def _check_shared_gpus(self) -> None:
+        if self.num_workers == 1:
+            return
+        for index in range(self.strategy.num_jobs):
+            if 0 < (share := self.expert_resources(index).num_gpus) < 1:
+                raise ValueError(
+                    f"num_gpus is {share:g} for each of {self.num_workers} workers of one job, but NCCL does not let "
+                    "them share a GPU; give each a whole one, or use one worker"
+                )
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers train each job together."""
+        return self.strategy.num_workers(self.execution)
 
     @property
     def intervals(self) -> IntervalTable:

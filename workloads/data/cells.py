@@ -57,13 +57,16 @@ def _content_of_struct(cell: Any, folder: Path, root: Path) -> PictureContent:
 def _content_at(path: str, folder: Path, root: Path) -> bytes:
     if path.startswith(ADDRESSES):
         raise BadPictureError("a web address, not a picture", path[:80])
-    for base in (folder, root):
-        file = base / path
-        if file.exists() or base == root:
-            if not file.resolve().is_relative_to(root.resolve()):
-                raise BadPictureError("a path that leads out of the data", f"{path}, out of {root}")
-            return read_file(file)
-    raise AssertionError
+    try:
+        file = next(file for file in (folder / path, root / path, root) if file.exists())
+        inside = file.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError) as error:
+        raise BadPictureError("no path of a file", f"{str(error)[:80]}") from None
+    if not inside:
+        raise BadPictureError("a path that leads out of the data", f"{path}, out of {root}")
+    if file == root:
+        raise BadPictureError("a path to nothing", f"{path[:80]} is not beside the table")
+    return read_file(file)
 
 
 def _content_of_list(cell: Any) -> PictureContent:

@@ -120,7 +120,9 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """uint8 (C, size, size) of 8-bit pixels: transparent parts on white, centre square, Lanczos when resized."""
     if _is_transparent(image):
         image = _on_background(image)
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    # To convert to the same mode would copy the whole picture.
+    image = image if image.mode == mode else image.convert(mode)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     array = np.asarray(image)
@@ -271,7 +273,10 @@ def _what_else(content: bytes) -> str:
 def _decoded_bytes(image: Image.Image) -> int:
     """What decoding it takes, about. BadPictureError if that is too much for one picture."""
     plain = image.mode in {"1", "L", "P", "RGB"} and not _is_transparent(image) and not image.info.get("progressive")
-    each = 4 if plain and image.format in {"PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", None} else 10
+    if image.format == "JPEG2000":
+        each = 24  # its library keeps every number of a picture in 32 bits, twice
+    else:
+        each = 4 if plain and image.format in {"PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", None} else 10
     num_bytes = image.width * image.height * each
     if num_bytes > MAX_DECODED_BYTES:
         raise BadPictureError("too large to decode", f"{image.width} x {image.height} pixels")

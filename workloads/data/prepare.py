@@ -93,6 +93,8 @@ def prepare(
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
             block = _decode(source, config, start, shard_images, max_bad - len(bad), on_progress)
+            # Before it is written: decoding stopped where there were too many.
+            check_bad([*bad, *block.bad], max_bad)
             _write_shard(out, index, block, encoder if source.latent_shape is None else None)
         bad += _bad_of(sidecar)
         check_bad(bad, max_bad)
@@ -188,7 +190,8 @@ def _decode(
 def _tell_what_is_odd(found: SourceContents) -> None:
     """A line in the log about what a training run would otherwise never hear of."""
     odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
-    if found.left_out or len(found.remarks) > 1:
+    odd += [f"{len(found.empty_classes)} classes without images"] if found.empty_classes else []
+    if found.left_out or found.empty_classes or len(found.remarks) > 1:
         logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
 
 

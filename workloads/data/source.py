@@ -66,6 +66,8 @@ def existing(path: Path) -> Path:
     """The path, if there is something. DataError if not."""
     try:
         path.stat()
-    except OSError as error:
-        raise DataError(f"data.path {path} does not exist or cannot be read ({error.strerror})") from None
+    except FileNotFoundError:
+        raise DataError(f"data.path {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.path {str(path)[:200]!r} cannot be read ({getattr(error, 'strerror', error)})") from None
     return path

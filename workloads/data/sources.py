@@ -194,9 +194,12 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
     elif "split" in parameters:
         options["split"] = split
     try:
-        return cls(root, **options)
+        dataset = cls(root, **options)
+        len(dataset)
+        return dataset
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+        words = str(error).splitlines() or [type(error).__name__]
         raise DataError(
-            f"torchvision finds no {name} in {root} ({str(error).splitlines()[0]}); data.path is the root it was "
+            f"torchvision finds no {name} in {root} ({words[0]}); data.path is the root it was "
             "downloaded to, and data.dataset a set of pictures with classes"
         ) from None
