@@ -229,4 +229,8 @@ class _Session:
 
 def _shown(path: Path) -> Path:
     """Relative where that is shorter."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # Ray may have removed a job's working directory by now
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path
