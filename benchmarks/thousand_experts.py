@@ -129,6 +129,7 @@ class World:
     num_looks: int = 0
     num_launching: int = 0
     site: None = None
+    """No job lies anywhere."""
 
     def __post_init__(self) -> None:
         self.rng, self.events, self.count = random.Random(self.seed), [], 0

@@ -46,7 +46,9 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("few")
     for number, item in enumerate(islice(open_source(EmbeddedData()).items(0), 300)):
         (folder / str(item.label)).mkdir(exist_ok=True)
-        item.decode().save(folder / str(item.label) / f"{number}.png")
+        content = item.read()
+        assert isinstance(content, bytes)  # a PNG file's
+        (folder / str(item.label) / f"{number}.png").write_bytes(content)
     return {"kind": "folder", "path": str(folder), "image_size": 8, "channels": 1}
 
 

@@ -57,9 +57,11 @@ class ExpertStore:
     def __init__(self, root: Path, remote: str | None = None, storage: Storage | None = None) -> None:
         """With a storage, nodes need not see the directory, and what they finish is in the storage's store."""
         self.root, self._storage = root, storage
-        remote = storage.store_uri if storage is not None else remote
+        if storage is not None:
+            self._remote: RemoteStore | None = storage.store
+        else:
+            self._remote = None if remote is None else RemoteStore(remote)
         self._id_file = root / ID_FILE
-        self._remote = None if remote is None else RemoteStore(remote)
         self._silent_until_s = float("-inf")
         if not self._id_file.exists():
             write_text(self._id_file, uuid.uuid4().hex)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from orchestrator.store.cache import node_root
 from orchestrator.store.remote import DamagedError, RemoteStore
-from orchestrator.store.storage import OPTION, Storage
+from orchestrator.store.storage import Storage
 from workloads.errors import RememeError, StorageError
 from workloads.files import clear_storage_errors
 from workloads.locks import try_lock
@@ -91,7 +91,7 @@ class StorageSite:
     @contextmanager
     def job(self, key: str, on_checkpoint: OnCheckpoint, node: str) -> Iterator[Workplace]:  # noqa: ARG002
         """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well."""
-        remote = RemoteStore(self.storage.store_uri, OPTION)
+        remote = self.storage.store
         with _scratch(key) as folder:
             _fetch_checkpoint(remote, key, folder)
             uploads = _Uploads(remote, key, JobDir(folder), on_checkpoint)

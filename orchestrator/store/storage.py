@@ -48,9 +48,9 @@ class Storage:
     cache_bytes: int
 
     @property
-    def store_uri(self) -> str:
+    def store(self) -> RemoteStore:
         """Where experts are."""
-        return f"{self.uri.rstrip('/')}/{_PLACES.store.name}"
+        return RemoteStore(f"{self.uri.rstrip('/')}/{_PLACES.store.name}", OPTION)
 
     def check(self) -> None:
         """Raise ConfigError unless files can be written, read and removed there."""

@@ -57,11 +57,7 @@ def open_client(uri: str) -> "MlflowClient":
     quieten()
     from mlflow import MlflowClient
 
-    if _scheme(uri) == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
-        raise TrackingError(
-            f"MLflow no longer writes to a folder such as {uri}; set MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db "
-            "(mlflow migrate-filestore takes over what is there)"
-        )
+    refuse_folder(uri)
     if _scheme(uri) in DATABASES:
         _knock(uri)
     if uri.startswith("sqlite:///"):
@@ -73,6 +69,15 @@ def open_client(uri: str) -> "MlflowClient":
             _make_database(file)
             return _answering(MlflowClient(tracking_uri=uri))
     return _answering(MlflowClient(tracking_uri=uri))
+
+
+def refuse_folder(uri: str) -> None:
+    """Raises TrackingError for a store that MLflow 3 has given up."""
+    if _scheme(uri) == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
+        raise TrackingError(
+            f"MLflow no longer writes to a folder such as {uri}; set MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db "
+            "(mlflow migrate-filestore takes over what is there)"
+        )
 
 
 def count_experiments(uri: str) -> int:

@@ -121,8 +121,15 @@ class MlflowWriter:
     def _is_deleted(self, identity: str) -> bool:
         """Whether somebody deleted a run in MLflow; then it is not looked for again."""
         run_id = self.run_ids.get(identity)
-        if run_id is None or self._client.get_run(run_id).info.lifecycle_stage == "active":
+        if run_id is None:
             return False
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage == "active":
+                return False
+        except Exception as error:
+            # It was cleared away as well.
+            if not is_refusal(error):
+                raise
         del self.run_ids[identity]
         return True
 
@@ -163,18 +170,17 @@ class MlflowWriter:
         # One that was deleted takes nothing down with it.
         with suppress(RefusedNoteError):
             parent_id = self._find(content.parent) if content.parent else None
-        known = self._search(identity)
-        if known is None:
-            # Nobody else may make it between looking and making.
-            with locked(self._runs.mlflow_lock, if_supported=True):
-                known = self._search(identity) or self._create(identity, content, parent_id)
+        # Nobody else may make it between looking and making.
+        with locked(self._runs.mlflow_lock, if_supported=True):
+            known = self._search(identity) or self._create(identity, content, parent_id)
         run_id: str = known.info.run_id
         self.run_ids[identity] = run_id
         if content.once and known.info.status == "FINISHED":
             self._ended.add(identity)
         else:
             # An earlier process may have left it finished, failed or killed.
-            self._client.update_run(run_id, status="RUNNING")
+            if known.info.status != "RUNNING":
+                self._client.update_run(run_id, status="RUNNING")
             self._log_params(run_id, {key: one for key, one in content.params.items() if key not in known.data.params})
         is_elsewhere = known.data.tags.get(PARENT_TAG) != parent_id
         if parent_id is not None and (content.once or is_elsewhere):

@@ -61,7 +61,7 @@ class FaultyProxy:
                 client.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{shown}".encode())
                 return reset(client, gently=True)
             if self.fault == "slow":
-                time.sleep(1.5)
+                time.sleep(0.4)
             with socket.create_connection(("127.0.0.1", self._upstream)) as server:
                 server.sendall(request)
                 back = threading.Thread(target=pump, args=(server, client), daemon=True)

@@ -52,7 +52,7 @@ def add_node(cluster: Cluster, folder: Path) -> Any:
 def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
     """Two experts that train for some seconds, with a checkpoint every few hundred images."""
     strategy = tiny_run["strategy"] | {"experts": tiny_run["strategy"]["experts"][:2]}
-    training = tiny_run["training"] | {"images": 4800, "checkpoint_every_images": 480}
+    training = tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256}
     return RunConfig.model_validate(tiny_run | {"strategy": strategy, "training": training, "reference": few_images})
 
 

@@ -92,7 +92,7 @@ def test_hostile_descriptions_are_read_or_refused(pytestconfig: pytest.Config) -
     outcomes = [try_one(draw) for _ in range(pytestconfig.getoption("--num-fuzzed"))]
     assert len(FIELDS) > 90
     sentences = [outcome for outcome in outcomes if outcome != "read"]
-    assert len(outcomes) // 2 < len(sentences) < len(outcomes) * 49 // 50
+    assert len(outcomes) // 2 < len(sentences) < len(outcomes)
     assert [sentence for sentence in sentences if "\n" in sentence or not 10 < len(sentence) < 1500] == []
 
 

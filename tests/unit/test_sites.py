@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from orchestrator.store import sites
-from orchestrator.store.remote import RemoteStore
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.sites import OnCheckpoint, StorageSite, Workplace
 from orchestrator.store.storage import Storage
@@ -51,7 +50,7 @@ def checkpoint(folder: Path, images_seen: int) -> None:
 
 def known(site: StorageSite) -> list[int]:
     """Images seen at the checkpoints in the storage."""
-    return [int(name) for name in sites._known_checkpoints(RemoteStore(site.storage.store_uri), "k")]
+    return [int(name) for name in sites._known_checkpoints(site.storage.store, "k")]
 
 
 def wait_for(condition: Any) -> None:
@@ -78,7 +77,7 @@ def test_a_stopped_job_goes_on_elsewhere_from_its_last_checkpoint(site: StorageS
         assert job.records.read_text() == "16\n32\n48\n64\n"
         job.result.write_text("{}")
     assert known(site) == []
-    assert list(RemoteStore(site.storage.store_uri).index("k").files) == ["records.jsonl", "result.json"]
+    assert list(site.storage.store.index("k").files) == ["records.jsonl", "result.json"]
 
 
 def test_a_damaged_checkpoint_is_skipped(site: StorageSite, tmp_path: Path) -> None:
@@ -135,11 +134,11 @@ def test_an_outage_costs_nothing_but_the_checkpoints_of_its_time(
         is_out.clear()
         wait_for(lambda: sent == [16])  # without a new one
         JobDir(place.path).result.write_text("{}")
-    assert RemoteStore(site.storage.store_uri).index("k") is not None
+    assert site.storage.store.index("k") is not None
     is_out.set()
     with pytest.raises(StorageError, match="no answer"), site.job("other", sent.append, "here") as place:
         JobDir(place.path).result.write_text("{}")
-    assert RemoteStore(site.storage.store_uri).index("other") is None
+    assert site.storage.store.index("other") is None
 
 
 def test_what_a_killed_attempt_has_left_is_removed_and_a_living_one_is_not(site: StorageSite) -> None:

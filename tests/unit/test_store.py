@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
@@ -137,6 +138,7 @@ def test_a_uri_nobody_knows_is_one_sentence() -> None:
 
 def test_a_missing_driver_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # where an earlier test has used it
     with pytest.raises(ConfigError, match=r"pip install 'rememe\[s3\]'"):
         RemoteStore("s3://bucket/path")
 
