@@ -40,7 +40,7 @@ BAD = {
         "workers_per_expert is 8, but only 2 of them fit",
     ),
     "a shared GPU": (["execution={workers_per_expert: 2, resources: {num_gpus: 0.5}}"], "NCCL does not let them share"),
-    "selector": (["execution.resources.label_selector.zone=in(a"], "write a, !a, in(a, b) or !in(a, b), as for Ray"),
+    "selector": (["execution.resources.label_selector.zone=in(a"], "say it as Ray does: a, !a, in(a, b)"),
     "kind of no GPU": (["execution.resources.accelerator_type=H100"], "accelerator_type is H100, but num_gpus is 0"),
     "no override": (["batch_size"], "override 'batch_size'"),
 }
