@@ -2,6 +2,7 @@
 
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -109,6 +110,9 @@ def s3(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch_module.setenv(name, value)
     monkeypatch_module.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     S3FileSystem.clear_instance_cache()
+    # What it holds outlives the server of an earlier module.
+    reset = urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=60).close()
     S3FileSystem().mkdir("bucket")
     yield port
     server.stop()

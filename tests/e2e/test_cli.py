@@ -106,7 +106,7 @@ def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, reme
     ("arguments", "expected"),
     [
         (["train", "demo-mem"], "did you mean 'demo-meme'?"),
-        (["train", "absent.yaml"], "absent.yaml does not exist"),
+        (["train", "absent.yaml"], "'absent.yaml' does not exist"),
         (["sample", "nowhere"], "nowhere holds no ensemble"),
         (["evaluate", "nowhere"], "nowhere holds no ensemble"),
         (["data", "prepare", "nowhere", "out"], "nowhere does not exist"),

@@ -25,6 +25,7 @@ from orchestrator.plan.jobs import Plan
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.sites import SharedSite
 from workloads.config import ExecutionConfig, Resources
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
@@ -275,8 +276,8 @@ def test_the_cpus_of_an_actor_are_its_threads(
     short = planned.jobs[0].job.model_copy(update={"training": training})
     job = replace(planned.jobs[0], job=short, resources=Resources(num_cpus=num_cpus))
     options = {"num_cpus": num_cpus}
-    actor = ExpertActor.options(**options).remote(store.identity)
-    ray.get(actor.train.remote(job, dataset.path, store.path(job.key)))
+    actor = ExpertActor.options(**options).remote(store.site)
+    ray.get(actor.train.remote(job, dataset.path))
     assert ray.get(actor.__ray_call__.remote(lambda _: torch.get_num_threads())) == num_threads
     ray.kill(actor)
 
@@ -286,8 +287,8 @@ def test_a_store_that_is_another_directory_elsewhere_is_named(
 ) -> None:
     store = ExpertStore(tmp_path / "store")
     (tmp_path / "other").mkdir()
-    actor = ExpertActor.remote(store.identity)
+    actor = ExpertActor.remote(SharedSite(tmp_path / "other", store.identity))
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
-        ray.get(actor.train.remote(planned.jobs[0], dataset.path, tmp_path / "other" / "key"))
+        ray.get(actor.train.remote(planned.jobs[0], dataset.path))
     assert "set --runs-dir to a path all nodes share" in str(raised.value.cause)
     ray.kill(actor)
