@@ -30,7 +30,7 @@ from unittest.mock import patch
 from ray.exceptions import ActorUnavailableError
 
 from orchestrator.execution import supervisor
-from orchestrator.execution.processes import Ending, ExpertProcess, Heard
+from orchestrator.execution.processes import Ending, ExpertProcess, Heard, Member
 from orchestrator.plan.jobs import PlannedJob, make_plan
 from orchestrator.plan.policies import as_ray_resources
 from workloads.config import DataSpec, ExecutionConfig, RunConfig
@@ -128,7 +128,8 @@ class World:
     num_losses: int = 0
     num_looks: int = 0
     num_launching: int = 0
-    identity: str = ""
+    site: None = None
+    """No job lies anywhere."""
 
     def __post_init__(self) -> None:
         self.rng, self.events, self.count = random.Random(self.seed), [], 0
@@ -169,7 +170,9 @@ class World:
                 elapsed_s = self.now_s - course.since_s
                 self.saved_s[key] += self._saved_after(elapsed_s - self.scenario.start_s)
                 self.held_s += elapsed_s * course.job.resources.num_gpus
-                course.ending = Ending(course.process, error=ActorUnavailableError("lost", None))
+                course.ending = Ending(
+                    course.process, error=ActorUnavailableError("lost", None), member=course.process.members[0]
+                )
 
     def _scale(self) -> None:
         """As an autoscaler does: enough nodes for those that wait for a place, and none that is long idle."""
@@ -233,7 +236,7 @@ class World:
         return bool(self.courses)
 
     def start(self, job: PlannedJob) -> bool:
-        self.courses[job.key] = Course(ExpertProcess(job, None, None), job)
+        self.courses[job.key] = Course(ExpertProcess(job, (Member(None, None),)), job)
         return self.hand_over(job.key)
 
     def hand_over(self, key: str) -> bool:
@@ -281,8 +284,8 @@ class World:
         heard = []
         for key, course in self.courses.items():
             if course.node_id and not course.has_spoken:
-                course.has_spoken, course.process.node_id = True, course.node_id
-                report = SimpleNamespace(pid=1, node=course.node_id, records=[], checkpoint_images=0)
+                course.has_spoken, course.process.members[0].node_id = True, course.node_id
+                report = SimpleNamespace(pid=1, records=[], checkpoint_images=0, node=course.node_id)
                 heard.append((key, Heard(course.process, report, is_first=True)))  # type: ignore[arg-type]
         return heard, []
 

@@ -1,6 +1,8 @@
 """What several layers of tests share. Ray and OpenMP read their environment when imported, so this comes first."""
 
+import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -12,6 +14,18 @@ from orchestrator.execution.environment import prepare_ray_environment
 prepare_ray_environment(address=None)
 # Threads that wait for one another sleep: spinning, they take the cores from the processes they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "a-key",
+    "AWS_SECRET_ACCESS_KEY": "a-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--num-fuzzed 5000` looks longer than CI can."""
+    parser.addoption("--num-fuzzed", type=int, default=300, help="run descriptions of test_hostile.py")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +47,9 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("few")
     for number, item in enumerate(islice(open_source(EmbeddedData()).items(0), 300)):
         (folder / str(item.label)).mkdir(exist_ok=True)
-        item.decode().save(folder / str(item.label) / f"{number}.png")
+        content = item.read()
+        assert isinstance(content, bytes)  # a PNG file's
+        (folder / str(item.label) / f"{number}.png").write_bytes(content)
     return {"kind": "folder", "path": str(folder), "image_size": 8, "channels": 1}
 
 
@@ -78,3 +94,32 @@ def tiny_run() -> dict[str, Any]:
             "sampling": {"num_steps": 4},
         },
     }
+
+
+@pytest.fixture(scope="module")
+def s3(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of an S3 server on loopback with a bucket named `bucket`; this process's environment leads to it."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[s3]")
+    from s3fs import S3FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch_module.setenv(name, value)
+    monkeypatch_module.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    S3FileSystem.clear_instance_cache()
+    # What it holds outlives the server of an earlier module.
+    reset = urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=60).close()
+    S3FileSystem().mkdir("bucket")
+    yield port
+    server.stop()
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch

@@ -1,6 +1,7 @@
 """Train, gather and score without Ray: `python -m workloads run CONFIG --out DIR`, or the same under torchrun.
 
-Under torchrun, experts that are trained alone are dealt out to the ranks, and a remix is trained by all together.
+Under torchrun, experts that are trained alone are dealt out to groups of execution.workers_per_expert ranks; a remix is
+trained by all together.
 """
 
 import argparse
@@ -12,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workloads.config import Job, ProtocolConfig, RunConfig, load_config
-from workloads.errors import RememeError
+from workloads.errors import ConfigError, RememeError
 from workloads.places import RunDir, SharedDir
 from workloads.training.records import TrainingRecord
+
+if TYPE_CHECKING:
+    from workloads.training.processes import Workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RememeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if os.environ.get("REMEME_TRACEBACK"):
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}; set REMEME_TRACEBACK=1 to see where",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -42,7 +55,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
 
     from workloads.evaluation.extractors import check_extractor
     from workloads.pipeline import gather, reference_data, training_data
-    from workloads.training.jobs import jobs_of
+    from workloads.training.jobs import check_memory, jobs_of
 
     num_threads = torch.get_num_threads()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -60,10 +73,13 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     _barrier(world_size)
     dataset = training_data(config, SharedDir(out).data)
     jobs = jobs_of(config, dataset.spec(config.data))
+    check_memory(jobs, on_gpu=device == "cuda")
     folders = [SharedDir(out).job(job.key).path for job in jobs]
+    workers = _own_group(config, world_size, is_joint=jobs[0].is_joint)
+    num_groups = world_size // workers.world_size
     for index, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
-        if job.is_joint or index % world_size == rank:
-            _train(job, dataset.path, folder, device, config.expert_resources(index).num_threads, is_first=rank == 0)
+        if index % num_groups == rank // workers.world_size:
+            _train(job, dataset.path, folder, device, config.expert_resources(index).num_threads, workers)
     _barrier(world_size)
     torch.set_num_threads(num_threads)  # training has its own number, for its weights depend on it
     if rank == 0:
@@ -74,9 +90,25 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
         torch.distributed.destroy_process_group()
 
 
-def _train(job: Job, data_path: Path, folder: Path, device: str, num_threads: int, *, is_first: bool) -> None:
-    from workloads.training.job import train_job
+def _own_group(config: RunConfig, world_size: int, *, is_joint: bool) -> "Workers":
+    """Those this process trains with. ConfigError if the ranks do not make whole groups."""
+    import torch
+
     from workloads.training.processes import Workers
+
+    size = world_size if is_joint else min(config.num_workers, world_size)
+    if world_size % size or config.training.batch_size % size:
+        raise ConfigError(
+            f"{world_size} processes and training.batch_size {config.training.batch_size} do not make whole groups of "
+            f"{size} workers; start another number of processes"
+        )
+    if size in {1, world_size}:
+        return Workers.current() if size > 1 else Workers()
+    return Workers.current(torch.distributed.new_subgroups(size)[0])
+
+
+def _train(job: Job, data_path: Path, folder: Path, device: str, num_threads: int, workers: "Workers") -> None:
+    from workloads.training.job import train_job
 
     result = train_job(
         job,
@@ -85,10 +117,10 @@ def _train(job: Job, data_path: Path, folder: Path, device: str, num_threads: in
         device=device,
         # As under Ray: the last bits of the weights depend on it, and a key stands for the same weights everywhere.
         num_threads=num_threads,
-        workers=Workers.current() if job.is_joint else None,
+        workers=workers,
         report=partial(_print_record, job.name),
     )
-    if not job.is_joint or is_first:
+    if workers.is_first:
         print(json.dumps({"expert": job.name, "done": True, "train_s": result.train_s}), flush=True)
 
 

@@ -1,5 +1,6 @@
 """An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
@@ -26,6 +27,12 @@ from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.progress import Progress
 from workloads.training.result import completed
 
+NETWORK = "config.json"
+"""The file save_pretrained writes the architecture to."""
+
+CHECKSUM = "checksum"
+"""Of all else in ensemble.json."""
+
 MAX_MIXED = 2
 """Mixed experts kept at once. Sampling goes through them in order and comes back only with the next batch."""
 
@@ -38,12 +45,15 @@ class EnsembleIndex(StrictConfig):
     data: DataSpec
     class_names: tuple[str, ...]
     weights_sha256: tuple[str, ...]
+    networks_sha256: tuple[str, ...] = ()
+    """Of what says how each network is built; empty in files of earlier versions."""
+
     latent: LatentInfo | None = None
 
 
 def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, work_dirs: Sequence[Path]) -> "Ensemble":
     """Gather finished experts (work directories of train_job, clean end first; one for a remix) into one directory."""
-    digests = []
+    digests, networks = [], []
     with new_directory(target) as scratch:
         place = EnsembleDir(scratch)
         for index, work_dir in enumerate(work_dirs):
@@ -51,8 +61,10 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
             if result is None:
                 raise CheckpointError(f"expert {index} is not finished in {work_dir}; train it first")
             source = (work_dir / result.weights_file).parent
-            shutil.copytree(source, place.remix if source == JobDir(work_dir).remix else place.expert(index))
+            copy = place.remix if source == JobDir(work_dir).remix else place.expert(index)
+            shutil.copytree(source, copy)
             digests.append(result.weights_sha256)
+            networks.append(sha256_file(copy / NETWORK))
         latent = dataset.manifest.latent
         if latent is not None:
             shutil.copytree(latent.vae, place.vae)
@@ -61,27 +73,49 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
             data=dataset.spec(config.data),
             class_names=dataset.class_names,
             weights_sha256=tuple(digests),
+            networks_sha256=tuple(networks),
             latent=latent,
         )
-        write_text(place.index, index_file.model_dump_json(indent=2))
+        _write_index(place.index, index_file)
     return Ensemble.load(target)
 
 
 def bake(ensemble: "Ensemble", target: Path, on_progress: Progress) -> "Ensemble":
     """Write the experts of a remix out as plain networks; sampling then mixes nothing and costs what one does."""
-    digests, num_experts = [], len(ensemble.intervals)
+    digests, networks, num_experts = [], [], len(ensemble.intervals)
     with new_directory(target) as scratch:
         place = EnsembleDir(scratch)
         for index in range(num_experts):
             model: Any = ensemble.expert(index)
             model.save_pretrained(place.expert(index))
             digests.append(sha256_file(place.expert(index) / WEIGHTS))
+            networks.append(sha256_file(place.expert(index) / NETWORK))
             on_progress(index + 1, num_experts)
         if ensemble.index.latent is not None:
             shutil.copytree(EnsembleDir(ensemble.path).vae, place.vae)
-        baked = ensemble.index.model_copy(update={"weights_sha256": tuple(digests)})
-        write_text(place.index, baked.model_dump_json(indent=2))
+        sums = {"weights_sha256": tuple(digests), "networks_sha256": tuple(networks)}
+        _write_index(place.index, ensemble.index.model_copy(update=sums))
     return Ensemble.load(target)
+
+
+def _write_index(file: Path, index: EnsembleIndex) -> None:
+    raw = index.model_dump(mode="json")
+    write_text(file, json.dumps(raw | {CHECKSUM: content_hash(raw)}, indent=2))
+
+
+def _read_index(file: Path) -> EnsembleIndex:
+    """CheckpointError if it is not as it was written."""
+    try:
+        raw = json.loads(file.read_text())
+        # Of what stands there, not of what this version makes of it; files of earlier versions have none.
+        checksum = raw.pop(CHECKSUM, None)
+        index = EnsembleIndex.model_validate(raw)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{file} is damaged: {reason}; run rememe train again") from None
+    if checksum is not None and checksum != content_hash(raw):
+        raise CheckpointError(f"{file} was changed since it was written; run rememe train again")
+    return index
 
 
 class Ensemble:
@@ -105,11 +139,15 @@ class Ensemble:
             raise ConfigError(
                 f"{path} holds no ensemble ({missing} is missing); train one with: rememe train demo-meme"
             )
-        try:
-            index = EnsembleIndex.model_validate_json(place.index.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{place.index} is damaged: {str(error).splitlines()[0]}") from None
-        return cls(place.path, index, device)
+        return cls(place.path, _read_index(place.index), device)
+
+    def verify(self) -> None:
+        """Compare all networks with their checksums. CheckpointError about the first that is not what was gathered."""
+        if self.is_mixed:
+            self._check(self._place.remix / REMIX_WEIGHTS, 0)
+        else:
+            for index in range(len(self.intervals)):
+                self._check(self._place.expert(index) / WEIGHTS, index)
 
     @property
     def diffusion(self) -> DiffusionConfig:
@@ -181,6 +219,9 @@ class Ensemble:
     def _check(self, file: Path, index: int) -> None:
         if not file.is_file() or sha256_file(file) != self.index.weights_sha256[index]:
             raise CheckpointError(f"the weights of {file.parent} are missing or damaged; run rememe train again")
+        network, sums = file.with_name(NETWORK), self.index.networks_sha256
+        if sums and (not network.is_file() or sha256_file(network) != sums[index]):
+            raise CheckpointError(f"{network} is missing or was changed; run rememe train again")
 
     def denoise(self, x_BCHW: Tensor, timestep: int, labels_B: Tensor | None = None) -> Tensor:
         """Network output of the expert that owns the timestep."""

@@ -23,5 +23,9 @@ class CheckpointError(RememeError):
     """No usable checkpoint or weights where some were expected."""
 
 
+class WorkersPartedError(RememeError):
+    """Workers that train together lost one another; whoever starts them again goes on from the last checkpoint."""
+
+
 class StorageError(RememeError):
     """Weights or samples could not be written, for instance because the disk is full."""

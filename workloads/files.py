@@ -32,7 +32,7 @@ def clear_storage_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StorageError(f"no space left to write {target}; free some and run the same command again") from error
-        if error.errno in {errno.EACCES, errno.EROFS}:
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}:
             raise StorageError(f"{target} cannot be written ({error.strerror}); choose another --runs-dir") from error
         raise
 
@@ -66,6 +66,8 @@ def new_directory(target: Path) -> Iterator[Path]:
 def new_file(target: Path) -> Iterator[Path]:
     """The same for a file: the block writes it, and a reader of `target` finds the old one or all of the new one."""
     with clear_storage_errors(target):
+        if target.exists() and not target.is_file():
+            raise StorageError(f"{target} is no regular file and is not replaced; name another")
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = _scratch_of(target)
         try:

@@ -55,12 +55,17 @@ Measure = Callable[..., Score]
 
 def training_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
     """What the run trains on, made ready in `folder` on first use. DataError if it cannot be had."""
-    return ensure_prepared(config.data, folder, on_progress=on_progress)
+    return _whole(ensure_prepared(config.data, folder, on_progress=on_progress))
 
 
 def reference_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
     """What its score compares with: `reference`, or the training data. DataError if it cannot be had."""
-    return ensure_prepared(config.reference or config.data, folder, on_progress=on_progress)
+    return _whole(ensure_prepared(config.reference or config.data, folder, on_progress=on_progress))
+
+
+def _whole(dataset: PreparedDataset) -> PreparedDataset:
+    dataset.verify_once()
+    return dataset
 
 
 def gather(run: RunDir, config: RunConfig, dataset: PreparedDataset, job_dirs: Sequence[Path]) -> Ensemble:
@@ -70,6 +75,7 @@ def gather(run: RunDir, config: RunConfig, dataset: PreparedDataset, job_dirs: S
         with suppress(CheckpointError):  # a damaged one is made anew
             ensemble = Ensemble.load(run.path)
             if ensemble.config == config and ensemble.index.weights_sha256 == digests:
+                ensemble.verify()
                 return ensemble
     return write_ensemble(run.ensemble.path, config, dataset, job_dirs)
 

@@ -59,24 +59,9 @@ class JobDir:
         return self.path / ".lock"
 
     @property
-    def stop(self) -> Path:
-        """Its presence asks the workers to write a checkpoint and end."""
-        return self.path / "stop"
-
-    @property
-    def failure(self) -> Path:
-        """What a worker says about an error that would only come back."""
-        return self.path / "failure.txt"
-
-    @property
     def first_for(self) -> Path:
         """Which configuration of which study the job was begun for."""
         return self.path / "first-for"
-
-    @property
-    def ray_train(self) -> Path:
-        """What Ray Train keeps."""
-        return self.path / "ray-train"
 
     def checkpointed_images(self) -> int | None:
         """Images seen at the newest checkpoint, by its name; None if there is none."""

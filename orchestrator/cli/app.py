@@ -56,16 +56,24 @@ def main() -> None:
     """Run the command line; errors a user can act on become one sentence and an exit code."""
     from orchestrator.plan.masking import masked
     from orchestrator.terminal.notes import show_warnings_as_notes
+    from orchestrator.terminal.streams import explain, settle
     from workloads.errors import RememeError
 
     show_warnings_as_notes()
     try:
+        settle()
         app(standalone_mode=True)
     except RememeError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)
         if os.environ.get("REMEME_TRACEBACK"):
             raise
         sys.exit(error.exit_code)
+    except OSError as error:
+        if os.environ.get("REMEME_TRACEBACK"):
+            raise
+        sentence, code = explain(error)
+        print(f"error: {sentence}; set REMEME_TRACEBACK=1 to see where", file=sys.stderr)
+        sys.exit(code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         # As RunStoppedError does: 128 + SIGINT.

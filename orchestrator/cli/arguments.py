@@ -24,6 +24,14 @@ Store = Annotated[
         show_default=False,
     ),
 ]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REMEME_STORAGE",
+        help="URI where data, checkpoints and results go when nodes share no directory: s3://bucket/path.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory (runs/NAME-HASH), or its ensemble.", show_default=False)]
 RUNS = Path("runs")

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, AsJson, Config, Overrides, RunPath, RunsDirOption, Store
+from orchestrator.cli.arguments import (
+    RUNS,
+    Address,
+    AsJson,
+    Config,
+    Overrides,
+    RunPath,
+    RunsDirOption,
+    StorageOption,
+    Store,
+)
 from orchestrator.execution import environment
 
 
@@ -63,6 +73,7 @@ def train(
     address: Address = None,
     evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
     store: Store = None,
+    storage: StorageOption = None,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
     from workloads.config.load import load_config
@@ -72,7 +83,7 @@ def train(
     environment.prepare_ray_environment(address)
     from orchestrator.runs.configuration import train_configuration
 
-    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate, store=store)
+    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate, store=store, storage=storage)
 
 
 def compare(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import AsJson, Config, Overrides, Store
+from orchestrator.cli.arguments import AsJson, Config, Overrides, StorageOption, Store
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -26,12 +26,18 @@ JobId = Annotated[str, typer.Argument(help="As `rememe submit` and `rememe jobs`
 def submit(
     config: Config,
     address: JobServerAddress,
-    runs_dir: Annotated[
-        Path, typer.Option(envvar="REMEME_RUNS_DIR", help="Absolute path that all nodes see.", show_default=False)
-    ],
     overrides: Overrides = None,
+    runs_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="REMEME_RUNS_DIR",
+            help="Absolute path that all nodes see; not needed with --storage.",
+            show_default=False,
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job's log and end with its exit code.")] = True,
     store: Store = None,
+    storage: StorageOption = None,
 ) -> None:
     """Run a configuration, a study or a comparison as a job on a cluster.
 
@@ -47,7 +53,7 @@ def submit(
         command, description = "search", whole_description(study)
     else:
         command, description = describe_submission(config, overrides or [])
-    line, files = job_command(command, description, runs_dir, store)
+    line, files = job_command(command, description, runs_dir, store, storage)
     server = JobServer(address)
     job_id = server.submit(line, files)
     print(f"job {job_id}; see it with: rememe logs {job_id}, end it with: rememe stop {job_id}", flush=True)

@@ -6,12 +6,11 @@ What to do is decided in orchestrator/plan/supervision.py, without Ray; this mod
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from orchestrator.execution.cluster import alive_nodes, dead_nodes, leaving_nodes, staying_nodes
-from orchestrator.execution.processes import Ending, ExpertProcess, ExpertProcesses, Heard
+from orchestrator.execution.processes import Ending, ExpertProcesses, Heard, Member
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events, observations, supervision
 from orchestrator.plan.errors import ClusterError
@@ -20,8 +19,11 @@ from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
 from orchestrator.plan.supervision import AskToStop, Fleet, Kill, Release, Running, Step, Tell
+from orchestrator.plan.watchdog import Watchdog
 from orchestrator.store.experts import Claim, ExpertStore
+from orchestrator.store.storage import Folder
 from workloads.config import ExecutionConfig
+from workloads.errors import WorkersPartedError
 from workloads.training.result import TrainingStopped
 
 POLL_INTERVAL_S = 1.0
@@ -33,7 +35,7 @@ NODES_INTERVAL_S = 5.0
 
 def train_experts(
     jobs: Sequence[PlannedJob],
-    data_path: Path,
+    data: Folder,
     store: ExpertStore,
     execution: ExecutionConfig,
     listeners: Sequence[EventListener] = (),
@@ -54,9 +56,10 @@ def train_experts(
             missing[job.key] = job
         else:
             outcome.completed[job.key] = result
+            store.publish(job.key)  # what an earlier run could not
             events.tell(listeners, events.Reused(job.key))
     if missing:
-        supervisor = _Supervisor(missing, data_path, store, execution, listeners, outcome, should_stop)
+        supervisor = _Supervisor(missing, data, store, execution, listeners, outcome, should_stop)
         with stop_signals(supervisor.stop_requested):
             supervisor.run()
     return outcome
@@ -68,7 +71,7 @@ class _Supervisor:
     def __init__(
         self,
         missing: dict[str, PlannedJob],
-        data_path: Path,
+        data: Folder,
         store: ExpertStore,
         execution: ExecutionConfig,
         listeners: Sequence[EventListener],
@@ -80,8 +83,9 @@ class _Supervisor:
         self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
         self._outcome = outcome
-        self._processes = ExpertProcesses(store, data_path)
+        self._processes = ExpertProcesses(store.site, data)
         self._claims: dict[str, Claim] = {}
+        self._watchdog = Watchdog(execution.watchdog_s)
         self._looked_s = float("-inf")
         self._should_stop = should_stop
         self.stop_requested = threading.Event()
@@ -198,6 +202,7 @@ class _Supervisor:
     def _collect(self) -> None:
         """Take in experts that ended, well or not."""
         for key, ending in self._processes.collect(POLL_INTERVAL_S):
+            self._watchdog.forget(key)
             if ending.result is None:
                 self._saw(self._why_ended(key, ending))
                 continue
@@ -210,24 +215,27 @@ class _Supervisor:
             self._saw(observations.Finished(key))
 
     def _why_ended(self, key: str, ending: Ending) -> observations.Observation:
-        assert ending.error is not None
-        if isinstance(getattr(ending.error, "cause", None), TrainingStopped):
+        error, member = ending.error, ending.member
+        assert error is not None
+        assert member is not None
+        if isinstance(getattr(error, "cause", None), TrainingStopped):
             return observations.StoppedOnRequest(key, time.monotonic())
-        if isinstance(ending.error, ActorUnavailableError) and ending.process.has_answered:
+        if isinstance(error, ActorUnavailableError) and member.has_answered:
             # The connection broke. When a whole node dies, this is all there is to see of it for some 12 s.
-            return observations.Vanished(key, ending.process.node_id, time.monotonic())
-        kind, cause = self._diagnose(key, ending.process, ending.error)
+            return observations.Vanished(key, member.node_id, time.monotonic())
+        kind, cause = self._diagnose(key, member, error)
         return observations.Broke(key, kind, cause, time.monotonic())
 
-    def _diagnose(self, key: str, process: ExpertProcess, error: RayError) -> tuple[FailureKind, str]:
+    def _diagnose(self, key: str, member: Member, error: RayError) -> tuple[FailureKind, str]:
         if isinstance(error, RayTaskError):
-            return FailureKind.RAISED, str(error.cause) or repr(error.cause)
+            kind = FailureKind.WORKERS_PARTED if isinstance(error.cause, WorkersPartedError) else FailureKind.RAISED
+            return kind, str(error.cause) or repr(error.cause)
         phase = self._fleet.phases[key]
         if isinstance(phase, Running) and phase.is_silent:
             return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
         if isinstance(error, RayActorError) and error.preempted:
             return FailureKind.PREEMPTED, ""
-        if process.has_answered and process.node_id in dead_nodes():
+        if member.has_answered and member.node_id in dead_nodes():
             return FailureKind.NODE_LOST, ""
         if isinstance(error, OutOfMemoryError):
             return FailureKind.OUT_OF_MEMORY, "lower training.batch_size, or let fewer experts share a node"
@@ -241,11 +249,15 @@ class _Supervisor:
             self._pass_on(key, heard)
         for key in silent:
             self._saw(observations.FellSilent(key))
+        for event in self._watchdog.overdue(time.monotonic()):
+            self._tell(event)
 
     def _pass_on(self, key: str, heard: Heard) -> None:
-        report, process = heard.report, heard.process
+        report, process, now_s = heard.report, heard.process, time.monotonic()
+        self._watchdog.saw(key, now_s if process.has_trained else report.num_steps, now_s, report.node)
         if heard.is_first:
-            self._saw(observations.Answered(key, report.pid, report.node))
+            pid = report.pid if len(process.members) == 1 else None
+            self._saw(observations.Answered(key, pid, report.node))
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:

@@ -12,9 +12,11 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.execution.cluster import with_resources
+from orchestrator.execution.cluster import alive_nodes, with_resources
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.jobs import PlannedJob
+from orchestrator.plan.policies import num_slots
+from orchestrator.store.storage import Folder, StoredFolder, here
 from workloads.analysis.curves import LossCurve
 from workloads.analysis.held_out import held_out_curve
 from workloads.analysis.latency import latency_s
@@ -29,24 +31,25 @@ from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.pipeline import one_thread
 
-MAX_IN_FLIGHT = 64
-"""Batches submitted ahead: enough to keep a cluster busy, few enough not to fill the driver's memory."""
+MIN_IN_FLIGHT = 64
+"""Batches submitted ahead on a small cluster; on a large one, two for each of its slots: enough to keep it busy, few
+enough not to fill the driver's memory."""
 
 MAX_RETRIES = 3
 """A batch whose worker died is drawn again elsewhere; it comes out the same."""
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, fingerprint: str, device: str) -> Ensemble:
+def _load(folder: Folder, fingerprint: str, device: str) -> Ensemble:
     """One ensemble per worker process; the fingerprint makes a retrained one in the same place another."""
-    ensemble = Ensemble.load(path, device)
+    ensemble = Ensemble.load(here(folder), device)
     assert ensemble.fingerprint == fingerprint
     return ensemble
 
 
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _generate(path: Path, fingerprint: str, protocol: ProtocolConfig, index: int, device: str) -> np.ndarray:
-    ensemble = _load(path, fingerprint, device)
+def _generate(folder: Folder, fingerprint: str, protocol: ProtocolConfig, index: int, device: str) -> np.ndarray:
+    ensemble = _load(folder, fingerprint, device)
     with one_thread():
         images, _ = generate_batch(ensemble, protocol, batch_indices(protocol)[index])
     return images.numpy()
@@ -59,19 +62,26 @@ def generate_samples(
     *,
     resources: Resources,
     on_progress: Callable[[int, int], None] | None = None,
+    stored: StoredFolder | None = None,
 ) -> None:
-    """Draw the batches `out` lacks, each with `resources` of the connected cluster, and write them as they come."""
+    """Draw the batches `out` lacks, each with `resources` of the connected cluster, and write them as they come.
+
+    stored: where the ensemble is for nodes that do not see its directory.
+    """
     missing = out.missing(protocol)
     num_batches = len(batch_indices(protocol))
     num_done = num_batches - len(missing)
     task = with_resources(_generate, resources)
+    num_ahead = max(MIN_IN_FLIGHT, 2 * num_slots([resources] * num_batches, alive_nodes()))
     in_flight: dict[ray.ObjectRef, int] = {}
     # Taken from the end, so that batches are drawn in their order.
     waiting = list(reversed(missing))
     while waiting or in_flight:
-        while waiting and len(in_flight) < MAX_IN_FLIGHT:
+        while waiting and len(in_flight) < num_ahead:
             index = waiting.pop()
-            in_flight[task.remote(ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = index
+            in_flight[task.remote(stored or ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = (
+                index
+            )
         finished, _ = ray.wait(list(in_flight), num_returns=1)
         for reference in finished:
             out.write(in_flight.pop(reference), _take(reference))

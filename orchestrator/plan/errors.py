@@ -17,13 +17,17 @@ class TrackingError(RememeError):
     """The MLflow store cannot be reached or used."""
 
 
+AGAIN = "the same would happen again"
+"""What the cause of a failure says if trying again is no use."""
+
+
 class ExpertFailedError(RememeError):
     """One expert stopped for good; the others keep training."""
 
     def __init__(self, expert: str, attempts: int, cause: str) -> None:
         super().__init__(
             f"{expert} failed after {attempts} attempt{'s' if attempts != 1 else ''}: {cause}. "
-            "Its last checkpoint is kept; run the same command again to continue it"
+            f"Its last checkpoint is kept{'' if AGAIN in cause else '; run the same command again to continue it'}"
         )
         self.expert, self.attempts, self.cause = expert, attempts, cause
 

@@ -140,6 +140,17 @@ class Checkpointed(ExpertEvent):
 
 
 @dataclass(frozen=True)
+class NoSignOfLife(ExpertEvent):
+    """It neither answers nor makes steps; told once, until it does again."""
+
+    silent_s: float
+    node: str | None = None
+    """Address of the node it is on."""
+
+    state = ExpertState.TRAINING
+
+
+@dataclass(frozen=True)
 class Restarting(ExpertEvent):
     """It stopped, and will be started again from its last checkpoint."""
 

@@ -13,6 +13,16 @@ BACKWARD_FACTOR = 3
 
 
 @dataclass(frozen=True)
+class Request:
+    """What a job asks of the cluster at once: so many workers, each with these resources."""
+
+    resources: Resources
+    num_workers: int = 1
+    placement: str = "PACK"
+    """How Ray lays the workers out over nodes: PACK, SPREAD or STRICT_PACK."""
+
+
+@dataclass(frozen=True)
 class PlannedJob:
     """One network to train and what it takes."""
 
@@ -32,6 +42,19 @@ class PlannedJob:
 
     num_workers: int = 1
     """How many of these resources the job takes at once."""
+
+    placement: str = "PACK"
+    """How they are laid out over nodes."""
+
+    @property
+    def request(self) -> Request:
+        """What it asks of the cluster."""
+        return Request(self.resources, self.num_workers, self.placement)
+
+    @property
+    def workers_field(self) -> str:
+        """The key of the run description that says how many workers there are."""
+        return "num_workers" if self.job.is_joint else "workers_per_expert"
 
     @property
     def name(self) -> str:
@@ -153,5 +176,6 @@ def _planned(job: Job, config: RunConfig, resources: Resources) -> PlannedJob:
         macs=cost.macs,
         memory_bytes=cost.memory_bytes,
         resources=resources,
-        num_workers=config.execution.num_workers,
+        num_workers=config.num_workers,
+        placement=config.execution.placement,
     )

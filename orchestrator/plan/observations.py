@@ -38,9 +38,11 @@ class HandedIn(Observation):
 
 @dataclass(frozen=True)
 class Answered(Observation):
-    """Its process spoke for the first time."""
+    """Its process spoke for the first time, or all processes of its workers have."""
 
-    pid: int = 0
+    pid: int | None = None
+    """None where there are several."""
+
     node: str | None = None
 
 

@@ -1,8 +1,18 @@
 """Where things lie under the runs directory."""
 
+import os
+import reprlib
 from pathlib import Path
 
+from workloads.errors import ConfigError
 from workloads.places import RunDir, SharedDir
+
+
+def confined(name: str) -> str:
+    """A name from outside that is to be one of a directory. ConfigError if it would lead out of it."""
+    if name in {"", ".", ".."} or "/" in name or "\0" in name or len(os.fsencode(name)) > 200:
+        raise ConfigError(f"{reprlib.repr(name)} is no name of a run or a study; give the name alone, without a path")
+    return name
 
 
 class RunsDir(SharedDir):
@@ -41,13 +51,17 @@ class RunsDir(SharedDir):
         """What MLflow has not taken yet."""
         return self.path / "spool"
 
+    def probe(self, word: str) -> Path:
+        """A directory that is there for a moment, to see who sees it."""
+        return self.path / f".probe-{word}"
+
     def run(self, name: str, fingerprint: str) -> RunDir:
         """One configuration's directory; the same configuration always gets the same."""
         return RunDir(self.path / f"{name}-{fingerprint[:8]}")
 
     def run_named(self, name: str) -> RunDir:
         """By its directory's name."""
-        return RunDir(self.path / name)
+        return RunDir(self.path / confined(name))
 
     def all_plans(self) -> list[RunDir]:
         """The runs that have a plan."""
@@ -67,8 +81,8 @@ class RunsDir(SharedDir):
         return self.path / f"{name}.png"
 
     def study(self, name: str) -> "StudyDir":
-        """What a study keeps, whether it has begun or not."""
-        return StudyDir(self, name)
+        """What a study keeps, whether it has begun or not. ConfigError for a name that leads elsewhere."""
+        return StudyDir(self, confined(name))
 
     def all_studies(self) -> list["StudyDir"]:
         """By name, those included that have not got further than a directory."""

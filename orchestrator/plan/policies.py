@@ -1,11 +1,13 @@
 """Retries, places and order: single decisions as values, which supervision.py and the cluster's checks put together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from workloads.config.execution import Resources
+from orchestrator.plan.jobs import PlannedJob, Request
+from workloads.config import Resources
 
 MAX_DELAY_S = 60.0
 """Pauses double from a second; with many attempts, doubling alone would soon come to hours."""
@@ -19,6 +21,7 @@ class FailureKind(Enum):
     NODE_LOST = "its node left the cluster"
     PREEMPTED = "its node was preempted"
     NOT_ANSWERING = "it stopped answering"
+    WORKERS_PARTED = "its workers lost one another"
     RAISED = "it raised an error"
 
     @property
@@ -61,50 +64,128 @@ def longest_first(expected_cost: Mapping[str, float]) -> list[str]:
     return sorted(expected_cost, key=lambda key: (-expected_cost[key], key))
 
 
+class Node(dict[str, float]):
+    """What a node offers in all, by Ray's names, and its labels."""
+
+    def __init__(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> None:
+        super().__init__(resources)
+        self.labels = labels
+
+
+ACCELERATOR = "accelerator_type:"
+"""So begins Ray's resource of nodes with some kind of GPU: one of it, of which who wants that kind takes a bit."""
+
+
 def as_ray_resources(resources: Resources) -> dict[str, float]:
     """Ray's names: {"CPU": 1, "GPU": 0.25, "highmem": 1}; what is not asked for is left out."""
     named = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
+    if resources.accelerator_type is not None:
+        named[f"{ACCELERATOR}{resources.accelerator_type}"] = 0.001
     return {name: amount for name, amount in named.items() if amount > 0}
+
+
+def has_labels(node: Mapping[str, float], selector: Mapping[str, str]) -> bool:
+    """Whether Ray lets a task with this selector onto the node: "a", "!a", "in(a, b)", "!in(a, b)"."""
+    labels = node.labels if isinstance(node, Node) else {}
+    for name, wanted in selector.items():
+        values = wanted.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
+        if (labels.get(name) in {value.strip() for value in values}) == wanted.startswith("!"):
+            return False
+    return True
 
 
 def num_slots(requests: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> int:
     """How many of the requests the nodes can hold at once, placed in order; a later one may fit where one did not."""
+    return num_fitting([Request(one) for one in requests], nodes)
+
+
+def num_fitting(requests: Sequence[Request], nodes: Sequence[Mapping[str, float]]) -> int:
+    """The same of jobs of several workers, which are placed all or none."""
     free = [dict(node) for node in nodes]
-    tried: Counter[frozenset[tuple[str, float]]] = Counter()
+    first: Counter[tuple[frozenset[Any], ...]] = Counter()
     placed = 0
     for request in requests:
-        wanted = as_ray_resources(request)
-        kind = frozenset(wanted.items())
+        wanted, selector = as_ray_resources(request.resources), request.resources.label_selector
+        kind = (frozenset(wanted.items()), frozenset(selector.items()))
         # Nodes only fill up: where one like it found no room, this one finds none either.
-        while tried[kind] < len(free):
-            node = free[tried[kind]]
-            # Fractions of a GPU leave a little less than they should when they are taken away one by one.
-            if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items()):
-                for name, amount in wanted.items():
-                    node[name] -= amount
-                placed += 1
-                break
-            tried[kind] += 1
+        while (at := first[kind]) < len(free) and not (has_labels(nodes[at], selector) and _fits(wanted, free[at])):
+            first[kind] += 1
+        rooms = (free[index] for index in range(at, len(free)) if has_labels(nodes[index], selector))
+        placed += _place(request, wanted, rooms)
     return placed
 
 
-def num_queued_ahead(num_fitting: int) -> int:
+def num_queued_ahead(fitting: int) -> int:
     """How many experts are submitted beyond those that fit now: one takes over a slot at once, more show an autoscaler
     that there is demand. Half as many again, so that a cluster of one node is soon one of thirty.
     """
-    return max(1, num_fitting // 2)
+    return max(1, fitting // 2)
+
+
+def _place(request: Request, wanted: Mapping[str, float], rooms: Iterable[dict[str, float]]) -> bool:
+    """Take room for all workers, or for none."""
+    taken: list[dict[str, float]] = []
+    for room in rooms:
+        if request.placement == "STRICT_PACK":
+            _give_back(taken, wanted)
+        while len(taken) < request.num_workers and _fits(wanted, room):
+            taken.append(room)
+            for name, amount in wanted.items():
+                room[name] -= amount
+        if len(taken) == request.num_workers:
+            return True
+    _give_back(taken, wanted)
+    return False
+
+
+def _give_back(taken: list[dict[str, float]], wanted: Mapping[str, float]) -> None:
+    while taken:
+        room = taken.pop()
+        for name, amount in wanted.items():
+            room[name] += amount
+
+
+def _fits(wanted: Mapping[str, float], room: Mapping[str, float]) -> bool:
+    # Fractions of a GPU leave a little less than they should when they are taken away one by one.
+    return all(room.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items())
+
+
+def why_unplaceable(job: PlannedJob, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """None if the nodes could hold the whole job when idle, otherwise what is missing and how much there is."""
+    reason = why_infeasible(job.resources, nodes)
+    if reason is not None or num_fitting([job.request], nodes):
+        return reason
+    rooms = [[node] for node in nodes] if job.placement == "STRICT_PACK" else [nodes]
+    most = max(num_slots([job.resources] * job.num_workers, room) for room in rooms)
+    where = " on one node" if job.placement == "STRICT_PACK" else ""
+    return f"{job.workers_field} is {job.num_workers}, but only {most} of them fit at once{where}"
 
 
 def why_infeasible(request: Resources, nodes: Sequence[Mapping[str, float]]) -> str | None:
     """None if some node could hold the request when idle, otherwise what is missing and how much there is."""
     wanted = as_ray_resources(request)
-    if any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
+    if request.label_selector:
+        able = [node for node in nodes if has_labels(node, request.label_selector)]
+        if not able:
+            return _why_no_label(request.label_selector, nodes)
+        nodes = able
+    if any(_fits(wanted, node) for node in nodes):
         return None
+    if (kind := request.accelerator_type) is not None and not any(f"{ACCELERATOR}{kind}" in node for node in nodes):
+        offered = sorted({name.removeprefix(ACCELERATOR) for node in nodes for name in node if ACCELERATOR in name})
+        return f"resources.accelerator_type is {kind}, but the nodes offer {', '.join(offered) or 'none'}"
     for name, amount in wanted.items():
         largest = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if largest < amount:
             return f"{field_of(name)} is {amount:g}, but no node has more than {largest:g}"
     return f"no single node has {', '.join(f'{amount:g} {name}' for name, amount in wanted.items())} together"
+
+
+def _why_no_label(selector: Mapping[str, str], nodes: Sequence[Mapping[str, float]]) -> str:
+    asked = ", ".join(f"{name}={value}" for name, value in selector.items())
+    labels = [node.labels for node in nodes if isinstance(node, Node)]
+    offers = sorted({f"{name}={one[name]}" for one in labels for name in selector if name in one})
+    return f"resources.label_selector asks for {asked}, but the nodes offer {', '.join(offers) or 'no such label'}"
 
 
 def field_of(resource: str) -> str:

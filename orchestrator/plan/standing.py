@@ -38,7 +38,7 @@ class ExpertStanding(StrictConfig):
 
     state: ExpertState = ExpertState.QUEUED
     detail: str = ""
-    """What it waits for, or why it failed."""
+    """What it waits for, that it gives no sign of life, or why it failed."""
 
     images_seen: int = 0
     images_per_s: float = 0.0
@@ -93,17 +93,20 @@ class ExpertStanding(StrictConfig):
                     "begun_s": now_s if self.begun_s is None else self.begun_s,
                 }
             case events.Training(pid=pid, node=node):
-                changes |= {"pid": pid, "node": node, "saved_s": now_s, "restarts": self._gone_on(now_s)}
+                changes |= {"pid": pid, "node": node, "saved_s": now_s, "detail": "", "restarts": self._gone_on(now_s)}
             case events.Progressed(records=records):
                 # Whole batches: the last may go beyond the budget.
                 changes |= {"images_seen": min(self.total_images, records[-1].images_seen), "loss": records[-1].loss}
                 changes["images_per_s"] = records[-1].images_per_s
+                changes["detail"] = ""
+            case events.NoSignOfLife(silent_s=silent_s):
+                changes["detail"] = f"no sign of life for {silent_s:.0f} s"
             case events.Checkpointed():
                 changes["saved_s"] = now_s
             case events.Restarting(cause=cause):
                 lost_s = 0.0 if self.saved_s is None else now_s - self.saved_s
                 restart = Restart(cause=cause, at_s=now_s, lost_s=lost_s)
-                changes |= {"restarts": (*self.restarts, restart), "images_per_s": 0.0, "saved_s": None}
+                changes |= {"restarts": (*self.restarts, restart), "images_per_s": 0.0, "saved_s": None, "detail": ""}
             case events.WaitingFor(reason=reason) | events.Failed(reason=reason):
                 changes["detail"] = reason
         if event.state.has_weights:

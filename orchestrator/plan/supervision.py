@@ -29,9 +29,9 @@ from orchestrator.plan.policies import (
     GiveUp,
     after_failure,
     longest_first,
+    num_fitting,
     num_queued_ahead,
-    num_slots,
-    why_infeasible,
+    why_unplaceable,
 )
 
 NODE_VERDICT_S = 40.0
@@ -209,16 +209,16 @@ class Step:
 
 def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float) -> Start | None:
     """The next waiting expert to submit: as many as fit the nodes at once, and a little beyond. None for now."""
-    occupied = [fleet.jobs[key].resources for key in fleet.those(Submitted, Running)]
+    occupied = [fleet.jobs[key].request for key in fleet.those(Submitted, Running)]
     for key in fleet.queue:
         phase = fleet.phases[key]
         # One that sits out its pause does not hold up the others.
         if isinstance(phase, Waiting) and phase.not_before_s > now_s:
             continue
-        requests = [*occupied, fleet.jobs[key].resources]
-        num_fitting = num_slots(requests, nodes)
-        num_ahead = len(requests) - num_fitting
-        return Start(key, num_ahead > 0) if num_ahead <= num_queued_ahead(num_fitting) else None
+        requests = [*occupied, fleet.jobs[key].request]
+        fitting = num_fitting(requests, nodes)
+        num_ahead = len(requests) - fitting
+        return Start(key, num_ahead > 0) if num_ahead <= num_queued_ahead(fitting) else None
     return None
 
 
@@ -250,7 +250,8 @@ def after(fleet: Fleet, seen: Observation) -> Step:
             phase, actions = Submitted(is_ahead=False, has_process=True), ()
         case HandedIn(is_ahead=is_ahead, has_process=has_process):
             attempts += 1
-            phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts)),)
+            together = num_workers if (num_workers := fleet.jobs[key].num_workers) > 1 else None
+            phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts, together)),)
         case Answered(pid=pid, node=node):
             phase, actions = Running(), (Tell(events.Training(key, pid, node)),)
         # Why it was killed is kept, for Ray only says that it died.
@@ -315,7 +316,7 @@ def check_places(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: floa
     actions: list[Action] = []
     unplaceable: dict[str, Unplaceable] = {}
     for key in fleet.those(Waiting, Submitted):
-        reason = why_infeasible(fleet.jobs[key].resources, nodes)
+        reason = why_unplaceable(fleet.jobs[key], nodes)
         if reason is None:
             continue
         known = fleet.unplaceable.get(key)

@@ -1,6 +1,7 @@
 """`rememe compare`: several strategies from one base network, under one budget and one protocol, in one table."""
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
             "latency_s": latency_s(Ensemble.load(outcome.run.path, default_device())),
         }
         for name in COLUMNS:
-            figures[name].append(values[name])
+            figures[name].append(values.get(name, math.nan))
     return figures
 
 
@@ -123,6 +124,8 @@ def _print(comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
         table.add_row(row.name, *(_cell(name, row.figures[name]) for name in COLUMNS))
     console = wide_console()
     console.print(table)
+    for text in _remarks(rows):
+        console.print(text)
     console.print(
         f"protocol {score.protocol['name']}, {score.num_samples:,} samples, hash {score.protocol_hash[:8]}; "
         f"{comparison.budget_images:,} images in total after the base, shared by experts that are trained alone; "
@@ -130,8 +133,24 @@ def _print(comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
     )
 
 
+def _remarks(rows: Sequence[_ComparisonRow]) -> list[str]:
+    """What of the table is not to be had, or not to be believed."""
+    missing = [COLUMNS[name] for name in SCORES if name != "score" and any(map(math.isnan, rows[0].figures[name]))]
+    found = (
+        [f"n/a: {', '.join(sorted(missing))} not available with these weights, or from so few images"]
+        if missing
+        else []
+    )
+    for row in rows:
+        warnings = {outcome.score.warning for outcome in row.outcomes if outcome.score and outcome.score.warning}
+        found += [f"[bold red]{row.name} is {warning}[/bold red]" for warning in sorted(warnings)]
+    return found
+
+
 def _cell(name: str, values: Sequence[float]) -> str:
     mean = statistics.mean(values)
+    if math.isnan(mean):
+        return "n/a"
     if name == "latency_s":
         return f"{1000 * mean:.2f} ms"
     if name == "peak_memory_bytes":
@@ -161,12 +180,20 @@ def _write(file: Path, comparison: Comparison, rows: Sequence[_ComparisonRow]) -
     """One line per row and seed."""
     with file.open("w", newline="") as target:
         writer = csv.writer(target)
-        writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS])
+        writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS, "doubts"])
         for row in rows:
             for index, (seed, outcome) in enumerate(zip(comparison.seeds, row.outcomes, strict=True)):
                 assert outcome.score is not None
                 num_experts = len(outcome.plan.config.intervals)
                 figures = [row.figures[name][index] for name in COLUMNS]
                 writer.writerow(
-                    [row.name, seed, outcome.run.path.name, outcome.score.protocol_hash, num_experts, *figures]
+                    [
+                        row.name,
+                        seed,
+                        outcome.run.path.name,
+                        outcome.score.protocol_hash,
+                        num_experts,
+                        *figures,
+                        "; ".join(outcome.score.doubts),
+                    ]
                 )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.metrics import ClusterMetrics
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.plan.places import RunsDir
@@ -15,6 +17,7 @@ from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import StatusFile, own_job_id
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.storage import Storage
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
@@ -30,6 +33,7 @@ from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
 from workloads.pipeline import Scored
 from workloads.places import RunDir
+from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
 
 
@@ -51,17 +55,18 @@ def train_configuration(
     evaluate: bool,
     comparison: str | None = None,
     store: str | None = None,
+    storage: str | None = None,
 ) -> Outcome:
     """Train what is missing, gather the ensemble and, unless told not to, score it.
 
     Within a comparison (its name), its MLflow run is found under that name, and further scores are measured. store is
-    the URI that finished experts are shared through.
+    the URI that finished experts are shared through; storage one that takes the place of a directory all nodes see.
 
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
     """
     runs = RunsDir(runs_dir)
-    if own_job_id() is not None and not runs_dir.is_absolute():
+    if own_job_id() is not None and not runs_dir.is_absolute() and storage is None:
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
             "give --runs-dir an absolute path to keep them"
@@ -69,11 +74,20 @@ def train_configuration(
     # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
         check_extractor(config.evaluation)
+    kept = open_storage(config, store, storage)
+    experts = ExpertStore(runs.store, store, kept)
+    experts.check_remote()
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
-    work = Work(plan, runs, ExpertStore(runs.store, store), runs.run(config.name, plan.fingerprint))
+    if kept is not None:
+        _refuse_groups(plan)
+    if address is None:
+        for job in plan.jobs:
+            check_memory([job.job], on_gpu=job.resources.num_gpus > 0)
+    work = Work(plan, runs, experts, runs.run(config.name, plan.fingerprint), kept)
     with _open(work, address, plan.jobs) as session:
+        refuse_unfit_nodes(experts.site)
         # First: `rememe store gc` keeps only what some plan names.
         work.write_description()
         results = session.train(dataset)
@@ -86,6 +100,27 @@ def train_configuration(
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
         return Outcome(plan, work.run, results, scored.score if scored else None)
+
+
+def open_storage(config: RunConfig, store: str | None, uri: str | None) -> Storage | None:
+    """Where the run is kept, if a URI is given. ConfigError if it is none, or a store is named beside it."""
+    if uri is None:
+        return None
+    if store is not None:
+        raise ConfigError(
+            f"--store {store} and --storage {uri} are both given; a storage has a store: leave --store out"
+        )
+    if "://" not in uri:
+        raise ConfigError(f"--storage is {uri!r}, which is no URI; a directory all nodes see is given as --runs-dir")
+    return Storage(uri, int(config.execution.cache_size_gb * 1e9))
+
+
+def _refuse_groups(plan: Plan) -> None:
+    if any(job.job.is_joint or job.num_workers > 1 for job in plan.jobs):
+        raise ConfigError(
+            "--storage does not take networks that several workers train yet, which meet in one directory; "
+            "give a --runs-dir all nodes see"
+        )
 
 
 def evaluate_run(
@@ -153,8 +188,9 @@ class _Session:
         plan = self.work.plan
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
         self.status.doing("training")
+        metrics = ClusterMetrics(self.work.run.path.name, plan.jobs)
         with ExpertsDisplay(plan.jobs) as display:
-            outcome = self.work.train(dataset, [display, log, self.status])
+            outcome = self.work.train(dataset, [display, log, self.status, metrics])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
@@ -193,4 +229,8 @@ class _Session:
 
 def _shown(path: Path) -> Path:
     """Relative where that is shorter."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # Ray may have removed a job's working directory by now
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -2,65 +2,56 @@
 
 import os
 import shutil
-import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from platform import python_version
 
 from orchestrator.execution.cluster import alive_nodes, connect, local_node
-from orchestrator.tracking.address import count_experiments, tracking_uri
+from orchestrator.execution.nodes import dashboard_address, facts_of_nodes, has_token, package_versions
+from orchestrator.plan.fitness import MIN_FREE_BYTES, Finding, judge_dashboard, judge_demand, judge_nodes
+from orchestrator.plan.places import RunsDir
+from orchestrator.store.remote import RemoteStore
+from orchestrator.tracking.address import count_experiments, tracking_uri, try_out
+from workloads.config import RunConfig
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError, RememeError
 from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.inception import THREE_WAYS
 
-PACKAGES = ("ray", "torch", "diffusers", "mlflow", "torch-fidelity", "timm")
-MIN_FREE_BYTES = 2 * 2**30
-"""What two checkpoints (weights, average, two moments) of a network of 67 M parameters take."""
+PACKAGES = ("rememe", "ray", "torch", "diffusers", "mlflow", "torch-fidelity", "timm")
 MIN_SHM_BYTES = 256 * 2**20
 """The object store of a private cluster takes 200 MiB of it."""
 
 
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    is_ok: bool
-    subject: str
-    text: str
-
-
-def examine(runs_dir: Path, address: str | None) -> Iterator[Finding]:
-    """Findings as they are made; the slow ones (Ray, MLflow) last."""
+def examine(
+    runs_dir: Path, address: str | None, *, config: RunConfig | None = None, store: str | None = None
+) -> Iterator[Finding]:
+    """Findings as they are made; the slow ones (Ray, MLflow) last. config: also whether its experts find a place."""
     yield _versions()
     yield _devices()
     yield _disk(runs_dir)
     yield _shared_memory()
     yield _inception()
     yield _attempt("mlflow", lambda: _mlflow(runs_dir))
-    yield _attempt("ray", lambda: _ray(address))
+    if store is not None:
+        yield _attempt("store", lambda: _store(store))
+    yield from _cluster(runs_dir, address, config)
 
 
 def _versions() -> Finding:
     # Looked for, not imported: that would take seconds.
-    missing = [name for name in PACKAGES if find_spec(name.replace("-", "_")) is None]
+    missing = [name for name in PACKAGES[1:] if find_spec(name.replace("-", "_")) is None]
     if missing:
         return Finding(False, "packages", f"{', '.join(missing)} not installed; run: make setup")
     return Finding(
         True,
         "packages",
-        f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        f"Python {python_version()}, " + ", ".join(f"{name} {has}" for name, has in package_versions(PACKAGES).items()),
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "?"
 
 
 def _devices() -> Finding:
@@ -117,14 +108,53 @@ def _mlflow(runs_dir: Path) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             count_experiments(tracking_uri(Path(scratch)))
         return f"{uri} will be made by the first run"
-    return f"{uri} answers; {count_experiments(uri)} experiments"
+    count = count_experiments(uri)
+    try_out(uri)
+    return f"{uri} answers and can be written; {count} experiments"
 
 
-def _ray(address: str | None) -> str:
+def _store(uri: str) -> str:
+    RemoteStore(uri).files.check()
+    return f"{uri} can be read and written"
+
+
+def _cluster(runs_dir: Path, address: str | None, config: RunConfig | None) -> Iterator[Finding]:
     started_s = time.perf_counter()
-    with connect(address):
-        nodes = alive_nodes()
-        took_s = time.perf_counter() - started_s
-    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     where = f"the cluster at {address}" if address else "a private cluster on this machine"
-    return f"{where} answers after {took_s:.1f} s: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+    try:
+        with connect(address):
+            nodes = alive_nodes()
+            took_s = time.perf_counter() - started_s
+            cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+            text = f"{where} answers after {took_s:.1f} s: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+            yield Finding(True, "ray", text)
+            if config is not None:
+                yield judge_demand(config, nodes)
+            if address is not None:
+                yield from _nodes(runs_dir)
+                yield judge_dashboard(dashboard_address(), has_token=has_token())
+    except RememeError as error:
+        yield Finding(False, "ray", str(error))
+
+
+def _nodes(runs_dir: Path) -> Iterator[Finding]:
+    runs, is_new = RunsDir(runs_dir), not runs_dir.exists()
+    probe = runs.probe(uuid.uuid4().hex)
+    try:
+        probe.mkdir(parents=True)
+        facts, silent = facts_of_nodes(PACKAGES, runs.path, probe)
+    except OSError as error:
+        yield Finding(False, "runs", f"{runs.path} cannot be written ({error.strerror}); choose another --runs-dir")
+        return
+    finally:  # looking leaves nothing behind
+        shutil.rmtree(runs.path if is_new else probe, ignore_errors=True)
+    for node, why in silent.items():
+        text = f"node {node} could not be asked ({why}); install rememe there, or take it out of the cluster"
+        yield Finding(False, "node", text)
+    yield from judge_nodes(
+        facts,
+        python=python_version(),
+        versions=package_versions(PACKAGES),
+        runs_dir=str(runs.path),
+        num_asked=len(facts) + len(silent),
+    )

@@ -1,6 +1,7 @@
 """What a cluster is told to run: a command, and the one file it needs. Checked here, before anything is sent."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ def describe_submission(source: str, overrides: Sequence[str]) -> tuple[str, dic
 
 
 def job_command(
-    command: str, description: Mapping[str, Any], runs_dir: Path, store: str | None
+    command: str, description: Mapping[str, Any], runs_dir: Path | None, store: str | None, storage: str | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The job's command line, and the text of its files by name. ConfigError if its results would be lost."""
-    if not runs_dir.is_absolute():
+    if storage is not None and command != "train":
+        raise ConfigError(f"--storage takes a run, not what `rememe {command}` does; give a --runs-dir all nodes see")
+    if storage is None and (runs_dir is None or not runs_dir.is_absolute()):
         raise ConfigError(
-            f"--runs-dir is {runs_dir}, which in a job is Ray's temporary copy of the working directory; "
-            "give an absolute path that all nodes of the cluster see"
+            f"--runs-dir is {runs_dir or 'missing'}, which in a job is Ray's temporary copy of the working directory; "
+            "give an absolute path that all nodes of the cluster see, or a --storage"
         )
     file = f"{description['name']}.yaml"
-    options = ["--runs-dir", str(runs_dir), *(["--store", store] if store else [])]
-    return ["rememe", command, file, *options], {file: yaml.safe_dump(dict(description), sort_keys=False)}
+    given = {"--runs-dir": runs_dir, "--store": store, "--storage": storage}
+    options = [[name, str(value)] for name, value in given.items() if value is not None]
+    return ["rememe", command, file, *chain(*options)], {file: yaml.safe_dump(dict(description), sort_keys=False)}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from orchestrator.execution.joint import train_joint
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.execution.tasks import generate_samples, score_on_cluster
 from orchestrator.plan.description import to_yaml
@@ -18,6 +17,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.runs.figures import training_figures
 from orchestrator.runs.sampling import default_device
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.storage import Folder, Storage
 from orchestrator.terminal.progress import ProgressListener, progress
 from workloads.config import ProtocolConfig
 from workloads.data.prepared import PreparedDataset
@@ -35,17 +35,29 @@ FIGURE_DPI = 150
 
 @dataclass(frozen=True)
 class Work:
-    """A plan, and the directories it is carried out in, on the connected cluster."""
+    """A plan, and the directories it is carried out in, on the connected cluster.
+
+    With a storage, these are this machine's own; other nodes take what they need from the storage, where results go.
+    """
 
     plan: Plan
     runs: RunsDir
     store: ExpertStore
     run: RunDir
+    storage: Storage | None = None
 
     def write_description(self) -> None:
-        """Leave a description that can be run again."""
+        """Leave a description that can be run again, beside what an earlier run has left in the storage."""
+        if self.storage is not None:
+            self.storage.restore_run(self.run)
         write_text(self.run.config, to_yaml(self.plan.config))
         write_text(self.run.plan, json.dumps(self.plan.to_json(), indent=2))
+        self.keep()
+
+    def keep(self) -> None:
+        """Have what the run directory holds now in the storage too."""
+        if self.storage is not None:
+            self.storage.keep_run(self.run)
 
     def train(
         self,
@@ -55,9 +67,10 @@ class Work:
     ) -> TrainingOutcome:
         """Train what the store lacks. Look at the outcome with require_complete."""
         jobs, execution = self.plan.jobs, self.plan.config.execution
-        if jobs[0].job.is_joint:
-            return train_joint(jobs[0], dataset.path, self.store, execution, listeners, should_stop=should_stop)
-        return train_experts(jobs, dataset.path, self.store, execution, listeners, should_stop=should_stop)
+        data: Folder = dataset.path
+        if self.storage is not None:
+            data = self.storage.keep_data(dataset.path, dataset.fingerprint)
+        return train_experts(jobs, data, self.store, execution, listeners, should_stop=should_stop)
 
     def require_complete(self, outcome: TrainingOutcome) -> list[JobResult]:
         """Results in the order of the plan. Raises RunStoppedError or ExpertsFailedError unless all are there."""
@@ -73,6 +86,8 @@ class Work:
 
     def gather(self, dataset: PreparedDataset) -> Ensemble:
         """The experts in one directory."""
+        for job in self.plan.jobs:
+            self.store.bring(job.key)
         folders = [self.store.path(job.key) for job in self.plan.jobs]
         return gather(self.run, self.plan.config, dataset, folders)
 
@@ -90,6 +105,7 @@ class Work:
         files = [self.run.figure(name) for name in figures]
         for file, figure in zip(files, figures.values(), strict=True):
             figure.savefig(file, dpi=FIGURE_DPI)
+        self.keep()
         return files
 
     def score(
@@ -108,14 +124,20 @@ class Work:
         on_cluster: measure there too, with what the configuration asks for; else here, with a progress bar.
         """
         resources = ensemble.config.execution.resources
+        stored = self.storage.keep_ensemble(self.run) if self.storage is not None else None
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
-            with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
-                generate_samples(ensemble, protocol, samples, resources=resources, on_progress=advance)
+            try:
+                with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
+                    generate_samples(
+                        ensemble, protocol, samples, resources=resources, on_progress=advance, stored=stored
+                    )
+            finally:  # one that is stopped goes on from the batches it has, on whichever machine
+                self.keep()
 
         here = partial(_measure_here, listener=listener)
         measure = partial(score_on_cluster, resources=resources) if on_cluster else here
-        return score_ensemble(
+        scored = score_ensemble(
             ensemble,
             protocol,
             reference,
@@ -124,6 +146,8 @@ class Work:
             draw=draw,
             measure=partial(measure, with_others=with_others, with_stderr=with_stderr),
         )
+        self.keep()
+        return scored
 
 
 def _measure_here(

@@ -6,40 +6,45 @@ process, and whoever needs the key next goes on from its last checkpoint.
 
 import contextlib
 import logging
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from orchestrator.store.remote import RemoteStore
+from orchestrator.store.sites import ID_FILE, SharedSite, Site, StorageSite
+from orchestrator.store.storage import Storage
 from workloads.errors import CheckpointError, StorageError
 from workloads.files import write_text
 from workloads.locks import try_lock
+from workloads.places import JobDir
 from workloads.training.result import JobResult, completed
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-
-ID_FILE = "store-id"
 CLAIMS = ".claims"
 """Where lock files lie: apart from the jobs, whose directories are replaced and set aside while they are claimed."""
+SILENCE_S = 30.0
+"""A remote that does not answer is left alone this long: every look at it would hold the supervisor up again."""
 DAMAGED = "damaged-"
 """What a damaged job's directory is called from then on, before its key."""
-
-
-def require_same_store(root: Path, identity: str, node: str) -> None:
-    """Raise StorageError unless the store a worker sees on its node is the driver's."""
-    file = root / ID_FILE
-    if not file.is_file() or file.read_text() != identity:
-        raise StorageError(
-            f"the expert store {root} is not the same directory on node {node}; "
-            "set --runs-dir to a path all nodes share"
-        )
 
 
 class Claim(Protocol):
     """The right to train a key; lasts until it is released or its process ends."""
 
     def release(self) -> None: ...
+
+
+class _NoClaim:
+    def release(self) -> None:
+        """Nothing was claimed."""
+
+
+NO_CLAIM: Claim | None = _NoClaim()
+"""What the remote grants while it does not answer."""
 
 
 class ExpertStore:
@@ -49,12 +54,27 @@ class ExpertStore:
     to and taken from, shared by stores on other machines.
     """
 
-    def __init__(self, root: Path, remote: str | None = None) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: str | None = None, storage: Storage | None = None) -> None:
+        """With a storage, nodes need not see the directory, and what they finish is in the storage's store."""
+        self.root, self._storage = root, storage
+        if storage is not None:
+            self._remote: RemoteStore | None = storage.store
+        else:
+            self._remote = None if remote is None else RemoteStore(remote)
         self._id_file = root / ID_FILE
-        self._remote = None if remote is None else RemoteStore(remote)
+        self._silent_until_s = float("-inf")
         if not self._id_file.exists():
             write_text(self._id_file, uuid.uuid4().hex)
+
+    @property
+    def site(self) -> Site:
+        """Where nodes train its jobs."""
+        return SharedSite(self.root, self.identity) if self._storage is None else StorageSite(self._storage)
+
+    def check_remote(self) -> None:
+        """Raise ConfigError if there is a remote that cannot be written."""
+        if self._remote is not None:
+            self._remote.files.check()
 
     @property
     def identity(self) -> str:
@@ -72,7 +92,7 @@ class ExpertStore:
         """
         try:
             result = completed(self.path(key))
-            if result is None and self._remote is not None and self._remote.fetch(key, self.path(key)):
+            if result is None and self._fetched(key):
                 result = completed(self.path(key))
         except CheckpointError as error:
             # Numbered at random, for a key may be damaged twice and a directory cannot be renamed onto another.
@@ -88,10 +108,9 @@ class ExpertStore:
         lock = try_lock(self._claim_file(key))
         if lock is None:
             return None
-        if self._remote is None:
-            return lock
-        # After the disk's lock, which costs nothing: a lease takes a write at the remote and half a second.
-        lease = self._remote.claim(key)
+        # After the disk's lock, which costs nothing: a lease takes several requests. Without its storage a node cannot
+        # train, without a store it can.
+        lease = self._ask(lambda remote: remote.claim(key), otherwise=NO_CLAIM if self._storage is None else None)
         if lease is None:
             lock.release()
             return None
@@ -111,9 +130,28 @@ class ExpertStore:
         return self.root / CLAIMS / f"{key}.lock"
 
     def publish(self, key: str) -> None:
-        """Let other machines have a finished job, if there is a remote."""
-        if self._remote is not None:
-            self._remote.publish(key, self.path(key))
+        """Let other machines have a finished job, if there is a remote; if it does not answer, the next run does it."""
+        if JobDir(self.path(key)).result.exists():  # not if the node that trained it has sent it already
+            self._ask(lambda remote: remote.publish(key, self.path(key)), otherwise=None)
+
+    def bring(self, key: str) -> None:
+        """Have a finished job here that a node without this directory has trained. StorageError if that fails."""
+        if self._remote is not None and not JobDir(self.path(key)).result.exists():
+            self._remote.fetch(key, self.path(key))
+
+    def _fetched(self, key: str) -> bool:
+        return self._ask(lambda remote: remote.fetch(key, self.path(key)), otherwise=False)
+
+    def _ask(self, call: Callable[[RemoteStore], T], *, otherwise: T) -> T:
+        """What the remote answers; while it does not, or if there is none, training goes on without it."""
+        if self._remote is None or time.monotonic() < self._silent_until_s:
+            return otherwise
+        try:
+            return call(self._remote)
+        except StorageError as error:
+            self._silent_until_s = time.monotonic() + SILENCE_S
+            logger.warning("%s. Training goes on without it", error)
+            return otherwise
 
 
 class _Both:

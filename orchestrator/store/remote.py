@@ -1,25 +1,28 @@
-"""Finished experts in an object store or on a shared disk, through fsspec, and leases on those being trained.
+"""Folders at a URI that are there whole or not at all, and claims on them: finished experts, checkpoints, data, runs.
 
-URI/KEY/index.json           which attempt counts, with the SHA-256 of each of its files; written last
-URI/KEY/attempt-ID/...       result, weights, records of one training; never changed
-URI/KEY/lease.json           who trains it now, renewed all the time
+URI/NAME/index.json           which attempt counts, with the SHA-256 of each of its files; written last
+URI/NAME/attempt-ID/...       the files of one attempt; never changed
+URI/NAME/lease-N.json         the N-th claim: whose it is, renewed all the time
 
 No lock is needed to be right: an attempt's files are whole before the index names them, and two trainings of one key
 by accident are two attempts of which the later counts. A lease makes the accident rare.
 """
 
-import contextlib
 import hashlib
 import json
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NamedTuple
 
-from workloads.errors import ConfigError, StorageError
-from workloads.files import new_directory
+from orchestrator.store.remote_files import RemoteFiles
+from workloads.errors import StorageError
+from workloads.files import new_directory, sha256_file
 from workloads.places import JobDir
+
+INDEX = "index.json"
 
 RENEW_INTERVAL_S = 10.0
 """Several in a row may fail before the lease runs out."""
@@ -27,138 +30,217 @@ LEASE_S = 60.0
 """A lease that nobody has renewed for this long (by the clock of the one who looks) is free."""
 
 SETTLE_S = 0.5
-"""Between writing a lease and reading it back; the last to write of two has it."""
+"""Between writing a lease and reading it back, where only the last of two to write can be known to have it."""
 
 LEFT_OUT = {JobDir(Path()).checkpoints.name, JobDir(Path()).lock.name}
 """What of a job serves only whoever trains it."""
 
 
+class DamagedError(StorageError):
+    """What lies at the remote is not what was put there."""
+
+
+class FolderIndex(NamedTuple):
+    """What a folder consists of."""
+
+    attempt: str
+    """Where its files lie, below it; empty: in the folder itself, each under its own name."""
+
+    files: dict[str, str]
+    """SHA-256 by name."""
+
+    num_bytes: int = 0
+    """Of all files together."""
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal content."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
+
 class RemoteStore:
     """One URI. Raises ConfigError if fsspec does not know it, StorageError if it does not answer."""
 
-    def __init__(self, uri: str) -> None:
-        import fsspec
-
-        self.uri = uri
-        self._seen: dict[str, tuple[str, float]] = {}
+    def __init__(self, uri: str, option: str = "--store") -> None:
+        self.files = RemoteFiles(uri, option)
+        self.uri = self.files.uri
+        self._seen: dict[str, tuple[bytes, float]] = {}
         """What each foreign lease said, and when it said so first."""
-        try:
-            self._fs, root = fsspec.url_to_fs(uri)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"--store {uri} cannot be used: {str(error).splitlines()[0]}") from None
-        self._root = PurePosixPath(root)
 
-    def fetch(self, key: str, target: Path) -> bool:
-        """Bring a finished job into the directory `target`; False if there is none. StorageError if it is damaged."""
-        index = self._read(key, "index.json")
+    def index(self, name: str) -> FolderIndex | None:
+        """What a folder consists of; None if it is not there. StorageError if the index says what none of ours says."""
+        text = self.files.read(f"{name}/{INDEX}")
+        if text is None:
+            return None
+        try:
+            raw = json.loads(text)
+            found = FolderIndex(raw["attempt"], raw["files"], int(raw.get("num_bytes", 0)))
+            # Whoever can write there must not be able to write anywhere else here.
+            is_sound = all(map(_is_confined, [found.attempt, *found.files])) and all(
+                isinstance(digest, str) for digest in found.files.values()
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            is_sound = False
+        if not is_sound:
+            raise DamagedError(f"{self.uri}/{name}/{INDEX} is damaged; remove {self.uri}/{name} to have it made again")
+        return found
+
+    def fetch(self, name: str, target: Path) -> bool:
+        """Bring a folder here as `target`; False if there is none. StorageError if it is damaged."""
+        index = self.index(name)
         if index is None:
             return False
         with new_directory(target) as scratch:
-            for name, digest in index["files"].items():
-                content: bytes = self._fs.cat_file(self._path(key, index["attempt"], name))
-                if hashlib.sha256(content).hexdigest() != digest:
-                    raise StorageError(f"{self.uri}/{key}/{name} is damaged; remove {self.uri}/{key} to train it again")
-                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-                (scratch / name).write_bytes(content)
+            for file in index.files:
+                self._bring(name, index, file, scratch / file)
         return True
 
-    def publish(self, key: str, source: Path) -> None:
-        """Put a finished job there, unless it is there already. StorageError with the next step if that fails."""
-        try:
-            # Equal keys mean equal weights, so what is there will do.
-            if self._read(key, "index.json") is not None:
-                return
-            attempt, files = f"attempt-{uuid.uuid4().hex[:12]}", {}
-            for file in sorted(path for path in source.rglob("*") if path.is_file()):
-                name = file.relative_to(source).as_posix()
-                if name.split("/")[0] in LEFT_OUT:
-                    continue
-                content = file.read_bytes()
-                self._write(content, key, attempt, name)
-                files[name] = hashlib.sha256(content).hexdigest()
-            self._write(json.dumps({"attempt": attempt, "files": files}).encode(), key, "index.json")
-        except OSError as error:
-            raise StorageError(
-                f"{self.uri} cannot be written ({error}); the expert is kept in {source}, run the same command again"
-            ) from None
+    def fetch_missing(self, name: str, target: Path) -> None:
+        """Bring those files of a folder that `target` lacks. StorageError if one is damaged."""
+        if (index := self.index(name)) is None:
+            return
+        for file in index.files:
+            if not (target / file).exists():
+                self._bring(name, index, file, target / file)
 
-    def claim(self, key: str) -> "Lease | None":
+    def publish(self, name: str, source: Path, left_out: Collection[str] = LEFT_OUT) -> None:
+        """Put a folder there, unless it is there already; left_out names entries of `source` that stay here."""
+        # Equal names mean equal content, so what is there will do.
+        if self.index(name) is not None:
+            return
+        index = _index_of(source, left_out, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
+        for file in index.files:
+            self.files.upload(source / file, f"{name}/{index.attempt}/{file}")
+        self._write_index(name, index)
+
+    def mirror(self, name: str, source: Path, left_out: Collection[str] = ()) -> None:
+        """Bring a folder that changes up to date; its files lie there under their own names, for people to look at."""
+        known = self.index(name) or FolderIndex("", {})
+        index = _index_of(source, left_out, attempt="")
+        for file, digest in index.files.items():
+            if known.files.get(file) != digest:
+                self.files.upload(source / file, f"{name}/{file}")
+        if index != known:
+            self._write_index(name, index)
+
+    def try_out(self) -> None:
+        """Write something small and remove it. StorageError if that fails."""
+        name = f"tried-{uuid.uuid4().hex[:12]}"
+        self.files.write(name, b"")
+        self.files.remove(name)
+
+    def claim(self, name: str) -> "Lease | None":
         """A lease, renewed by a thread until it is released; None while somebody else renews theirs."""
-        known = self._read(key, "lease.json")
-        if known is not None and not self._expired(key, json.dumps(known)):
+        number, said = self._last_lease(name)
+        if said is not None and not self._expired(name, said):
             return None
-        lease = Lease(self, key)
-        lease.renew()
-        time.sleep(SETTLE_S)
-        if not lease.is_held():
+        lease = Lease(self.files, name, number + 1)
+        if not lease.take():
             return None
         lease.start()
         return lease
 
-    def _expired(self, key: str, text: str) -> bool:
+    def _last_lease(self, name: str) -> tuple[int, bytes | None]:
+        number = last_lease_number(self.files, name)
+        return number, self.files.read(lease_file(name, number)) if number else None
+
+    def _expired(self, name: str, said: bytes) -> bool:
         now_s = time.monotonic()
-        if self._seen.get(key, ("", 0.0))[0] != text:
-            self._seen[key] = (text, now_s)
-        return now_s - self._seen[key][1] > LEASE_S
+        if name not in self._seen or self._seen[name][0] != said:
+            self._seen[name] = (said, now_s)
+        return now_s - self._seen[name][1] > LEASE_S
 
-    def _path(self, *parts: str) -> str:
-        return str(self._root.joinpath(*parts))
+    def _bring(self, name: str, index: FolderIndex, file: str, target: Path) -> None:
+        self.files.download("/".join(filter(None, [name, index.attempt, file])), target)
+        if sha256_file(target) != index.files[file]:
+            target.unlink()
+            raise DamagedError(f"{self.uri}/{name}/{file} is damaged; remove {self.uri}/{name} to have it made again")
 
-    def _read(self, *parts: str) -> dict[str, Any] | None:
-        try:
-            read: dict[str, Any] = json.loads(self._fs.cat_file(self._path(*parts)))
-        except (FileNotFoundError, ValueError):
-            return None
-        except OSError as error:
-            raise StorageError(f"{self.uri} does not answer ({error}); check --store") from None
-        return read
-
-    def _write(self, content: bytes, *parts: str) -> None:
-        path = self._path(*parts)
-        self._fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
-        # A disk shows a file while it is written, an object store does not; a rename is what both do in one step.
-        scratch = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-        self._fs.pipe_file(scratch, content)
-        self._fs.mv(scratch, path)
-
-    def _remove(self, *parts: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(*parts))
+    def _write_index(self, name: str, index: FolderIndex) -> None:
+        self.files.write(f"{name}/{INDEX}", json.dumps(index._asdict()).encode())
 
 
 class Lease:
-    """A claim on a key at the remote."""
+    """A claim on a name: the lease with the highest number counts, and only one can make the next."""
 
-    def __init__(self, store: RemoteStore, key: str) -> None:
-        self._store, self._key, self._owner = store, key, uuid.uuid4().hex
-        self._count = 0
+    def __init__(self, files: RemoteFiles, name: str, number: int) -> None:
+        self._files, self._name, self._number = files, name, number
+        self._file, self._owner, self._count = lease_file(name, number), uuid.uuid4().hex, 0
         self._ended = threading.Event()
+
+    def take(self) -> bool:
+        """Make the lease; False if another was faster."""
+        if self._files.creates:
+            # One more look: a later one may have been made, and its predecessors removed, since the last.
+            return self._files.create(self._file, self._said()) and self.is_held()
+        self._files.write(self._file, self._said())
+        time.sleep(SETTLE_S)
+        return self.is_held()
 
     def renew(self) -> None:
         """Write that it is still held; the count is what others watch, for clocks differ."""
         self._count += 1
-        self._store._write(json.dumps({"owner": self._owner, "count": self._count}).encode(), self._key, "lease.json")
+        self._files.write(self._file, self._said())
 
     def is_held(self) -> bool:
-        """Whether the last one to write it was this."""
-        found = self._store._read(self._key, "lease.json")
-        return found is not None and found["owner"] == self._owner
+        """Whether nobody has taken it over."""
+        if last_lease_number(self._files, self._name) != self._number:
+            return False
+        try:
+            return bool(json.loads(self._files.read(self._file) or b"{}").get("owner") == self._owner)
+        except (ValueError, AttributeError):
+            return False
 
     def start(self) -> None:
         """Renew until released."""
         # A daemon, for it must not keep a driver from ending; the lease of one that died runs out.
-        threading.Thread(target=self._work, name=f"rememe-lease-{self._key}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"rememe-lease-{self._name}", daemon=True).start()
 
     def release(self) -> None:
         """Let others have it."""
         self._ended.set()
-        if self.is_held():
-            self._store._remove(self._key, "lease.json")
+        try:
+            if self.is_held():
+                for number in _lease_numbers(self._files, self._name):
+                    self._files.remove(lease_file(self._name, number))
+        except StorageError:
+            return  # then it runs out
+
+    def _said(self) -> bytes:
+        return json.dumps({"owner": self._owner, "count": self._count}).encode()
 
     def _work(self) -> None:
         while not self._ended.wait(RENEW_INTERVAL_S):
             try:
                 if self.is_held():
                     self.renew()
-            except (OSError, StorageError):
+            except StorageError:
                 continue  # the next renewal may get through; if none does, the lease runs out, which is right
+
+
+def lease_file(name: str, number: int) -> str:
+    """Where the number-th claim on a name is written."""
+    return f"{name}/lease-{number:06d}.json"
+
+
+def last_lease_number(files: RemoteFiles, name: str) -> int:
+    """Of the claim that counts; 0 if there is none."""
+    return max(_lease_numbers(files, name), default=0)
+
+
+def _lease_numbers(files: RemoteFiles, name: str) -> list[int]:
+    stems = [PurePosixPath(file).stem for file in files.names(name) if file.endswith(".json")]
+    return [int(stem[6:]) for stem in stems if stem.startswith("lease-") and stem[6:].isdecimal()]
+
+
+def _index_of(source: Path, left_out: Collection[str], attempt: str) -> FolderIndex:
+    # What begins with a dot is a lock, or is just being written.
+    paths = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    names = (path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    files = {name: sha256_file(source / name) for name in sorted(names) if name.split("/")[0] not in left_out}
+    return FolderIndex(attempt, files, sum((source / name).stat().st_size for name in files))
+
+
+def _is_confined(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name

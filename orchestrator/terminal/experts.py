@@ -83,7 +83,7 @@ class ExpertsDisplay:
             table.add_row(
                 expert.name,
                 str(expert.interval),
-                Text(expert.state.value, STYLES.get(expert.state, "dim")),
+                Text(_state_words(expert), STYLES.get(expert.state, "dim")),
                 ProgressBar(total=expert.total_images, completed=expert.images_seen),
                 f"{expert.images_seen:,}",
                 "" if expert.loss is None else f"{expert.loss:.4f}",
@@ -94,3 +94,7 @@ class ExpertsDisplay:
         return Group(
             table, Text(f"{ended} of {len(self._experts)} experts ended; Ctrl-C writes checkpoints and stops", "dim")
         )
+
+
+def _state_words(expert: ExpertStanding) -> str:
+    return f"{expert.state.value} ({expert.detail})" if expert.detail else expert.state.value

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from workloads.data.found import SourceContents, summary_of_bad
+from workloads.data.found import SourceContents, on_one_line, summary_of_bad
 
 MAX_CLASSES = 20
 """Classes that are listed; of more, the first ones and how large the others are."""
@@ -12,9 +12,11 @@ def found_lines(found: SourceContents) -> Iterator[str]:
     """Classes with their numbers of images, sizes, modes, what was done, and what was left out and why."""
     sized = [one for one in found.classes if one.num_images]
     yield f"{found.source}: {found.tally.num_images:,} images, {len(found.classes):,} classes"
-    width = max((len(one.name) for one in found.classes[:MAX_CLASSES]), default=0)
+    width = max((len(on_one_line(one.name)) for one in found.classes[:MAX_CLASSES]), default=0)
     for one in found.classes[:MAX_CLASSES]:
-        yield f"  class {one.name:{width}}  {one.num_images:>9,} images" + ("" if one.num_images else "  (none)")
+        name = on_one_line(one.name)
+        none = "" if one.num_images else f"  (the class {name} has no picture)"
+        yield f"  class {name:{width}}  {one.num_images:>9,} images{none}"
     if len(found.classes) > MAX_CLASSES:
         counts = [one.num_images for one in sized]
         yield f"  ... and {len(found.classes) - MAX_CLASSES:,} more; {min(counts):,} to {max(counts):,} images each"
@@ -28,9 +30,9 @@ def found_lines(found: SourceContents) -> Iterator[str]:
     for remark in found.remarks:
         yield f"  {remark}"
     for left in found.left_out:
-        yield f"  left out: {left.count:,} {left.reason}, for instance {left.example}"
+        yield f"  left out: {left.count:,} {left.reason}, for instance {on_one_line(left.example)}"
     if found.bad:
-        yield f"  bad: {len(found.bad):,} images ({summary_of_bad(found.bad)})"
+        yield f"  bad: {len(found.bad):,} images ({on_one_line(summary_of_bad(found.bad))})"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -22,7 +22,7 @@ def runs_table(looks: Iterable[Look]) -> Table:
     """A row per run."""
     table = Table(box=SIMPLE)
     for name in ("run", "kind", "driver", "does", "experts"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name in {"run", "kind"})
     for name in ("images/s", "left", "begun"):
         table.add_column(name, justify="right", no_wrap=True)
     for status, driver in looks:
@@ -46,12 +46,15 @@ def run_lines(status: RunStanding, driver: DriverState) -> Group:
     by = f"process {status.pid} on {status.host}{f', job {status.job}' if status.job else ''}"
     head = Text(f"{status.name} ({status.kind}): ")
     head.append(_driver_words(status, driver), DRIVER_STYLES.get(driver, "dim"))
+    if driver in {DriverState.GONE, DriverState.SILENT}:
+        head.append("; the same command goes on from its checkpoints")
     lines: list[RenderableType] = [head, Text(f"begun {timestamp(status.begun_s)} by {by}")]
     left = remaining_s(status.experts)
     if driver is DriverState.RUNS and (doing := doing_words(status)):
         lines.append(Text(f"{doing}{f', about {duration(left)} left' if left is not None else ''}"))
     if status.experts:
-        lines += [Text(states_words(status.experts)), _experts_table(status, driver)]
+        known = "" if driver in {DriverState.RUNS, DriverState.ENDED} else "last known: "
+        lines += [Text(f"{known}{states_words(status.experts)}"), _experts_table(status, driver)]
     return Group(*lines)
 
 
@@ -103,7 +106,7 @@ def _driver_words(status: RunStanding, driver: DriverState) -> str:
         return f"{status.ended} {timestamp(status.written_s)}{f': {status.reason}' if status.reason else ''}"
     if driver is DriverState.RUNS:
         return f"{driver.value}, last heard {duration(max(0.0, time.time() - status.written_s))} ago"
-    return f"{driver.value} since {timestamp(status.written_s)}; the same command goes on from its checkpoints"
+    return f"{driver.value} since {timestamp(status.written_s)}"
 
 
 def _rate(experts: Sequence[ExpertStanding]) -> float:

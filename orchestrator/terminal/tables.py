@@ -62,7 +62,12 @@ def _job_cells(job: PlannedJob) -> list[str]:
 
 
 def _plan_cells(job: PlannedJob) -> list[str]:
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in as_ray_resources(job.resources).items())
+    resources = job.resources
+    amounts = as_ray_resources(resources.model_copy(update={"accelerator_type": None}))
+    wanted = [f"{amount:g} {name}" for name, amount in amounts.items()]
+    wanted += [resources.accelerator_type] if resources.accelerator_type else []
+    wanted += [f"{name}={value}" for name, value in resources.label_selector.items()]
+    needs = ", ".join(wanted)
     needs = f"{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
     key = job.key if job.job.data.fingerprint else "unknown"
     return [f"{job.job.training.images:,}", needs, key]
@@ -90,6 +95,8 @@ def print_result(
             f"{score.name} = [bold]{score.value:.3f}[/bold]   (protocol {score.protocol['name']}, "
             f"{score.num_samples:,} samples, hash {score.protocol_hash[:8]}; compare only under the same hash)"
         )
+        if score.warning:
+            console.print(f"[bold red]{score.warning}[/bold red]")
         console.print(f"samples      {grid}")
     console.print(f"run          {run_dir}")
     console.print(f"MLflow       {url}")

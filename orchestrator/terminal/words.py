@@ -34,6 +34,8 @@ def detail(event: ExpertEvent) -> str:
             return f"{num_workers} workers"
         case events.Training(pid=int(pid), node=node):
             return f"pid {pid} on {node}" if node else f"pid {pid}"
+        case events.NoSignOfLife(silent_s=silent_s, node=node):
+            return f"no sign of life for {duration(silent_s)}{f' on node {node}' if node else ''}"
         case events.Restarting(cause=cause):
             return cause.value
         case events.Failed(reason=reason) | events.WaitingFor(reason=reason):

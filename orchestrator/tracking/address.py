@@ -4,14 +4,17 @@ import os
 import sqlite3
 import uuid
 from contextlib import closing
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from orchestrator.plan.errors import TrackingError
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.faults import describe, masked
+from orchestrator.tracking.faults import describe
+from orchestrator.tracking.names import TRIED_TAG
 from workloads.errors import ConfigError
 from workloads.locks import locked
 
@@ -54,11 +57,7 @@ def open_client(uri: str) -> "MlflowClient":
     quieten()
     from mlflow import MlflowClient
 
-    if _scheme(uri) == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
-        raise TrackingError(
-            f"MLflow no longer writes to a folder such as {uri}; set MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db "
-            "(mlflow migrate-filestore takes over what is there)"
-        )
+    refuse_folder(uri)
     if _scheme(uri) in DATABASES:
         _knock(uri)
     if uri.startswith("sqlite:///"):
@@ -72,11 +71,30 @@ def open_client(uri: str) -> "MlflowClient":
     return _answering(MlflowClient(tracking_uri=uri))
 
 
+def refuse_folder(uri: str) -> None:
+    """Raises TrackingError for a store that MLflow 3 has given up."""
+    if _scheme(uri) == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
+        raise TrackingError(
+            f"MLflow no longer writes to a folder such as {uri}; set MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db "
+            "(mlflow migrate-filestore takes over what is there)"
+        )
+
+
 def count_experiments(uri: str) -> int:
     """Number of experiments in the store. Raises TrackingError if it does not answer."""
     try:
         return len(open_client(uri).search_experiments())
     # From four libraries, without a common base.
+    except Exception as error:
+        raise TrackingError(describe(error, uri)) from None
+
+
+def try_out(uri: str) -> None:
+    """Write something small, a tag that says when that was tried. TrackingError if the store refuses."""
+    try:
+        client = open_client(uri)
+        for experiment in client.search_experiments(max_results=1):
+            client.set_experiment_tag(experiment.experiment_id, TRIED_TAG, datetime.now(UTC).isoformat())
     except Exception as error:
         raise TrackingError(describe(error, uri)) from None
 

@@ -73,8 +73,11 @@ def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid:
     tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
     if is_own:
         note = f"**{score.name} {score.value:.4g}** under protocol `{protocol.name}`, {score.num_samples} samples"
+        if score.warning:
+            note = f"{note}, {score.warning}"
         tracked.set_tags(
             {
+                "rememe.trustworthy": score.warning or "yes",
                 "rememe.protocol": protocol.name,
                 "rememe.protocol_hash": score.protocol_hash,
                 # MLflow shows it as the run's description.

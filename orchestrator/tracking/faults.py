@@ -4,6 +4,7 @@ import errno
 import re
 
 from orchestrator.plan.errors import TrackingError
+from orchestrator.plan.masking import masked
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 """MLflow's codes for what will not be taken at another time either."""
@@ -34,11 +35,6 @@ FAULTS = {
     ),
 }
 """What the text of an error tells (a regular expression), and the sentence about it."""
-
-
-def masked(text: str) -> str:
-    """A text without the passwords of its addresses."""
-    return re.sub(r"(\w://[^/\s:@]*):[^\s/]*@", r"\1:***@", text)
 
 
 def is_refusal(error: Exception) -> bool:

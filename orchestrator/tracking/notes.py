@@ -20,7 +20,12 @@ class Note(NamedTuple):
 
 
 class RefusedNoteError(Exception):
-    """The store will never take a note; it says why."""
+    """The store will never take a note, of several notes at least one; it says why."""
+
+    def __init__(self, reason: str, *, is_all: bool = False) -> None:
+        super().__init__(reason)
+        self.is_all = is_all
+        """It takes none of them, nor a part of one: there is no use in trying."""
 
 
 class Point(NamedTuple):

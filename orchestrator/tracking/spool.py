@@ -206,13 +206,12 @@ class Spool:
             apply(notes)
         except RefusedNoteError as error:
             # One is at fault, or a part of one; the others are not to go with it.
-            halved = [lines[: len(lines) // 2], lines[len(lines) // 2 :]] if len(lines) > 1 else []
-            if len(lines) == 1 and len(parts := halves(notes[0])) > 1:
-                halved = [[_Line(json.dumps(part), lines[0].end, part)] for part in parts]
-            if not halved:
-                self._set_aside(file, lines[0].text, str(error))
-            for half in halved:
-                self._hand_on(file, half, apply)
+            parts = [] if error.is_all else _halves(lines)
+            for part in parts:
+                self._hand_on(file, part, apply)
+            if not parts:
+                for line in lines:
+                    self._set_aside(file, line.text, str(error))
 
     def _set_aside(self, file: Path, text: str, reason: str) -> None:
         aside = file.with_suffix(".rejected")
@@ -239,6 +238,15 @@ def _read_lines(opened: BinaryIO) -> Iterator[_Line]:
             yield _Line(text, opened.tell(), Note(kind, identity, content))
         else:
             yield _Line(text, opened.tell(), None, "is no note")
+
+
+def _halves(lines: Sequence[_Line]) -> list[Sequence[_Line]]:
+    """Fewer lines each, or one line with fewer values; nothing if there are no fewer."""
+    first = lines[0]
+    if len(lines) > 1 or first.note is None:
+        return [lines[: len(lines) // 2], lines[len(lines) // 2 :]]
+    parts = halves(first.note)
+    return [[_Line(json.dumps(part), first.end, part)] for part in parts] if len(parts) > 1 else []
 
 
 def _is_plain(file: Path) -> bool:

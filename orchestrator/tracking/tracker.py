@@ -16,7 +16,7 @@ from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.terminal.notes import print_note
 from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.faults import describe, masked
+from orchestrator.tracking.faults import describe
 from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, STUDY_TAG
 from orchestrator.tracking.notes import Note, RunStatus
 from orchestrator.tracking.spool import LateFile, Spool

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.faults import masked
+from orchestrator.tracking.address import refuse_folder, tracking_uri
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -30,6 +29,7 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
     if uri.startswith("http"):
         print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}")
         return 0
+    refuse_folder(uri)
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():
         raise ConfigError(f"no results under {runs_dir} yet; train something first: rememe train demo-meme")
@@ -41,7 +41,7 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
         except OSError:
             raise ConfigError(f"--port {port} is taken; try --port {port + 1}") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    server = subprocess.Popen(_command(uri, runs_dir, port), env=_environment(), start_new_session=True)
+    server = subprocess.Popen(_command(runs_dir, port), env=_environment(uri), start_new_session=True)
     try:
         if _wait_until_ready(server, port):
             print(f"results at http://{HOST}:{port} (Ctrl-C ends)", flush=True)
@@ -55,18 +55,20 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
         server.wait()
 
 
-def _command(uri: str, runs_dir: Path, port: int) -> list[str]:
+def _command(runs_dir: Path, port: int) -> list[str]:
     # Beside the interpreter, for its environment need not be activated.
     mlflow = Path(sys.executable).with_name("mlflow")
     program = str(mlflow) if mlflow.exists() else shutil.which("mlflow") or "mlflow"
     artifacts = RunsDir(runs_dir).mlflow_artifacts.as_uri()
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--default-artifact-root", artifacts]
-    return [program, "server", "--backend-store-uri", uri, *options]
+    return [program, "server", *options]
 
 
-def _environment() -> dict[str, str]:
+def _environment(uri: str) -> dict[str, str]:
+    # The address in here: every user of a machine sees the arguments of a process, and there may be a password in it.
+    changes = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     # Job runners are ten more processes that nothing here uses.
-    return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return os.environ | changes | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:

@@ -92,7 +92,7 @@ class MlflowWriter:
             self.experiment_id = self._find_experiment(self._client)
             if not is_refusal(error) and self._count_failure(notes[0]) < MAX_TRIES:
                 raise
-            raise RefusedNoteError(first_line(error)) from error
+            raise RefusedNoteError(first_line(error), is_all=self._is_deleted(notes[0].identity)) from error
 
     def _find_experiment(self, client: "MlflowClient") -> str:
         from mlflow.exceptions import MlflowException
@@ -117,6 +117,21 @@ class MlflowWriter:
             )
         experiment_id: str = found.experiment_id
         return experiment_id
+
+    def _is_deleted(self, identity: str) -> bool:
+        """Whether somebody deleted a run in MLflow; then it is not looked for again."""
+        run_id = self.run_ids.get(identity)
+        if run_id is None:
+            return False
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage == "active":
+                return False
+        except Exception as error:
+            # It was cleared away as well.
+            if not is_refusal(error):
+                raise
+        del self.run_ids[identity]
+        return True
 
     def _count_failure(self, note: Note) -> int:
         key = (note.kind, note.identity)
@@ -155,18 +170,17 @@ class MlflowWriter:
         # One that was deleted takes nothing down with it.
         with suppress(RefusedNoteError):
             parent_id = self._find(content.parent) if content.parent else None
-        known = self._search(identity)
-        if known is None:
-            # Nobody else may make it between looking and making.
-            with locked(self._runs.mlflow_lock, if_supported=True):
-                known = self._search(identity) or self._create(identity, content, parent_id)
+        # Nobody else may make it between looking and making.
+        with locked(self._runs.mlflow_lock, if_supported=True):
+            known = self._search(identity) or self._create(identity, content, parent_id)
         run_id: str = known.info.run_id
         self.run_ids[identity] = run_id
         if content.once and known.info.status == "FINISHED":
             self._ended.add(identity)
         else:
             # An earlier process may have left it finished, failed or killed.
-            self._client.update_run(run_id, status="RUNNING")
+            if known.info.status != "RUNNING":
+                self._client.update_run(run_id, status="RUNNING")
             self._log_params(run_id, {key: one for key, one in content.params.items() if key not in known.data.params})
         is_elsewhere = known.data.tags.get(PARENT_TAG) != parent_id
         if parent_id is not None and (content.once or is_elsewhere):
@@ -199,7 +213,7 @@ class MlflowWriter:
         if run_id is None:
             found = self._search(identity)
             if found is None:
-                raise RefusedNoteError(f"the run {identity} is not in MLflow; it was deleted there, or refused")
+                raise RefusedNoteError(f"{identity} is not in MLflow: it was deleted or refused", is_all=True)
             run_id = self.run_ids[identity] = found.info.run_id
         return run_id
 

@@ -2,8 +2,12 @@
 
 import io
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -101,3 +105,59 @@ def user_environment() -> Callable[..., dict[str, str]]:
 def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str, Any]:
     """tiny_run with a score that costs next to nothing."""
     return tiny_run | {"reference": few_images}
+
+
+SERVER_START_TIMEOUT_S = 90
+
+
+class TrackingServer:
+    """mlflow server in a process group of its own, with its artifacts over HTTP."""
+
+    def __init__(self, folder: Path, port: int, database: str | None) -> None:
+        self.folder, self.uri = folder, f"http://127.0.0.1:{port}"
+        self._port, self._database = port, database or f"sqlite:///{folder / 'server.db'}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Return when it answers."""
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self._port), "--backend-store-uri", self._database]
+        command += ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
+        changes = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                command, env=environment(changes), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline_s = time.monotonic() + SERVER_START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "log").read_text())
+
+    def kill(self) -> None:
+        """As kill -9 does."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def new_tracking_server(tmp_path: Path) -> Iterator[Callable[..., TrackingServer]]:
+    """new_tracking_server(database=None): a server on a free port, not yet started."""
+    made: list[TrackingServer] = []
+
+    def make(database: str | None = None) -> TrackingServer:
+        folder = tmp_path / f"server-{len(made)}"
+        folder.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            made.append(TrackingServer(folder, probe.getsockname()[1], database))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()

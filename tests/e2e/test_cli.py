@@ -30,7 +30,18 @@ BAD = {
     "infeasible CPUs": (["execution.resources.num_cpus=4096"], "execution.resources.num_cpus is 4096"),
     "infeasible custom": (["execution.resources.custom.tpu=1"], "execution.resources.custom.tpu is 1"),
     "unknown protocol": (["evaluation=fid3k"], "fid3k"),
-    "workers without a remix": (["execution.num_workers=2"], "execution.num_workers is 2, but strategy.kind meme"),
+    "workers without a remix": (["execution.num_workers=2"], "say execution.workers_per_expert for workers that share"),
+    "batch over a group": (
+        ["execution.workers_per_expert=3"],
+        "16 is not a multiple of execution.workers_per",
+    ),
+    "too many in a group": (
+        ["execution.workers_per_expert=8"],
+        "workers_per_expert is 8, but only 2 of them fit",
+    ),
+    "a shared GPU": (["execution={workers_per_expert: 2, resources: {num_gpus: 0.5}}"], "NCCL does not let them share"),
+    "selector": (["execution.resources.label_selector.zone=in(a"], "say it as Ray does: a, !a, in(a, b)"),
+    "kind of no GPU": (["execution.resources.accelerator_type=H100"], "accelerator_type is H100, but num_gpus is 0"),
     "no override": (["batch_size"], "override 'batch_size'"),
 }
 
@@ -95,7 +106,7 @@ def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, reme
     ("arguments", "expected"),
     [
         (["train", "demo-mem"], "did you mean 'demo-meme'?"),
-        (["train", "absent.yaml"], "absent.yaml does not exist"),
+        (["train", "absent.yaml"], "'absent.yaml' does not exist"),
         (["sample", "nowhere"], "nowhere holds no ensemble"),
         (["evaluate", "nowhere"], "nowhere holds no ensemble"),
         (["data", "prepare", "nowhere", "out"], "nowhere does not exist"),

@@ -45,6 +45,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "RAY_TMPDIR": scratch,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "HEAD": f"127.0.0.1:{gcs}",  # not a variable of Ray's: only doctor is told
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}"]
@@ -130,7 +131,7 @@ def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on(
         time.sleep(2)
     seen = rememe(head, "status", job, cwd=tmp_path)  # from its own runs directory, which nobody has named here
     assert re.search(r"long-\w{8} \(single\): running.*job " + job, seen.stdout, re.DOTALL), seen.stdout + seen.stderr
-    assert re.search(r"expert_00 +\[0, 1000\) +training +127.0.0.1 +[\d,]+ +\d+% ", seen.stdout)
+    assert re.search(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ", seen.stdout)
     assert "long-" in rememe(head, "status", "--runs-dir", runs, cwd=tmp_path).stdout
     assert "writes checkpoints and ends" in rememe(head, "stop", job, cwd=tmp_path).stdout
     followed = rememe(head, "logs", job, "--follow", cwd=tmp_path)
@@ -181,3 +182,24 @@ def test_without_the_token_nothing_is_submitted(submit: Callable[..., "subproces
     result = submit(RAY_AUTH_TOKEN=secrets.token_hex(32))
     assert result.returncode != 0
     assert "fd-fashion-cnn" not in result.stdout
+
+
+def test_doctor_looks_at_the_cluster_and_names_a_wrong_token(head: dict[str, str], tmp_path: Path) -> None:
+    # A tracker that refuses at once costs no database, and shows that its password is not printed.
+    tracker = {"MLFLOW_TRACKING_URI": "http://ann:s3cr3tword@127.0.0.1:9"}
+    arguments = ["doctor", "demo-meme", "execution.resources.num_gpus=1", "--address", head["HEAD"]]
+    result = rememe(head | tracker, *arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    lines = result.stdout.splitlines()
+    for said in ("packages     as they should be on 1 of 1 nodes", "clocks       as they", "token        as they"):
+        assert any(line.startswith(f"ok      {said}") for line in lines), result.stdout
+    assert any(re.match(r"ok      dashboard    127.0.0.1:\d+: nothing listens beyond", line) for line in lines)
+    problems = [line for line in lines if not line.startswith("ok ")]
+    assert [line.split()[1] for line in problems] == ["mlflow", "config"], result.stdout
+    assert "execution.resources.num_gpus is 1, but no node has more than 0" in problems[1]
+    assert "s3cr3tword" not in result.stdout + result.stderr
+    wrong = rememe(head | tracker | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *arguments, cwd=tmp_path)
+    assert wrong.returncode == 1
+    (ray_line,) = [line for line in wrong.stdout.splitlines() if line.split()[1] == "ray"]
+    assert "the token are those of the cluster" in ray_line
+    assert "Traceback" not in wrong.stderr

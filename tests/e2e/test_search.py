@@ -149,7 +149,7 @@ def _check_what_reads_it(quick_run: dict[str, Any], rememe_here: Rememe, folder:
 def test_a_larger_remix_grows_from_a_smaller_one(
     quick_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path
 ) -> None:
-    """One after the other under Ray Tune, each a job of Ray Train."""
+    """One after the other under Ray Tune, each trained by a group."""
     base = quick_run | {
         "data": quick_run["data"] | {"held_out": 200},
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},

@@ -1,13 +1,7 @@
 """The tracker against a real MLflow server that comes late, goes away and comes back."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +14,13 @@ from workloads.training.records import TrainingRecord
 
 pytestmark = pytest.mark.e2e
 
-START_TIMEOUT_S = 90
-
-
-class Server:
-    """mlflow server on a SQLite file, in a process group of its own."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError((self.folder / "log").read_text())
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server", port)
+def server(new_tracking_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    server = new_tracking_server()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setattr(tracking, "RETRY_INTERVAL_S", 0.5)
-    yield server
-    server.kill()
+    return server
 
 
 def record(images_seen: int) -> TrainingRecord:
@@ -79,7 +29,7 @@ def record(images_seen: int) -> TrainingRecord:
     )
 
 
-def steps(server: Server, name: str) -> list[int]:
+def steps(server: Any, name: str) -> list[int]:
     client = MlflowClient(tracking_uri=server.uri)
     experiment = client.get_experiment_by_name("rememe")
     (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
@@ -94,7 +44,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_server_that_dies_and_returns_loses_nothing(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.start()
     grid = tmp_path / "grid.png"
@@ -151,7 +101,7 @@ def test_a_batch_that_was_not_taken_is_written_again(tmp_path: Path, monkeypatch
     assert [metric.step for metric in client.get_metric_history(expert.run_id, "loss")] == [1, 2, 3]
 
 
-def test_what_one_run_could_not_write_the_next_run_writes(server: Server, tmp_path: Path) -> None:
+def test_what_one_run_could_not_write_the_next_run_writes(server: Any, tmp_path: Path) -> None:
     with Tracker(tmp_path / "runs") as tracker:
         run = tracker.configuration("first", "a" * 16, {}, "")
         tracker.expert(run, "expert_00", "expert", "k", {}).records([record(1), record(2)])

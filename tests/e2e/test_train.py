@@ -141,7 +141,7 @@ def test_ctrl_c_and_kill_9_leave_the_weights_of_a_plain_loop(
 
     process = start_rememe(*command, cwd=tmp_path)
     assert process.stdout is not None
-    pid = int(read_until(process.stdout, r"training \(pid (\d+)\)")[1])
+    pid = int(read_until(process.stdout, r"training \(pid (\d+) on")[1])
     os.kill(pid, signal.SIGKILL)
     read_until(process.stdout, "restarting")
     output = process.stdout.read()

@@ -1,36 +1,21 @@
 """Two workers with gloo do what one does; what they exchange does not grow with the number of bases."""
 
-import importlib.util
 import json
-import socket
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from workloads.config import RemixJob, RunConfig
-from workloads.config.data import EmbeddedData
-from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
 from workloads.training.remix.state import RemixState
 
 pytestmark = pytest.mark.multiprocess
-WORKER = Path(__file__).with_name("worker.py")
-_spec = importlib.util.spec_from_file_location("worker", WORKER)
-assert _spec is not None
-assert _spec.loader is not None
-worker = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(worker)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    return ensure_prepared(EmbeddedData(image_size=8), tmp_path_factory.mktemp("data"))
 
 
 def job_for(dataset: PreparedDataset, **strategy: Any) -> RemixJob:
@@ -49,31 +34,6 @@ def job_for(dataset: PreparedDataset, **strategy: Any) -> RemixJob:
     return job
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def torchrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def two_workers(dataset: PreparedDataset, tasks: Sequence[tuple[str, RemixJob, Path]]) -> None:
-    """Run tasks of worker.py (kind, job, directory) one after the other, all in one process group."""
-    described = [
-        {"kind": kind, "job": job.model_dump(mode="json"), "data": str(dataset.path), "out": str(out)}
-        for kind, job, out in tasks
-    ]
-    file = tasks[0][2].parent / "tasks.json"
-    file.write_text(json.dumps(described))
-    torchrun(str(WORKER), str(file))
-
-
 class Group(NamedTuple):
     """What a group of two workers has left: it made single steps, and began a job that it was asked to stop."""
 
@@ -85,7 +45,12 @@ class Group(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def group(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Group:
+def group(
+    dataset: PreparedDataset,
+    worker: ModuleType,
+    run_tasks: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Group:
     """One start of two processes, which costs more than what they do, for all that needs no second one."""
     root = tmp_path_factory.mktemp("steps")
     variants = [("softmax", 1), ("softmax", 2), ("softmax", 4), ("softmax", 8), ("per_layer", 2), ("per_layer", 8)]
@@ -97,7 +62,7 @@ def group(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) ->
     whole, stopped = job_for(dataset), root / "whole"
     stopped.mkdir()
     (stopped / "stop").touch()
-    two_workers(dataset, [*(("step", job, out) for out, job in jobs.items()), ("whole", whole, stopped)])
+    run_tasks([*(("step", job, out) for out, job in jobs.items()), ("whole", whole, stopped)])
     return Group({(mixer, count): root / f"{mixer}-{count}" for mixer, count in variants}, whole, stopped)
 
 
@@ -121,19 +86,21 @@ def test_bytes_exchanged_grow_with_experts_per_step_but_not_beyond_the_bases(
         assert num_bytes == 4 * (shared + min(count, 4) * mixed + 1 + count * 4)
 
 
-def test_a_whole_job_and_a_stop_that_all_see(dataset: PreparedDataset, group: Group, tmp_path: Path) -> None:
+def test_a_whole_job_and_a_stop_that_all_see(
+    dataset: PreparedDataset, group: Group, run_tasks: Callable[..., None], tmp_path: Path
+) -> None:
     job, two = group.job, group.stopped
     alone = train_job(job, dataset.path, tmp_path / "alone")
     assert {path.name for path in two.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     assert list((two / "checkpoints").iterdir())
     (two / "stop").unlink()
-    two_workers(dataset, [("whole", job, two)])
+    run_tasks([("whole", job, two)])
     together = train_job(job, dataset.path, two)
     assert together.images_seen == alone.images_seen == 64
     assert together.final_loss == pytest.approx(alone.final_loss, rel=1e-4)
 
 
-def test_the_same_under_torchrun(tmp_path: Path) -> None:
+def test_the_same_under_torchrun(torchrun: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:
     """python -m workloads, which knows neither Ray nor MLflow."""
     config = {
         "name": "tiny",

@@ -2,28 +2,32 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
+from PIL import Image
 
-from workloads.config.data import EmbeddedData
+from workloads.config.data import EmbeddedData, FolderData
 from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError, DataError
-from workloads.evaluation import features
+from workloads.evaluation import features, score
 from workloads.evaluation.extractors import FASHION_NAME, load_extractor
 from workloads.evaluation.features import (
     ReferenceImages,
     Statistics,
     TensorImages,
+    extract_all,
     extract_features,
     reference_features,
     reference_statistics,
 )
+from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import write_images
 from workloads.evaluation.score import evaluate_samples, frechet_distance, other_scores
 
@@ -114,20 +118,78 @@ def test_a_damaged_cache_is_computed_again(
     assert evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path) == first
 
 
-def test_features_of_the_first_references_are_extracted_once(
+def test_features_of_drawn_references_are_extracted_once(
     reference: PreparedDataset, samples: TensorImages, tmp_path: Path
 ) -> None:
     extractor = load_extractor(protocol())
-    first_ND = reference_features(reference, extractor, 100, cache_dir=tmp_path)
-    plain_ND = extract_features(TensorImages(torch.from_numpy(reference.images(np.arange(100)))), extractor)
-    assert torch.equal(first_ND, plain_ND)
-    (file,) = (tmp_path / "features").glob("*.safetensors")
-    written_ns = file.stat().st_mtime_ns
-    assert torch.equal(reference_features(reference, extractor, 100, cache_dir=tmp_path), first_ND)
-    assert file.stat().st_mtime_ns == written_ns
-    assert len(reference_features(reference, extractor, 10**9, cache_dir=tmp_path)) == reference.num_images
-    others = evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, with_others=True).others
-    assert others == evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, with_others=True).others
+    drawn_ND = reference_features(reference, extractor, 100, seed=0, cache_dir=tmp_path)
+    whole_ND = reference_features(reference, extractor, 10**9, seed=0, cache_dir=tmp_path)
+    assert len(whole_ND) == reference.num_images
+    # Each is one of the whole, from all over it: data sets have their images class by class.
+    place_N = torch.cdist(drawn_ND, whole_ND).argmin(1)
+    torch.testing.assert_close(whole_ND[place_N], drawn_ND)
+    assert len(set(place_N.tolist())) == 100
+    assert place_N.max() > 0.9 * reference.num_images
+    assert not torch.equal(drawn_ND, reference_features(reference, extractor, 100, seed=1, cache_dir=tmp_path))
+    times_ns = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.safetensors")}
+    assert torch.equal(reference_features(reference, extractor, 100, seed=0, cache_dir=tmp_path), drawn_ND)
+    assert times_ns == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.safetensors")}
+    first, again = (
+        evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, with_others=True) for _ in range(2)
+    )
+    assert first == again
+    assert first.others_protocol == {"num_reference_images": 10_000, "reference_seed": 0}
+    # What the others depend on is no part of the distance's protocol.
+    assert first.protocol_hash == evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path).protocol_hash
+
+
+def scored(images_NCHW: torch.Tensor, reference: PreparedDataset, cache: Path) -> Score:
+    changed = protocol(num_samples=len(images_NCHW))
+    return evaluate_samples(TensorImages(images_NCHW), reference, changed, cache_dir=cache)
+
+
+def test_scores_that_are_not_to_be_trusted_say_why(reference: PreparedDataset, cache: Path, tmp_path: Path) -> None:
+    real = torch.from_numpy(reference.images(np.arange(300)))
+    assert scored(real, reference, cache).doubts == []
+    assert scored(real, reference, cache).warning == ""
+    (few,) = scored(real[:128], reference, cache).doubts
+    assert few == "128 samples are too few for 128 features, whose covariance needs at least 129"
+    assert scored(real[:129], reference, cache).doubts == []
+    (alike,) = scored(real[:1].expand(300, -1, -1, -1), reference, cache).doubts
+    assert alike == "only 1 of 300 samples differ from one another"
+    plain = torch.arange(200, dtype=torch.uint8)[:, None, None, None].expand(200, 1, 28, 28)
+    (flat,) = scored(plain, reference, cache).doubts
+    assert "the samples' features vary in" in flat
+    generator = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "colour" / label).mkdir(parents=True)
+        for number in range(70):
+            pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "colour" / label / f"{number}.png")
+    coloured = ensure_prepared(FolderData(path=tmp_path / "colour", image_size=8), tmp_path / "data")
+    doubts = scored(torch.from_numpy(coloured.images(np.arange(140))), coloured, tmp_path).doubts
+    assert doubts == ["fashion-cnn knows grey images of clothes, and the reference is in colour"]
+
+
+def test_other_scores_are_left_out_where_they_cannot_be_had(samples: TensorImages) -> None:
+    features_ND, logits_NK = torch.randn(40, 8), torch.randn(40, 10)
+    assert set(other_scores(features_ND, logits_NK, features_ND)) == {"inception_score", "precision", "recall"}
+    without = other_scores(features_ND, torch.full((40, 10), float("nan")), features_ND)
+    assert set(without) == {"precision", "recall"}
+    assert set(other_scores(features_ND[:3], logits_NK[:3], features_ND)) == {"inception_score"}
+
+
+def test_features_that_are_not_finite_are_named(
+    reference: PreparedDataset, samples: TensorImages, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(*arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        features_ND, logits_NK = extract_all(*arguments, **options)
+        features_ND[7, 3] = float("nan")
+        return features_ND, logits_NK
+
+    monkeypatch.setattr(score, "extract_all", spoilt)
+    with pytest.raises(DataError, match="1 of 300 samples, the first of them sample 7, have features"):
+        evaluate_samples(samples, reference, protocol(), cache_dir=cache)
 
 
 def test_real_images_score_better_than_spoilt_ones(

@@ -1,29 +1,37 @@
 """Training one real, tiny expert: a resumed run is the same run, bit for bit."""
 
+import math
 import os
+import re
 import resource
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from filelock import FileLock
 
+from orchestrator.plan.errors import ExpertFailedError
 from workloads.checkpoint import CheckpointFolder
 from workloads.config import DataSpec, ExpertJob, RunConfig
 from workloads.config.data import EmbeddedData
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
-from workloads.data.stream import Batch
+from workloads.data.stream import Batch, BatchStream
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import CheckpointError, ConfigError, DataError
 from workloads.models.build import WEIGHTS
-from workloads.training.expert import DenoisingStep
+from workloads.pipeline import gather
+from workloads.places import RunDir
+from workloads.seeding import derive_seed
+from workloads.training.expert import DenoisingStep, ExpertTrainer
 from workloads.training.hooks import TrainingDivergedError
 from workloads.training.job import train_job
+from workloads.training.processes import Workers
 from workloads.training.records import read_records
 from workloads.training.result import TrainingStopped, completed
 from workloads.training.state import TrainState, initial_model
@@ -189,7 +197,7 @@ def test_one_step_equals_the_same_step_written_out(dataset: PreparedDataset) -> 
     job = job_for(dataset, learning_rate=0.01, warmup_images=0, clip_grad_norm=0.5, weight_decay=0.1)
     state = fresh_state(job)
     reference = {name: value.detach().clone().double() for name, value in state.model.named_parameters()}
-    step = DenoisingStep(job, torch.device("cpu"))
+    step = DenoisingStep(job, torch.device("cpu"), Workers())
     batch = Batch(torch.rand(16, 1, 8, 8) * 2 - 1, torch.arange(16) % 10)
     t_B, noise, labels = step._draw(0, batch.images_BCHW, batch.labels_B)
     model = fresh_state(job).model.double()
@@ -222,7 +230,7 @@ def fresh_state(job: ExpertJob) -> TrainState:
 
 def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset) -> None:
     job = job_for(dataset, label_dropout=0.25)
-    step = DenoisingStep(job, torch.device("cpu"))
+    step = DenoisingStep(job, torch.device("cpu"), Workers())
     images, labels = torch.zeros(4000, 1, 8, 8), torch.zeros(4000, dtype=torch.int64)
     _, _, seen = step._draw(0, images, labels)
     assert seen is not None
@@ -232,9 +240,27 @@ def test_labels_are_hidden_as_often_as_the_config_says(dataset: PreparedDataset)
 
 def test_divergence_is_reported_not_trained_through(dataset: PreparedDataset, tmp_path: Path) -> None:
     job = job_for(dataset, learning_rate=1e30, clip_grad_norm=None, log_every_images=16)
-    with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate") as raised:
         train_job(job, dataset.path, tmp_path)
     assert completed(tmp_path) is None
+    told = str(raised.value)
+    found = re.search(r"step from image (\d+) to (\d+), with data indices ([\d, ]+), .* timesteps ([\d, ]+), ", told)
+    assert found is not None, told
+    # Trained by hand up to there, the step it names is the first whose loss is no number, on what it names.
+    state, step = ExpertTrainer(job).begin(torch.device("cpu"), Workers())
+    stream = BatchStream(dataset, batch_size=16, seed=derive_seed("order", job.seed, *job.interval))
+    losses = {}
+    while state.images_seen <= int(found[1]):
+        start = state.images_seen
+        losses[start] = step(state, stream.at(start)).item()
+    assert [start for start, loss in losses.items() if not math.isfinite(loss)] == [int(found[1])]
+    named = np.array([int(word) for word in found[3].split(",")])
+    images = torch.from_numpy(dataset.images(named)).float() / 127.5 - 1
+    torch.testing.assert_close(stream.at(int(found[1])).images_BCHW[:8], images)
+    t_B, _, _ = step._draw(int(found[1]), torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64))
+    assert t_B[:8].tolist() == [int(word) for word in found[4].split(",")]
+    assert "the same would happen again" in told
+    assert "run the same command again" not in str(ExpertFailedError("expert_00", 1, told))
 
 
 def test_other_data_than_planned_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -287,3 +313,55 @@ def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(
         Ensemble.load(tmp_path / "run").expert(1)
     with pytest.raises(ConfigError, match="holds no ensemble"):
         Ensemble.load(tmp_path)
+
+
+def test_data_that_was_damaged_is_not_trained_on(dataset: PreparedDataset, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(dataset.path, copy)
+    shard = min(copy.glob("*.arrow"))
+    PreparedDataset(copy).verify_once()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{shard.name} does not match its checksum"):
+        train_job(job_for(dataset), copy, tmp_path / "job")
+    assert completed(tmp_path / "job") is None
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(shard.name, f"../{shard.name}"))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        PreparedDataset(copy)
+
+
+def test_what_is_whole_is_looked_at_once(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset.verify_once()
+    monkeypatch.setattr(PreparedDataset, "verify", lambda _: pytest.fail("looked at a second time"))
+    PreparedDataset(dataset.path).verify_once()
+
+
+def test_an_ensemble_that_was_changed_is_refused_and_gathered_anew(dataset: PreparedDataset, tmp_path: Path) -> None:
+    config = run_config(images=16)
+    folders = [tmp_path / str(index) for index in range(2)]
+    for job, folder in zip(config.jobs(dataset.spec(config.data)), folders, strict=True):
+        train_job(job, dataset.path, folder)
+    run = RunDir(tmp_path / "run")
+    whole = gather(run, config, dataset, folders)
+    index, network = run.ensemble.index, run.ensemble.expert(1) / "config.json"
+    written = index.read_text()
+    assert gather(run, config, dataset, folders).index == whole.index
+    index.write_text(written.replace('"num_timesteps": 1000', '"num_timesteps": 999'))
+    with pytest.raises(CheckpointError, match="was changed since it was written"):
+        Ensemble.load(run.path)
+    for text in ("", "[]", "{}", "null", written[:100]):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=r"ensemble\.json is damaged"):
+            Ensemble.load(run.path)
+    for file in (index, network, run.ensemble.expert(0) / WEIGHTS):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        mended = gather(run, config, dataset, folders)
+        assert index.read_text() == written
+        mended.verify()
+    network.write_text(network.read_text().replace("swish", "gelu") + " ")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing or was changed"):
+        Ensemble.load(run.path).expert(1)

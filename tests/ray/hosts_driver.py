@@ -10,8 +10,9 @@ from orchestrator.execution.environment import prepare_ray_environment
 address = sys.argv[1]
 prepare_ray_environment(address)
 
-from orchestrator.execution.cluster import connect  # noqa: E402
 from orchestrator.execution.joint import train_joint  # noqa: E402
+
+from orchestrator.execution.cluster import connect  # noqa: E402
 from orchestrator.execution.supervisor import train_experts  # noqa: E402
 from orchestrator.plan.events import ExpertEvent, Progressed  # noqa: E402
 from orchestrator.plan.jobs import make_plan  # noqa: E402

@@ -1,7 +1,11 @@
 """Experts as Ray actors: queueing, death, failure, stopping; the weights are those of a plain loop."""
 
+import json
 import os
+import re
 import signal
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,11 @@ from typing import Any
 import pytest
 import ray
 import torch
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from orchestrator.execution.actor import ExpertActor
+from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.plan import events
 from orchestrator.plan.events import ExpertEvent
@@ -18,6 +25,7 @@ from orchestrator.plan.jobs import Plan
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.sites import SharedSite
 from workloads.config import ExecutionConfig, Resources
 from workloads.data.prepared import PreparedDataset
 from workloads.training.job import train_job
@@ -134,6 +142,73 @@ def test_a_killed_expert_goes_on_from_its_checkpoint_and_ends_the_same(
     assert digests(outcome) == expected
 
 
+DASHBOARD = Path(__file__).parents[2] / "clusters" / "grafana.json"
+
+SCRAPE_TIMEOUT_S = 60.0
+
+
+def test_a_stalled_expert_is_named_then_restarted_and_the_cluster_serves_what_it_cost(
+    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+) -> None:
+    """Every panel's query names metrics that the endpoint of this node serves, with labels that they have."""
+    victims: list[str] = []
+
+    def stall_once(key: str, pid: int, images_seen: int) -> None:
+        if not victims and images_seen < 1024:
+            victims.append(key)
+            os.kill(pid, signal.SIGSTOP)
+
+    silent: list[ExpertEvent] = []
+    listeners = [
+        Journal(stall_once),
+        lambda event: silent.append(event) if isinstance(event, events.NoSignOfLife) else None,
+        ClusterMetrics("tiny-run", planned.jobs),
+    ]
+    execution = ExecutionConfig(watchdog_s=2, heartbeat_timeout_s=5)
+    outcome = train_experts(planned.jobs, dataset.path, store, execution, listeners)
+    assert digests(outcome) == expected
+    assert set(victims) <= {event.key for event in silent}  # others too, where a first step takes long
+    (node,) = ray.nodes()
+    assert {event.node for event in silent if isinstance(event, events.NoSignOfLife)} == {node["NodeManagerAddress"]}
+
+    served = scrape(
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+        r"^ray_rememe_experts\{.*state=\"done\".* 4\.0$",
+    )
+    assert value(served, "ray_rememe_experts", run="tiny-run", state="done") == 4.0
+    assert value(served, "ray_rememe_images_seen", run="tiny-run", expert="expert_00") == 1024.0
+    assert value(served, "ray_rememe_restarts_total", run="tiny-run", cause="not_answering") == 1.0
+    lost_s = value(served, "ray_rememe_lost_seconds_total", run="tiny-run", cause="not_answering")
+    assert lost_s > execution.watchdog_s
+    assert 0.0 < value(served, "ray_rememe_goodput", run="tiny-run") < 1.0
+    labels: dict[str, set[str]] = {}
+    for sample in served:
+        labels.setdefault(sample.name, set()).update(sample.labels)
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len(panels) == 9
+    for expression in [target["expr"] for panel in panels for target in panel["targets"]]:
+        (name,) = re.findall(r"ray_\w+", expression)
+        asked = set(re.findall(r"(\w+)=", expression)) | set(re.findall(r"by \((\w+)\)", expression))
+        assert asked <= labels[name], expression
+
+
+def scrape(url: str, awaited: str) -> list[Sample]:
+    """What a node serves to Prometheus, as soon as a line of it matches: Ray hands metrics on now and then."""
+    deadline_s = time.monotonic() + SCRAPE_TIMEOUT_S
+    while True:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        if re.search(awaited, text, re.MULTILINE):
+            return [one for family in text_string_to_metric_families(text) for one in family.samples]
+        assert time.monotonic() < deadline_s, sorted(set(re.findall(r"^ray_\w+", text, re.MULTILINE)))
+        time.sleep(0.5)
+
+
+def value(served: list[Sample], name: str, **labels: str) -> float:
+    (found,) = [one.value for one in served if one.name == name and labels.items() <= one.labels.items()]
+    return float(found)
+
+
 def test_a_failed_expert_is_reported_and_later_trained_alone(
     planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
 ) -> None:
@@ -201,8 +276,8 @@ def test_the_cpus_of_an_actor_are_its_threads(
     short = planned.jobs[0].job.model_copy(update={"training": training})
     job = replace(planned.jobs[0], job=short, resources=Resources(num_cpus=num_cpus))
     options = {"num_cpus": num_cpus}
-    actor = ExpertActor.options(**options).remote(store.identity)
-    ray.get(actor.train.remote(job, dataset.path, store.path(job.key)))
+    actor = ExpertActor.options(**options).remote(store.site)
+    ray.get(actor.train.remote(job, dataset.path))
     assert ray.get(actor.__ray_call__.remote(lambda _: torch.get_num_threads())) == num_threads
     ray.kill(actor)
 
@@ -212,8 +287,8 @@ def test_a_store_that_is_another_directory_elsewhere_is_named(
 ) -> None:
     store = ExpertStore(tmp_path / "store")
     (tmp_path / "other").mkdir()
-    actor = ExpertActor.remote(store.identity)
+    actor = ExpertActor.remote(SharedSite(tmp_path / "other", store.identity))
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
-        ray.get(actor.train.remote(planned.jobs[0], dataset.path, tmp_path / "other" / "key"))
+        ray.get(actor.train.remote(planned.jobs[0], dataset.path))
     assert "set --runs-dir to a path all nodes share" in str(raised.value.cause)
     ray.kill(actor)

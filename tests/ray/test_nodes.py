@@ -13,12 +13,14 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.nodes import facts_of_nodes
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.plan import events
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob, make_plan
 from orchestrator.plan.policies import FailureKind
+from orchestrator.runs.doctor import examine
 from orchestrator.store.experts import ExpertStore
 from workloads.config import ExecutionConfig, Resources, RunConfig
 from workloads.data.prepared import PreparedDataset
@@ -52,6 +54,23 @@ def job(tiny_run: dict[str, Any], dataset: PreparedDataset) -> PlannedJob:
     training = tiny_run["training"] | {"images": NUM_IMAGES, "checkpoint_every_images": 640}
     raw = tiny_run | {"strategy": {"kind": "single"}, "training": training}
     return make_plan(RunConfig.model_validate(raw), dataset.spec(RunConfig.model_validate(raw).data)).jobs[0]
+
+
+def test_every_node_is_looked_at_and_nothing_is_left_behind(nodes: Cluster, tmp_path: Path) -> None:
+    """On one disk and with one installation all must be well; a directory that is gone meanwhile is not shared."""
+    second = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    runs = tmp_path / "runs"
+    said = {subject: (is_ok, text) for is_ok, subject, text in examine(runs, nodes.address) if subject != "devices"}
+    assert [subject for subject, (is_ok, _) in said.items() if not is_ok] == []
+    for subject in ("packages", "clocks", "gpus", "disks", "shared runs", "token"):
+        assert said[subject][1] == "as they should be on 2 of 2 nodes"
+    assert not runs.exists()
+    facts, silent = facts_of_nodes(["ray", "no-such-package"], runs, runs / "absent")
+    assert silent == {}
+    assert [(one.sees_probe, one.answers_probe, one.versions) for one in facts] == [
+        (False, False, {"ray": ray.__version__, "no-such-package": ""})
+    ] * 2
+    nodes.remove_node(second)
 
 
 def test_a_lost_node_costs_no_attempt_and_changes_no_weight(

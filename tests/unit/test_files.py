@@ -8,7 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from workloads.errors import StorageError
+from orchestrator.plan.places import RunsDir
+from orchestrator.terminal.streams import explain
+from workloads.errors import ConfigError, StorageError
 from workloads.files import new_directory, new_file, remove_unfinished_file, sha256_file, write_text
 
 
@@ -102,3 +104,28 @@ def test_a_disk_that_may_only_be_read_is_named(tiny_disk: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot be written \(Read-only file system\); choose another --runs-dir"):
         write_text(tiny_disk / "file", "new")
     assert (tiny_disk / "file").read_text() == "old"
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no regular file"):
+        write_text(Path("/dev/null"), "x")
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_text(tmp_path / "file" / "x", "x")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "/etc", "x" * 201])
+def test_names_from_outside_stay_in_their_directory(name: str, tmp_path: Path) -> None:
+    for place in (RunsDir(tmp_path).study, RunsDir(tmp_path).run_named):
+        with pytest.raises(ConfigError, match="is no name of a run or a study"):
+            place(name)
+    assert RunsDir(tmp_path).study("my-study.2").path == tmp_path / "studies" / "my-study.2"
+
+
+def test_errors_of_the_system_become_a_sentence() -> None:
+    with pytest.raises(OSError, match="too long") as raised:
+        Path("x" * 300).stat()
+    sentence, code = explain(raised.value)
+    assert sentence.endswith("...: File name too long")
+    assert code == 2

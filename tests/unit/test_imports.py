@@ -100,9 +100,9 @@ def test_the_command_line_starts_with_nothing_heavy() -> None:
         assert all(name.startswith(allowed_here) or name == "orchestrator.execution" for name in ours), file
 
 
-@pytest.mark.parametrize("module", ["store.experts", "execution.joint", "execution.actor", "execution.supervisor"])
+@pytest.mark.parametrize("module", ["store.experts", "execution.actor", "execution.supervisor"])
 def test_reading_results_and_driving_load_no_torch(module: str) -> None:
-    """Drivers, `rememe store` and Ray Train's controller start at once; torch takes seconds."""
+    """Drivers and `rememe store` start at once; torch takes seconds."""
     name = f"orchestrator.{module}"
     seen, waiting, reached = {name}, [name], set()
     while waiting:
@@ -116,7 +116,7 @@ def test_reading_results_and_driving_load_no_torch(module: str) -> None:
         found = {*packages, *imported(file, at_start_only=True)} - seen
         seen |= found
         waiting += found
-    assert ("ray" in reached) == (module in {"execution.actor", "execution.supervisor"}) or module == "execution.joint"
+    assert ("ray" in reached) == (module != "store.experts")
     assert not reached & HEAVY
 
 

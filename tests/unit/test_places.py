@@ -26,7 +26,10 @@ OWNERS = {
     "workloads/models/build.py": "what diffusers calls its files",
     "orchestrator/execution/cluster.py": "the turn to start a private cluster",
     "orchestrator/runs/export.py": "an export",
+    "orchestrator/store/cache.py": "a node's own directory",
     "orchestrator/store/experts.py": "claims, and what is damaged",
+    "orchestrator/store/sites.py": "a job in a node's own directory",
+    "orchestrator/store/storage.py": "what a node keeps of a storage",
     "orchestrator/tracking/spool.py": "the spool",
 }
 

@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from orchestrator.execution.cluster import refuse_infeasible
 from orchestrator.plan.errors import ResourcesError
-from orchestrator.plan.jobs import make_plan
+from orchestrator.plan.jobs import Request, make_plan
 from orchestrator.plan.policies import (
     FailureKind,
     GiveUp,
+    Node,
     Retry,
     after_failure,
     longest_first,
+    num_fitting,
     num_slots,
     why_infeasible,
+    why_unplaceable,
 )
 from workloads.config import DataSpec, Resources, RunConfig
 from workloads.config.load import apply_override, load_config
@@ -116,6 +119,68 @@ def test_no_more_slots_than_a_search_over_all_placements_finds(cpus: list[float]
     assert found <= best
     if len(nodes) == 1 and len(set(cpus)) <= 1:
         assert found == best
+
+
+def test_workers_of_a_job_are_placed_all_or_none() -> None:
+    three = Request(Resources(), num_workers=3)
+    assert num_fitting([three, Request(Resources())], [{"CPU": 2.0}, {"CPU": 1.0}]) == 1  # three, and nothing is left
+    assert num_fitting([three, Request(Resources())], [{"CPU": 2.0}]) == 1  # what the three do not take is free
+    on_one = Request(Resources(), num_workers=2, placement="STRICT_PACK")
+    assert num_fitting([on_one], [{"CPU": 1.0}, {"CPU": 1.0}]) == 0
+    assert num_fitting([on_one, on_one], [{"CPU": 1.0}, {"CPU": 3.0}]) == 1
+    halves = Request(Resources(num_cpus=0, num_gpus=0.5))
+    assert num_fitting([halves] * 5, [{"GPU": 1.0}, {"GPU": 1.0}]) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "expected"),
+    [
+        (["execution.workers_per_expert=2"], [{"CPU": 1.0}], "workers_per_expert is 2, but only 1 of them fit at once"),
+        (
+            ["execution.workers_per_expert=4", "execution.placement=STRICT_PACK"],
+            [{"CPU": 3.0}, {"CPU": 2.0}],
+            "workers_per_expert is 4, but only 3 of them fit at once on one node",
+        ),
+        (["execution.workers_per_expert=4"], [{"CPU": 3.0}, {"CPU": 2.0}], None),
+    ],
+)
+def test_a_group_that_never_fits_is_named(
+    tiny_run: dict[str, Any], overrides: list[str], nodes: list[dict[str, float]], expected: str | None
+) -> None:
+    made = planned(tiny_run, *overrides)
+    assert [job.num_workers for job in made.jobs] == [int(overrides[0][-1])] * 4
+    assert why_unplaceable(made.jobs[0], nodes) == expected
+
+
+def test_workers_are_no_part_of_a_key(tiny_run: dict[str, Any]) -> None:
+    """All draws are of the whole batch; tests/multiprocess shows that only last bits depend on how many share it."""
+    assert keys(tiny_run, "execution.workers_per_expert=4") == keys(tiny_run)
+
+
+A100, LABELLED = Node({"GPU": 1.0, "accelerator_type:A100": 1.0}, {"zone": "a"}), Node({"CPU": 4.0}, {"zone": "b"})
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({"num_gpus": 1, "accelerator_type": "A100", "num_cpus": 0}, None),
+        ({"num_gpus": 1, "accelerator_type": "H100"}, "resources.accelerator_type is H100, but the nodes offer A100"),
+        ({"label_selector": {"zone": "b"}}, None),
+        ({"label_selector": {"zone": "in(b, c)", "spot": "!true"}}, None),
+        ({"label_selector": {"zone": "!b"}}, "resources.num_cpus is 1, but no node has more than 0"),
+        (
+            {"label_selector": {"zone": "c"}},
+            "resources.label_selector asks for zone=c, but the nodes offer zone=a, zone=b",
+        ),
+        (
+            {"label_selector": {"market": "spot"}},
+            "resources.label_selector asks for market=spot, but the nodes offer no such label",
+        ),
+    ],
+)
+def test_kinds_of_gpu_and_labels(resources: dict[str, Any], expected: str | None) -> None:
+    assert why_infeasible(Resources.model_validate(resources), [A100, LABELLED]) == expected
+    assert num_slots([Resources.model_validate(resources)], [A100, LABELLED]) == (expected is None)
 
 
 def test_infeasible_requests_are_named() -> None:

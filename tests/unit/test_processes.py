@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.execution import processes
 from orchestrator.execution.actor import ActorReport
-from orchestrator.execution.processes import ExpertProcess, ExpertProcesses
+from orchestrator.execution.processes import ExpertProcess, ExpertProcesses, Member
 from orchestrator.plan.jobs import make_plan
 from workloads.config import DataSpec, RunConfig
 
@@ -24,7 +24,7 @@ class Clockwork:
         return ready, [one for one in references if one in self.mute]
 
     def get(self, reference: str) -> ActorReport:
-        return ActorReport(pid=1, node_id="n", records=[], checkpoint_images=0)
+        return ActorReport(pid=1, node="h", node_id="n", records=[], checkpoint_images=0)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def watched(tiny_run: dict[str, Any]) -> ExpertProcesses:
     watched = ExpertProcesses(None, None)  # type: ignore[arg-type]
     for name, job in zip("ab", plan.jobs, strict=False):
         actor = types.SimpleNamespace(poll=types.SimpleNamespace(remote=lambda key, known, name=name: name))
-        watched._by_key[name] = ExpertProcess(job, actor, done=name)
+        watched._by_key[name] = ExpertProcess(job, (Member(actor, done=name),))
     return watched
 
 

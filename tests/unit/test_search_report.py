@@ -10,10 +10,13 @@ from scipy.stats import spearmanr
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.inference.importance import importances
+from orchestrator.search.report import words
 from orchestrator.search.report.page import Page, write_report
+from orchestrator.search.running.display import print_study
 from orchestrator.search.space.columns import columns
 from orchestrator.search.study.ledger import Ledger
-from orchestrator.search.study.trial import Rung, Trial, UsedJob
+from orchestrator.search.study.study import Study
+from orchestrator.search.study.trial import Rung, Trial, UsedJob, is_tied, ranked
 from workloads.config import Interval
 from workloads.errors import ConfigError
 
@@ -183,3 +186,16 @@ def test_what_cannot_be_told_is_said(varying: Any, scores: list[float], expected
     found = importances(varying, scores)
     assert isinstance(found, str)
     assert expected in found
+
+
+def test_a_score_that_is_not_to_be_trusted_has_no_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    doubted = full(19.9, 1.0).model_copy(update={"doubts": ("only 3 samples",)})
+    good, bad = trial(1, rungs=(full(20.0, 1.0),)), trial(2, rungs=(doubted,))
+    assert ranked([bad, good], ["full"]) == [good, bad]
+    assert not is_tied(good, bad, ["full"])
+    assert "not trustworthy" in words.score(bad.rung("full"))
+    study = Study.model_validate(
+        {"name": "x", "base": "demo-meme", "space": {"training.learning_rate": {"choice": [1]}}, "sampler": "grid"}
+    )
+    print_study(study, [bad, good])
+    assert "? is not trustworthy, and has no rank: only 3 samples" in capsys.readouterr().out

@@ -111,6 +111,20 @@ def test_of_notes_and_values_that_are_refused_the_others_are_taken(tmp_path: Pat
     assert json.loads(line["line"]) == ["metrics", "a", {"values": {"bad one": 2}}]
 
 
+def test_notes_of_a_run_that_is_gone_are_not_tried_one_by_one(tmp_path: Path) -> None:
+    calls: list[Sequence[Note]] = []
+
+    def refuse(notes: Sequence[Note]) -> None:
+        calls.append(notes)
+        raise RefusedNoteError("the run is gone", is_all=True)
+
+    spool = Spool(tmp_path)
+    spool.append([Note("metrics", "a", {"values": {"loss": 1.0, "rate": 2.0}, "step": i}) for i in range(10)])
+    spool.replay(refuse)
+    assert len(calls) == 1
+    assert len(spool.rejected) == 10
+
+
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../../x", "0a/../../secret", "link/secret", "0a", ".", "secret", "0a/l"]
 )
@@ -169,7 +183,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
         pytest.skip("cannot mount a small file system here, so no disk can be filled")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_loses_nothing(small_disk: Path) -> None:

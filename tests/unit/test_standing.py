@@ -16,6 +16,7 @@ from orchestrator.plan.standing import (
     count_states,
     remaining_s,
 )
+from orchestrator.plan.watchdog import Watchdog
 from workloads.config import DataSpec, RunConfig
 from workloads.training.records import TrainingRecord
 
@@ -51,6 +52,30 @@ def test_an_expert_is_what_its_events_say(plan: Plan) -> None:
     assert expert.after(progressed(1030), 140.0).images_seen == 1024  # the last batch goes beyond the budget
     done = expert.after(events.Done("k"), 150.0)
     assert (done.images_seen, done.remaining_s, done.goodput(999.0)) == (1024, None, 1.0)
+
+
+def test_who_gives_no_sign_of_life_says_so_until_it_does(plan: Plan) -> None:
+    silent = told(
+        ExpertStanding.of(plan.jobs[0]),
+        (0.0, events.Training("k", pid=1, node="10.0.0.3")),
+        (90.0, events.NoSignOfLife("k", 90.0, "10.0.0.3")),
+    )
+    assert (silent.state, silent.detail, silent.node) == (ExpertState.TRAINING, "no sign of life for 90 s", "10.0.0.3")
+    assert silent.after(progressed(64), 95.0).detail == ""
+
+
+def test_the_watchdog_names_each_once_until_its_next_sign() -> None:
+    dog = Watchdog(10.0)
+    dog.saw("a", 0, 0.0, "10.0.0.1")
+    dog.saw("b", 0, 5.0)
+    dog.saw("a", 0, 9.0, "10.0.0.1")  # it answers, and makes no steps
+    assert dog.overdue(10.0) == []
+    assert dog.overdue(11.0) == [events.NoSignOfLife("a", 11.0, "10.0.0.1")]
+    assert dog.overdue(16.0) == [events.NoSignOfLife("b", 11.0)]
+    dog.saw("a", 1, 17.0, "10.0.0.1")
+    dog.forget("b")
+    assert dog.overdue(27.0) == []
+    assert [event.key for event in dog.overdue(30.0)] == ["a"]
 
 
 def test_what_a_restart_costs_counts_from_the_last_checkpoint_until_it_trains_again(plan: Plan) -> None:

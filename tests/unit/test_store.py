@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
@@ -132,3 +134,70 @@ def test_a_lease_excludes_others_until_nobody_renews_it(tmp_path: Path, monkeypa
 def test_a_uri_nobody_knows_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="--store nosuch://x cannot be used"):
         RemoteStore("nosuch://x")
+
+
+def test_a_missing_driver_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # where an earlier test has used it
+    with pytest.raises(ConfigError, match=r"pip install 'rememe\[s3\]'"):
+        RemoteStore("s3://bucket/path")
+
+
+def test_secrets_of_a_uri_are_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RemoteStore("nosuch://me:word@host/path?token=secret")
+    assert "word" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", "no json", '{"attempt": "..", "files": {}}', '{"attempt": "a", "files": []}']
+)
+def test_an_index_none_of_ours_would_write_is_refused(tmp_path: Path, index: str) -> None:
+    (tmp_path / "remote" / "k").mkdir(parents=True)
+    (tmp_path / "remote" / "k" / "index.json").write_text(index)
+    with pytest.raises(StorageError, match=r"k/index\.json is damaged"):
+        RemoteStore((tmp_path / "remote").as_uri()).fetch("k", tmp_path / "here")
+
+
+def test_an_index_cannot_name_a_file_elsewhere(tmp_path: Path, finished: Path) -> None:
+    uri = (tmp_path / "remote").as_uri()
+    RemoteStore(uri).publish("k", finished)
+    index = tmp_path / "remote" / "k" / "index.json"
+    index.write_text(index.read_text().replace("result.json", "../../outside"))
+    with pytest.raises(StorageError, match="is damaged"):
+        RemoteStore(uri).fetch("k", tmp_path / "here" / "k")
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_where_nothing_is_made_exclusively_the_last_to_write_has_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_store, "SETTLE_S", 0.3)
+    stores = [RemoteStore((tmp_path / "remote").as_uri()) for _ in range(4)]
+    for store in stores:
+        store.files.creates = False
+    with ThreadPoolExecutor(len(stores)) as pool:
+        claims = list(pool.map(lambda store: store.claim("k"), stores))
+    (held,) = [claim for claim in claims if claim is not None]
+    held.release()
+
+
+def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
+    """Only what changed is sent again, and only what is missing is brought."""
+    here, there, uri = tmp_path / "here", tmp_path / "remote" / "run", (tmp_path / "remote").as_uri()
+    (here / "figures").mkdir(parents=True)
+    (here / "config.yaml").write_text("a")
+    (here / "figures" / "loss.png").write_bytes(b"b")
+    RemoteStore(uri).mirror("run", here)
+    (there / "config.yaml").write_text("as it lies there")
+    (here / "figures" / "loss.png").write_bytes(b"c")
+    RemoteStore(uri).mirror("run", here)
+    assert (there / "config.yaml").read_text() == "as it lies there"
+    assert (there / "figures" / "loss.png").read_bytes() == b"c"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("mine")
+    RemoteStore(uri).fetch_missing("run", other)
+    assert (other / "config.yaml").read_text() == "mine"
+    assert (other / "figures" / "loss.png").read_bytes() == b"c"

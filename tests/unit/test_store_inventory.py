@@ -107,3 +107,22 @@ def test_gc_removes_what_nothing_needs_and_only_when_told(
 def test_no_store_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no expert store"):
         store_verify(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"jobs": [{"ky": "x"}]}', '{"jobs": 3}'])
+def test_what_cannot_be_read_counts_as_in_use(
+    tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "some-run" / "plan.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"plan\.json is damaged, .* none is removed"):
+        store_gc(tmp_path, yes=True)
+    assert listed(tmp_path, capsys).keys() == {*keys, "begun"}
+
+
+def test_a_damaged_description_is_listed_as_such(
+    tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("job.json", "result.json"):
+        (ExpertStore(RunsDir(tmp_path).store).path(keys[0]) / name).write_text('{"name": [], "model": 3}')
+    store_ls(tmp_path, json=False)
+    assert "damaged job.json or result.json" in capsys.readouterr().out

@@ -70,6 +70,15 @@ def test_the_longest_start_first_as_many_as_fit_and_one_ahead(plan: Plan) -> Non
     assert fleet.told[-1] == (fleet.keys[3], ExpertState.STARTING)
 
 
+def test_groups_start_whole_and_say_how_many_they_are(tiny_run: dict[str, Any]) -> None:
+    plan = make_plan(RunConfig.model_validate(tiny_run | {"execution": {"workers_per_expert": 2}}), DATA)
+    fleet = Simulated(plan)
+    started = fleet.start([{"CPU": 3.0}, {"CPU": 2.0}])
+    assert [start.is_ahead for start in started] == [False, False, True]
+    said = [one.event for one in fleet.actions if isinstance(one, sv.Tell)]
+    assert said == [events.Starting(start.key, 1, num_workers=2) for start in started]
+
+
 def test_an_autoscaler_sees_half_as_many_again_and_the_longest_of_these_inherit_first(tiny_run: dict[str, Any]) -> None:
     raw = tiny_run | {"strategy": {"kind": "meme", "experts": [{"specialisation": 0.1}] * 12}}
     plan = make_plan(RunConfig.model_validate(raw), DATA)
@@ -308,6 +317,8 @@ def every_event() -> list[ExpertEvent]:
         "images_seen": 64,
         "cause": FailureKind.NODE_LOST,
         "pid": 7,
+        "node": "10.0.0.3",
+        "silent_s": 60.0,
         "attempt": 2,
         "reason": "it was late",
     }

@@ -61,6 +61,7 @@ def test_a_time_is_local_and_says_how_far_it_is_from_utc(monkeypatch: pytest.Mon
         (events.Training("k", pid=7), "training (pid 7)"),
         (events.Training("k", pid=7, node="10.0.0.3"), "training (pid 7 on 10.0.0.3)"),
         (events.Training("k"), "training"),
+        (events.NoSignOfLife("k", 61.0, "10.0.0.3"), "training (no sign of life for 1:01 on node 10.0.0.3)"),
         (events.Restarting("k", FailureKind.PROCESS_DIED, 2), "restarting (its process died)"),
         (events.Starting("k", attempt=2), "restarting"),
         (events.Done("k"), "done"),

@@ -2,15 +2,42 @@
 
 import hashlib
 import json
-from typing import Any
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class StrictConfig(BaseModel):
-    """Frozen, rejects unknown keys, and documents each field by the string below it."""
+    """Frozen, rejects unknown keys and infinities, and documents each field by the string below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+"""Becomes part of the names of files."""
+
+
+def _user_path(path: Path) -> Path:
+    """With ~ and $VARIABLE as a shell would have them. ValueError for what no file can be called."""
+    text = str(path)
+    if text.startswith("~"):
+        try:
+            text = str(path.expanduser())
+        except RuntimeError:
+            raise ValueError(f"{path} begins with a home directory, and there is none; write it out") from None
+    text = os.path.expandvars(text)
+    if (unset := re.search(r"\$(\w+|\{\w+\})", text)) is not None:
+        raise ValueError(f"{path} names {unset[0]}, which is not set; write it out")
+    if "\0" in text or len(os.fsencode(text)) > 4095 or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        raise ValueError(f"{text[:40]}... is too long for a path ({len(text)} characters)")
+    return Path(text)
+
+
+UserPath = Annotated[Path, AfterValidator(_user_path)]
+"""A path as people write it."""
 
 
 def content_hash(payload: Any) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workloads.config.base import StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, merge
 from workloads.config.explain import explain_error
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
@@ -13,7 +13,7 @@ from workloads.errors import ConfigError
 class Comparison(StrictConfig):
     """A base network, and what becomes of it by each strategy with the same number of training images in total."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the comparison."""
 
     base: dict[str, Any]

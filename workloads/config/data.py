@@ -1,23 +1,22 @@
 """Where images come from. Every kind is turned into the same prepared shards before training."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import StrictConfig, UserPath
 
 SparseLabels = Literal["refuse", "remap", "keep"]
 
 
 class _DataFields(StrictConfig):
-    image_size: int = Field(32, ge=4)
+    image_size: int = Field(32, ge=4, le=16384)
     """Height and width of the images the network sees, in pixels (or latent cells for latents)."""
 
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for colour; images of the other kind are converted. Latents keep their own."""
 
-    num_classes: int | None = Field(None, ge=1)
+    num_classes: int | None = Field(None, ge=1, le=10_000_000)
     """Number of classes you expect; more in the data is an error. None: as many as the data has."""
 
     class_conditional: bool = False
@@ -34,7 +33,7 @@ class EmbeddedData(_DataFields):
     """10,000 Fashion-MNIST images that ship with the package (MIT licence)."""
 
     kind: Literal["embedded"] = "embedded"
-    image_size: int = Field(28, ge=4)
+    image_size: int = Field(28, ge=4, le=16384)
     """Height and width in pixels; the images are 28 x 28."""
 
     channels: Literal[1, 3] = 1
@@ -42,7 +41,7 @@ class EmbeddedData(_DataFields):
 
 
 class _FileData(_DataFields):
-    path: Path
+    path: UserPath
     """Where they lie."""
 
     split: str | None = None
@@ -56,7 +55,7 @@ class FolderData(_FileData):
     """A folder of images, one subfolder per class."""
 
     kind: Literal["folder"] = "folder"
-    path: Path
+    path: UserPath
     """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
 
 
@@ -72,7 +71,7 @@ class ArchiveData(_LabelledData):
     """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
 
     kind: Literal["archive"] = "archive"
-    path: Path
+    path: UserPath
     """The file, or the folder of tars."""
 
 
@@ -85,7 +84,7 @@ class ParquetData(_TableData):
     """A directory of Parquet files, as Hugging Face has them: image{bytes, path}, label."""
 
     kind: Literal["parquet"] = "parquet"
-    path: Path
+    path: UserPath
     """The directory (or one file)."""
 
 
@@ -93,7 +92,7 @@ class ArrowData(_TableData):
     """What Hugging Face's save_to_disk wrote."""
 
     kind: Literal["arrow"] = "arrow"
-    path: Path
+    path: UserPath
     """The directory (or one .arrow file)."""
 
 
@@ -101,10 +100,10 @@ class LatentFilesData(_DataFields):
     """Latents in one .npy each, (1, C, H, W) or (C, H, W), with the labels in another: what trainers of DiT use."""
 
     kind: Literal["latent_files"] = "latent_files"
-    path: Path
+    path: UserPath
     """The directory that holds a folder ..._features and a folder ..._labels."""
 
-    vae: Path
+    vae: UserPath
     """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
 
     channels: Literal[4, 16] = 4  # type: ignore[assignment]
@@ -118,7 +117,7 @@ class TorchvisionData(_DataFields):
     dataset: str
     """Name of the class in torchvision.datasets, for instance FashionMNIST."""
 
-    path: Path
+    path: UserPath
     """The root directory torchvision was given when it downloaded the data."""
 
     split: Literal["train", "test"] = "train"
@@ -129,7 +128,7 @@ class CIFAR10Data(_DataFields):
     """CIFAR-10 from torchvision's download (cifar-10-batches-py) or from an .npz of uint8 arrays."""
 
     kind: Literal["cifar10"] = "cifar10"
-    path: Path
+    path: UserPath
     """An .npz with train_images, train_labels, test_images, test_labels, or torchvision's root directory."""
 
     split: Literal["train", "test"] = "train"
@@ -140,7 +139,7 @@ class PreparedData(_DataFields):
     """What `rememe data prepare` wrote: Arrow shards of uint8 images or VAE latents with a manifest."""
 
     kind: Literal["prepared"] = "prepared"
-    path: Path
+    path: UserPath
     """The directory that holds manifest.json."""
 
     channels: Literal[1, 3, 4, 16] = 3  # type: ignore[assignment]

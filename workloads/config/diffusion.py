@@ -10,7 +10,7 @@ from workloads.config.base import StrictConfig
 class DiffusionConfig(StrictConfig):
     """A discrete-time Gaussian diffusion (Ho et al. 2020, arXiv:2006.11239)."""
 
-    num_timesteps: int = Field(1000, ge=2)
+    num_timesteps: int = Field(1000, ge=2, le=1_000_000)
     """Training timesteps T. t = 0 is the least noisy."""
 
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"

@@ -1,11 +1,11 @@
 """Protocols: everything a score depends on. Two scores are comparable only under the same protocol."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import Name, StrictConfig, UserPath
+from workloads.config.explain import short
 
 
 class SamplingConfig(StrictConfig):
@@ -14,7 +14,7 @@ class SamplingConfig(StrictConfig):
     sampler: Literal["ddim", "dpm++"] = "ddim"
     """DDIM (arXiv:2010.02502) or second-order multistep DPM-Solver++ (arXiv:2211.01095)."""
 
-    num_steps: int = Field(50, ge=1)
+    num_steps: int = Field(50, ge=1, le=1_000_000)
     """Denoising steps."""
 
     eta: float = Field(0.0, ge=0, le=1)
@@ -33,17 +33,17 @@ class SamplingConfig(StrictConfig):
 class ProtocolConfig(StrictConfig):
     """Named in a config by `evaluation: fid50k`, or `evaluation: {name: fid50k, num_samples: 2000}`."""
 
-    name: str
+    name: Name
     """The protocol's name; with changed fields it still counts as another protocol, by its hash."""
 
     extractor: Literal["inception", "fashion-cnn"]
     """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), or the small Fashion-MNIST
     classifier in this package (the score is then FD-fashion-cnn)."""
 
-    num_samples: int = Field(ge=2)
+    num_samples: int = Field(ge=2, le=100_000_000)
     """Generated images."""
 
-    batch_size: int = Field(100, ge=1)
+    batch_size: int = Field(100, ge=1, le=1_000_000)
     """Images generated at once. Part of the protocol because it changes the last bits of the result."""
 
     seed: int = 0
@@ -52,7 +52,7 @@ class ProtocolConfig(StrictConfig):
     sampling: SamplingConfig = SamplingConfig()
     """Sampler, steps and guidance."""
 
-    inception_weights: Path | None = None
+    inception_weights: UserPath | None = None
     """File with the Inception weights in torch-fidelity's format. None: $REMEME_INCEPTION, then the package
     of the extra rememe[inception]."""
 
@@ -66,11 +66,15 @@ class ProtocolConfig(StrictConfig):
             value = {"name": value}
         if not isinstance(value, dict) or "name" not in value:
             return value
-        known = PROTOCOLS.get(value["name"])
+        name, own = value["name"], value.get("sampling") or {}
+        if not isinstance(name, str):
+            return value
+        known = PROTOCOLS.get(name)
         # A name of one's own will do if all that has no default is said.
         if known is None and not {"extractor", "num_samples"} <= value.keys():
-            raise ValueError(f"no protocol is called {value['name']!r}; known: {', '.join(PROTOCOLS)}")
-        sampling = (known or {}).get("sampling", {}) | (value.get("sampling") or {})
+            raise ValueError(f"no protocol is called {short(name)}; known: {', '.join(PROTOCOLS)}")
+        # What is no section is refused by its name.
+        sampling = (known or {}).get("sampling", {}) | own if isinstance(own, dict) else own
         return (known or {}) | value | {"sampling": sampling}
 
 

@@ -1,12 +1,15 @@
 """Where and how jobs run. Nothing here can change a result, so nothing here enters a content key."""
 
+import re
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from workloads.config.base import StrictConfig
 
 
 class Resources(StrictConfig):
-    """What one expert asks of the cluster while it trains (Ray's logical resources)."""
+    """What one worker of an expert asks of the cluster while it trains (Ray's logical resources)."""
 
     num_cpus: float = Field(1.0, ge=0)
     """CPU cores; also the number of threads torch uses (at least one)."""
@@ -16,6 +19,12 @@ class Resources(StrictConfig):
 
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources, for instance {"highmem": 1}."""
+
+    accelerator_type: str | None = None
+    """Kind of GPU, as Ray names it ("H100", "A100"); None: any."""
+
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels a node must have, as Ray selects them: {"zone": "eu-1"}, "!spot", "in(a, b)", "!in(a, b)"."""
 
     @property
     def device(self) -> str:
@@ -31,6 +40,13 @@ class Resources(StrictConfig):
     def _check_gpus(self) -> "Resources":
         if self.num_gpus > 1 and self.num_gpus % 1:
             raise ValueError(f"num_gpus {self.num_gpus} must be a fraction below 1 or a whole number")
+        if self.accelerator_type is not None and self.num_gpus == 0:
+            raise ValueError(f"accelerator_type is {self.accelerator_type}, but num_gpus is 0; ask for a GPU too")
+        for name, value in self.label_selector.items():
+            if not re.fullmatch(r"!?(in\([\w., -]+\)|[\w.-]+)", value):
+                raise ValueError(
+                    f"label_selector {name} is {value!r}; say it as Ray does: a, !a, in(a, b) or !in(a, b)"
+                )
         for name, amount in self.custom.items():
             if amount < 0:
                 raise ValueError(f"custom resource {name} is {amount}; it must not be negative")
@@ -41,16 +57,29 @@ class ExecutionConfig(StrictConfig):
     """How experts are scheduled and supervised."""
 
     resources: Resources = Resources()
-    """Per expert, unless an expert names its own; per worker of a remix."""
+    """Of each worker, unless an expert names its own."""
 
     num_workers: int = Field(1, ge=1)
-    """Workers that train a remix together, each on its part of every batch. Does not change the result."""
+    """Workers that train a remix together, each on its part of every batch. Like workers_per_expert it is no part of a
+    key: all draws are those of the whole batch, so only the order of sums, and with it the last bits, depends on it."""
+
+    workers_per_expert: int = Field(1, ge=1)
+    """Workers that train one expert together where experts are trained alone, each on its part of every batch."""
+
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK"] = "PACK"
+    """Workers of one job: on as few nodes as possible, on as many, or all on one."""
 
     max_attempts: int = Field(3, ge=1)
     """How often an expert is started before it is given up; losing a node does not count."""
 
     wait_timeout_s: float = Field(1800.0, gt=0)
     """An expert that asks for what no live node has is given up after this long; an autoscaler may add one before."""
+
+    watchdog_s: float = Field(60.0, gt=0)
+    """An expert that neither answers nor makes a step for this long is named with its node."""
+
+    cache_size_gb: float = Field(100.0, gt=0)
+    """How much of a --storage each node keeps on its own disk; what was used least lately is removed first."""
 
     heartbeat_timeout_s: float = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""

@@ -1,11 +1,18 @@
 """Turn a pydantic error into one sentence: the field, the value, what is allowed."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+LONGEST = 60
+"""Characters of a value in a message."""
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = LONGEST
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -37,16 +44,19 @@ def _sentence(details: ErrorDetails, path: str, owner: type[BaseModel] | None) -
     if kind == "union_tag_invalid":
         context = details["ctx"]
         tags = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
-        return f"{path}.kind is {context['tag']!r}{suggest(str(context['tag']), tags)}"
+        return f"{path}.kind is {short(context['tag'])}{suggest(str(context['tag']), tags)}"
     if kind == "value_error":
         return f"{path}: {details['ctx']['error']}" if path else str(details["ctx"]["error"])
     allowed = message.replace("Input should be", "it must be", 1)
-    return f"{path} is {_short(value)}; {allowed[0].lower()}{allowed[1:]}"
+    if kind in {"model_type", "dict_type", "model_attributes_type"}:
+        allowed = "it must be a section, with a key and a value on each line"
+    return f"{path} is {short(value)}; {allowed[0].lower()}{allowed[1:]}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def short(value: Any) -> str:
+    """A value for a message. Not its repr, which writes out all that it holds."""
+    text = _REPR.repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:

@@ -1,16 +1,17 @@
 """Read a run description: a preset or YAML file, then dotted overrides, then validation with one clear sentence."""
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from workloads.config.comparison import Comparison
-from workloads.config.explain import explain_error, suggest
+from workloads.config.explain import explain_error, short, suggest
 from workloads.config.run import RunConfig
+from workloads.config.text import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from workloads.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -44,22 +45,13 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
 def read_raw(source: str, folder: str = "") -> dict[str, Any]:
     """The YAML mapping behind a name (of a preset, or of what a folder of presets holds) or a path."""
     presets = list_presets(folder)
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        if not path.is_file():
-            raise ConfigError(f"config file {source} does not exist; presets are: {', '.join(presets)}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(f"config file {source} is not text in UTF-8; save it as such") from None
+    if source.endswith((".yaml", ".yml")) or is_file(source):
+        text = _read_file(source, presets)
     elif source in presets:
         text = resources.files("workloads.presets").joinpath(folder, f"{source}.yaml").read_text()
     else:
-        raise ConfigError(f"no preset or file is called {source!r}{suggest(source, presets)}")
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"no preset or file is called {short(source)}{suggest(source, presets)}")
+    raw = parse_yaml(text, source)
     if not isinstance(raw, dict):
         raise ConfigError(f"{source} must hold a mapping of sections; it holds {type(raw).__name__}")
     if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
@@ -67,16 +59,35 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
     return dict(raw)
 
 
+def is_file(source: str) -> bool:
+    """Whether there is such a file; what no file can be called is none."""
+    try:
+        return Path(source).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _read_file(source: str, presets: Sequence[str]) -> str:
+    if not is_file(source):
+        raise ConfigError(f"config file {short(source)} does not exist; presets are: {', '.join(presets)}")
+    try:
+        with Path(source).open(encoding="utf-8-sig", newline=None) as file:
+            # One more than parse_yaml takes, so that it says so.
+            return file.read(MAX_CHARACTERS + 1)
+    except UnicodeDecodeError:
+        raise ConfigError(f"config file {source} is not text in UTF-8; save it as such") from None
+    except OSError as error:
+        raise ConfigError(f"config file {source} cannot be read ({error.strerror}); mend that first") from None
+
+
 def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     """A copy of raw with one `dotted.path=yaml-value` applied; setting a new `kind` starts its section afresh."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+    shown = short(override)
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
+        raise ConfigError(f"override {shown} is not of the form section.key=value")
+    value = parse_yaml(text, f"override {shown}")
     changed: dict[str, Any] = _set(raw, keys, value, override)
     return changed
 
@@ -90,8 +101,8 @@ def apply_value(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 def _set(node: Any, keys: Sequence[str], value: Any, override: str) -> Any:
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
-        if not (key.isdigit() and int(key) < len(node)):
-            raise ConfigError(f"override {override!r}: {key!r} is not an index below {len(node)}")
+        if not (re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node)):
+            raise ConfigError(f"override {short(override)}: {short(key)} is not an index below {len(node)}")
         index = int(key)
         return [
             *node[:index],
@@ -99,6 +110,8 @@ def _set(node: Any, keys: Sequence[str], value: Any, override: str) -> Any:
             *node[index + 1 :],
         ]
     mapping = node if isinstance(node, dict) else {}
+    if not rest and key == "evaluation" and isinstance(value, str):  # so that later ones can change single fields
+        value = {"name": value}
     if not rest:
         return {"kind": value} if key == "kind" and value != mapping.get("kind") else mapping | {key: value}
     return mapping | {key: _set(mapping.get(key), rest, value, override)}

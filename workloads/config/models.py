@@ -12,13 +12,13 @@ Share = Annotated[Fraction, Field(ge=0, le=1), PlainSerializer(str, return_type=
 
 
 class _UNetFields(StrictConfig):
-    channels: int = Field(128, ge=1)
+    channels: int = Field(128, ge=1, le=65536)
     """Base width C; level i has C * channel_mult[i] channels."""
 
-    channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 3, 4), min_length=1)
+    channel_mult: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
     """Width of each resolution level in units of `channels`; each level halves the resolution."""
 
-    num_res_blocks: int = Field(2, ge=1)
+    num_res_blocks: int = Field(2, ge=1, le=100)
     """Residual blocks per encoder level; the decoder has one more."""
 
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
@@ -34,6 +34,15 @@ class _UNetFields(StrictConfig):
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(self.channels * mult for mult in self.channel_mult)
+
+    @property
+    def num_blocks_about(self) -> int:
+        """Residual blocks of encoder and decoder."""
+        return len(self.channel_mult) * (2 * self.num_res_blocks + 1)
+
+    def num_parameters_about(self, image_size: int) -> float:  # noqa: ARG002
+        """By arithmetic: two 3 x 3 convolutions in each residual block."""
+        return float(sum((2 * self.num_res_blocks + 1) * 2 * 9 * width**2 for width in self.widths))
 
     @model_validator(mode="after")
     def _check_levels(self) -> "_UNetFields":
@@ -78,11 +87,11 @@ class IUNetConfig(_UNetFields):
     """Share of a mixer's channels given to attention, one per mixer level; the rest is halved between the
     max-pool and the depthwise-convolution branch. A multiple of head_dim over the level's width."""
 
-    pool_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (2, 2, 1)
+    pool_sizes: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (2, 2, 1)
     """Average pooling in front of attention, one per mixer level (iFormer: 2 in early stages, 1 in late ones;
     the paper does not settle it for the iU-Net)."""
 
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=1024)
     """Hidden width of a mixer block's MLP over its width (iFormer's; the paper does not settle it)."""
 
     @model_validator(mode="after")
@@ -121,10 +130,10 @@ class DiTConfig(StrictConfig):
     size: Literal["S", "B", "L", "XL"] | None = None
     """Stands for hidden_size, depth and num_heads; each may still be given."""
 
-    hidden_size: int = Field(ge=4)
+    hidden_size: int = Field(ge=4, le=65536)
     """Channels of a token; a multiple of 4 (sine and cosine, two axes) and of num_heads."""
 
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=256)
     """Transformer blocks."""
 
     num_heads: int = Field(ge=1)
@@ -133,7 +142,7 @@ class DiTConfig(StrictConfig):
     patch_size: int = Field(2, ge=1)
     """Pixels, or latent pixels, along the side of a token."""
 
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=1024)
     """Hidden width of a block's MLP over its width."""
 
     variance: Literal["fixed", "learned"] = "fixed"
@@ -144,12 +153,23 @@ class DiTConfig(StrictConfig):
     """Timestep frequencies are 10000^(-i / (128 - shift)), i < 128. DDPM and diffusers' DiTTransformer2DModel have 1;
     the checkpoints published with the DiT paper need 0."""
 
+    @property
+    def num_blocks_about(self) -> int:
+        """The depth."""
+        return self.depth
+
+    def num_parameters_about(self, image_size: int) -> float:
+        """By arithmetic: four projections, the MLP and six modulations in each block; a position for each token."""
+        per_block = (4 + 2 * self.mlp_ratio + 6) * self.hidden_size**2
+        return self.depth * per_block + self.hidden_size * (image_size / self.patch_size) ** 2
+
     @model_validator(mode="before")
     @classmethod
     def _expand_size(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("size") not in DIT_SIZES:
+        size = raw.get("size") if isinstance(raw, dict) else None
+        if not isinstance(size, str) or size not in DIT_SIZES:
             return raw
-        return dict(zip(("hidden_size", "depth", "num_heads"), DIT_SIZES[raw["size"]], strict=True)) | raw
+        return dict(zip(("hidden_size", "depth", "num_heads"), DIT_SIZES[size], strict=True)) | raw
 
     @model_validator(mode="after")
     def _check_width(self) -> "DiTConfig":

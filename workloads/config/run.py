@@ -1,11 +1,10 @@
 """The whole run description: one RunConfig is one configuration."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, UserPath, merge
 from workloads.config.data import AnyData
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import ProtocolConfig
@@ -20,7 +19,7 @@ from workloads.config.training import TrainingConfig
 class RunConfig(StrictConfig):
     """Data, diffusion, architecture, strategy, training and the protocol of the score."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the run; becomes part of its directory's name."""
 
     seed: int = Field(0, ge=0)
@@ -38,7 +37,7 @@ class RunConfig(StrictConfig):
     strategy: AnyStrategy
     """How experts come to be."""
 
-    initial_weights: Path | None = None
+    initial_weights: UserPath | None = None
     """Weights every network, or every basis, starts from: a finished run of one network, an expert's directory,
     a file (.safetensors, or .pt as trainers of DiTs write), the index of one in parts, or a diffusers directory.
     Averaged weights are preferred. A remix may also start from a run of a smaller remix."""
@@ -80,6 +79,7 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self.strategy.check_run(self.execution, self.training)
+        self._check_shared_gpus()
         if self.initial_conversion is not None and self.initial_weights is None:
             raise ValueError(
                 "initial_conversion converts initial_weights, and there are none; give some or leave it out"
@@ -102,6 +102,21 @@ class RunConfig(StrictConfig):
                 f"evaluation.sampling.guidance_scale {sampling.guidance_scale} needs data.class_conditional: true"
             )
         return self
+
+    def _check_shared_gpus(self) -> None:
+        if self.num_workers == 1:
+            return
+        for index in range(self.strategy.num_jobs):
+            if 0 < (share := self.expert_resources(index).num_gpus) < 1:
+                raise ValueError(
+                    f"num_gpus is {share:g} for each of {self.num_workers} workers of one job, but NCCL does not let "
+                    "them share a GPU; give each a whole one, or use one worker"
+                )
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers train each job together."""
+        return self.strategy.num_workers(self.execution)
 
     @property
     def intervals(self) -> IntervalTable:

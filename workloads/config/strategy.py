@@ -77,12 +77,21 @@ class Strategy(StrictConfig, ABC):
         """What expert `index` asks of the cluster; None: execution.resources."""
         return None
 
-    def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:  # noqa: ARG002
+    def num_workers(self, execution: ExecutionConfig) -> int:
+        """How many workers train each job together."""
+        return execution.workers_per_expert
+
+    def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:
         """Raise ValueError if the run's execution or training does not go with the strategy."""
         if execution.num_workers > 1:
             raise ValueError(
                 f"execution.num_workers is {execution.num_workers}, but strategy.kind {self.kind} trains each "
-                "expert with one worker; use 1, experts run in parallel anyway"
+                "expert by itself; say execution.workers_per_expert for workers that share an expert"
+            )
+        if training.batch_size % execution.workers_per_expert:
+            raise ValueError(
+                f"training.batch_size {training.batch_size} is not a multiple of execution.workers_per_expert "
+                f"{execution.workers_per_expert}"
             )
 
     @property
@@ -105,7 +114,7 @@ class Single(Strategy):
 
 
 class _Intervals(Strategy):
-    num_experts: int | None = Field(None, ge=1)
+    num_experts: int | None = Field(None, ge=1, le=10_000)
     """Number of equal intervals; or give cuts."""
 
     cuts: Cuts | None = None
@@ -258,9 +267,18 @@ class Remix(_Intervals):
         """The one job."""
         return (RemixJob(name="remix", model=model, remix=self, **common),)
 
+    def num_workers(self, execution: ExecutionConfig) -> int:
+        """All train the one job."""
+        return execution.num_workers
+
     def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:
         """Raise ValueError unless workers and experts of a step divide each other and the batch."""
         num_workers, per_step = execution.num_workers, self.experts_per_step
+        if execution.workers_per_expert > 1:
+            raise ValueError(
+                f"execution.workers_per_expert is {execution.workers_per_expert}, but a remix trains all its experts "
+                "together; say execution.num_workers"
+            )
         for name, value in (("execution.num_workers", num_workers), ("strategy.experts_per_step", per_step)):
             if training.batch_size % value:
                 raise ValueError(f"training.batch_size {training.batch_size} is not a multiple of {name} {value}")

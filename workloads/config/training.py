@@ -1,10 +1,12 @@
 """Optimisation. Progress is counted in images seen, so batch size does not change schedules."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from workloads.config.base import StrictConfig
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(StrictConfig):
@@ -29,7 +31,7 @@ class TrainingConfig(StrictConfig):
     warmup_images: int = Field(0, ge=0)
     """Images over which the learning rate rises linearly from zero."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decay rates."""
 
     weight_decay: float = Field(0.0, ge=0)

@@ -78,8 +78,7 @@ def arrange(
 
 
 def _about_classes(names: Sequence[str], inside: Sequence[tuple[int, Parts]]) -> list[str]:
-    counts = Counter(path[0] for _, path in inside)
-    remarks = [f"the class {printable(name)} has no picture" for name in names if not counts[name]]
+    remarks = []
     below = {path[1] for _, path in inside if len(path) > 2}
     if len(names) == 1 and len(below) > 1:
         remarks.append(

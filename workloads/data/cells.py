@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workloads.data.pictures import BadPictureError, Content, looks_like_picture, read_file
+from workloads.data.pictures import BadPictureError, PictureContent, looks_like_picture, read_file
 
 ADDRESSES = ("http://", "https://", "s3://", "gs://", "data:")
 
@@ -26,7 +26,7 @@ def is_image_struct(kind: Any) -> bool:
     return pa.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}
 
 
-def content_of(cell: Any, folder: Path, root: Path) -> Content:
+def content_of(cell: Any, folder: Path, root: Path) -> PictureContent:
     """The picture in an Arrow scalar. BadPictureError if there is none.
 
     folder, root: where relative paths start, and what they must not lead out of.
@@ -47,7 +47,7 @@ def content_of(cell: Any, folder: Path, root: Path) -> Content:
     return _content_of_list(cell)
 
 
-def _content_of_struct(cell: Any, folder: Path, root: Path) -> Content:
+def _content_of_struct(cell: Any, folder: Path, root: Path) -> PictureContent:
     present = [name for name in ("bytes", "path") if name in cell.keys() and cell[name].is_valid]  # noqa: SIM118
     if not present:
         raise BadPictureError("no picture", "neither bytes nor a path")
@@ -57,16 +57,19 @@ def _content_of_struct(cell: Any, folder: Path, root: Path) -> Content:
 def _content_at(path: str, folder: Path, root: Path) -> bytes:
     if path.startswith(ADDRESSES):
         raise BadPictureError("a web address, not a picture", path[:80])
-    for base in (folder, root):
-        file = base / path
-        if file.exists() or base == root:
-            if not file.resolve().is_relative_to(root.resolve()):
-                raise BadPictureError("a path that leads out of the data", f"{path}, out of {root}")
-            return read_file(file)
-    raise AssertionError
+    try:
+        file = next(file for file in (folder / path, root / path, root) if file.exists())
+        inside = file.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError) as error:
+        raise BadPictureError("no path of a file", f"{str(error)[:80]}") from None
+    if not inside:
+        raise BadPictureError("a path that leads out of the data", f"{path}, out of {root}")
+    if file == root:
+        raise BadPictureError("a path to nothing", f"{path[:80]} is not beside the table")
+    return read_file(file)
 
 
-def _content_of_list(cell: Any) -> Content:
+def _content_of_list(cell: Any) -> PictureContent:
     values, shape = cell.values, [len(cell)]
     while _is_list(values.type):
         lengths = (
@@ -95,7 +98,7 @@ def _encoded(numbers: np.ndarray) -> bytes:
     )
 
 
-def _pixels_of_tensor(cell: Any) -> Content:
+def _pixels_of_tensor(cell: Any) -> PictureContent:
     kind = cell.type
     if isinstance(kind, pa.FixedShapeTensorType):
         return _as_pixels(cell.value.values.to_numpy().reshape(kind.shape))

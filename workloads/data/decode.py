@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workloads.data.found import BadItem, Counting, Tally
-from workloads.data.pictures import BadPictureError, Content, SeenPicture, read_picture
+from workloads.data.pictures import BadPictureError, PictureContent, SeenPicture, read_picture
 from workloads.data.source import Item
 from workloads.errors import DataError
 
@@ -85,7 +85,7 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _latent(content: Content) -> SeenPicture:
+def _latent(content: PictureContent) -> SeenPicture:
     assert isinstance(content, np.ndarray)
     _, height, width = content.shape
     return SeenPicture(content, f"latent {content.dtype}", (width, height), ())

@@ -134,14 +134,19 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def on_one_line(text: str) -> str:
+    """The same with line ends and other control characters escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def check_bad(bad: Sequence[BadItem], max_bad: int) -> None:
     """DataError, with reasons and names, if there are more bad pictures than allowed."""
     if len(bad) <= max_bad:
         return
     if max_bad == 0:
         raise DataError(
-            f"{bad[0].name} does not decode: {bad[0].detail}; mend or remove it, or allow some with --max-bad (see all "
-            "of them with: rememe data check)"
+            f"{on_one_line(bad[0].name)} does not decode: {bad[0].detail}; mend or remove it, or allow some with "
+            "--max-bad (see all of them with: rememe data check)"
         )
     raise DataError(f"{len(bad)} images do not decode ({summary_of_bad(bad)}), more than --max-bad {max_bad}")
 

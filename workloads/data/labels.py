@@ -1,5 +1,6 @@
 """From the labels that a source holds to numbered classes with names; what is no class is refused, never rounded."""
 
+import math
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ def numbered(
 
 def _check_number(label: float, names: tuple[str, ...] | None, locate: Callable[[Any], str]) -> None:
     advice = "mend it, or read all images as one class with --label-column none"
-    if label != int(label):
+    if not math.isfinite(label) or label != int(label):
         raise DataError(f"{locate(label)}: the label {label:g} is no class, for it is no whole number; {advice}")
     if label < 0:
         raise DataError(f"{locate(label)}: the label {label:g} is no class; leave such images out, or {advice}")

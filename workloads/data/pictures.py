@@ -47,7 +47,7 @@ TURNS = {
 ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 258, 262, 0
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
-Content = bytes | np.ndarray | Image.Image
+PictureContent = bytes | np.ndarray | Image.Image
 """A picture's file; or its pixels as uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or what a library decoded."""
 
 
@@ -99,7 +99,7 @@ class _Room:
 _ROOM = _Room(MAX_DECODED_BYTES)
 
 
-def read_picture(content: Content, size: int, channels: int) -> SeenPicture:
+def read_picture(content: PictureContent, size: int, channels: int) -> SeenPicture:
     """Decoded, upright, 8 bits, on a background, cropped to the middle square and resized.
 
     BadPictureError with the reason if that cannot be done.
@@ -120,7 +120,9 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """uint8 (C, size, size) of 8-bit pixels: transparent parts on white, centre square, Lanczos when resized."""
     if _is_transparent(image):
         image = _on_background(image)
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    # To convert to the same mode would copy the whole picture.
+    image = image if image.mode == mode else image.convert(mode)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     array = np.asarray(image)
@@ -191,7 +193,7 @@ def require_file(file: Path, what: str) -> None:
         raise DataError(f"{file} is not {what} but {reason}")
 
 
-def _read(content: Content, size: int, channels: int) -> SeenPicture:
+def _read(content: PictureContent, size: int, channels: int) -> SeenPicture:
     image = _opened(content)
     form = f"{image.format or 'array'} {image.mode}"
     treatment = []
@@ -218,7 +220,7 @@ def _read(content: Content, size: int, channels: int) -> SeenPicture:
         return SeenPicture(np.ascontiguousarray(to_array(image, size, channels)), form, image.size, tuple(treatment))
 
 
-def _opened(content: Content) -> Image.Image:
+def _opened(content: PictureContent) -> Image.Image:
     if isinstance(content, Image.Image):
         return content
     if isinstance(content, np.ndarray):
@@ -271,7 +273,10 @@ def _what_else(content: bytes) -> str:
 def _decoded_bytes(image: Image.Image) -> int:
     """What decoding it takes, about. BadPictureError if that is too much for one picture."""
     plain = image.mode in {"1", "L", "P", "RGB"} and not _is_transparent(image) and not image.info.get("progressive")
-    each = 4 if plain and image.format in {"PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", None} else 10
+    if image.format == "JPEG2000":
+        each = 24  # its library keeps every number of a picture in 32 bits, twice
+    else:
+        each = 4 if plain and image.format in {"PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", None} else 10
     num_bytes = image.width * image.height * each
     if num_bytes > MAX_DECODED_BYTES:
         raise BadPictureError("too large to decode", f"{image.width} x {image.height} pixels")

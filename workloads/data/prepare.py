@@ -93,6 +93,8 @@ def prepare(
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
             block = _decode(source, config, start, shard_images, max_bad - len(bad), on_progress)
+            # Before it is written: decoding stopped where there were too many.
+            check_bad([*bad, *block.bad], max_bad)
             _write_shard(out, index, block, encoder if source.latent_shape is None else None)
         bad += _bad_of(sidecar)
         check_bad(bad, max_bad)
@@ -120,7 +122,8 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
     Raises DataError if prepared data is of another size, number of channels or classes than the section says.
     """
     if isinstance(config, PreparedData):
-        dataset = PreparedDataset(config.path)
+        # Workers may have another working directory.
+        dataset = PreparedDataset(config.path.absolute())
         _check_against(config, dataset)
         return dataset
     source, encoder = _open(config), _encoder(config, None)
@@ -187,7 +190,8 @@ def _decode(
 def _tell_what_is_odd(found: SourceContents) -> None:
     """A line in the log about what a training run would otherwise never hear of."""
     odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
-    if found.left_out or len(found.remarks) > 1:
+    odd += [f"{len(found.empty_classes)} classes without images"] if found.empty_classes else []
+    if found.left_out or found.empty_classes or len(found.remarks) > 1:
         logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
 
 

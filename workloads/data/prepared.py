@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,9 @@ LATENT_STD_RANGE = (0.5, 2.0)
 class Shard(StrictConfig):
     """One file of consecutive images."""
 
-    file: str
+    file: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """Name within the directory."""
+
     num_images: int = Field(ge=1)
     sha256: str
 
@@ -185,11 +188,26 @@ class PreparedDataset:
 
     def verify(self) -> None:
         """Check every shard's SHA-256. Raises DataError naming the first that differs."""
-        for shard in self.manifest.shards:
-            if sha256_file(self.path / shard.file) != shard.sha256:
+        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+            digests = pool.map(sha256_file, [self.path / shard.file for shard in self.manifest.shards])
+        for shard, digest in zip(self.manifest.shards, digests, strict=True):
+            if digest != shard.sha256:
                 raise DataError(
-                    f"{self.path / shard.file} does not match its checksum; remove {self.path} and prepare again"
+                    f"{self.path / shard.file} does not match its checksum: it was damaged since it was prepared; "
+                    f"remove {self.path} and prepare again"
                 )
+
+    def verify_once(self) -> None:
+        """The same, but not again in this process unless a file has been written since."""
+        stats = [(self.path / shard.file).stat() for shard in self.manifest.shards]
+        stamp = (self.path, self.manifest.shards, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+        if stamp not in _VERIFIED:
+            self.verify()
+            _VERIFIED.add(stamp)
+
+
+_VERIFIED: set[tuple[object, ...]] = set()
+"""What this process has found whole; a process trains on few sets of data."""
 
 
 def read_manifest(path: Path) -> Manifest:

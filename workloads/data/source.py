@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workloads.data.found import LeftOut
-from workloads.data.pictures import Content
+from workloads.data.pictures import PictureContent
 from workloads.errors import DataError
 
 
@@ -17,7 +17,7 @@ class Item(NamedTuple):
 
     name: str
     label: int
-    read: Callable[[], Content]
+    read: Callable[[], PictureContent]
     """BadPictureError if it cannot be."""
 
 
@@ -66,6 +66,8 @@ def existing(path: Path) -> Path:
     """The path, if there is something. DataError if not."""
     try:
         path.stat()
-    except OSError as error:
-        raise DataError(f"data.path {path} does not exist or cannot be read ({error.strerror})") from None
+    except FileNotFoundError:
+        raise DataError(f"data.path {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.path {str(path)[:200]!r} cannot be read ({getattr(error, 'strerror', error)})") from None
     return path

@@ -21,7 +21,7 @@ from workloads.config.data import (
     TorchvisionData,
 )
 from workloads.data.latent_files import LatentFilesSource, latent_folders
-from workloads.data.pictures import SUFFIXES, BadPictureError, Content, require_file
+from workloads.data.pictures import SUFFIXES, BadPictureError, PictureContent, require_file
 from workloads.data.source import ArraySource, ImageSource, Item, existing
 from workloads.data.table_files import ARROW_SUFFIXES, PARQUET_SUFFIXES, has_file
 from workloads.data.tables import TableSource
@@ -56,7 +56,7 @@ class TorchvisionSource(ImageSource):
         config = self._config
         return content_hash([config.dataset, config.split, str(config.path.resolve()), self.num_images])
 
-    def _image(self, index: int) -> tuple[Content | BadPictureError, int]:
+    def _image(self, index: int) -> tuple[PictureContent | BadPictureError, int]:
         try:
             image, label = self._dataset[index]
         except (OSError, ValueError, SyntaxError, RuntimeError) as error:
@@ -69,7 +69,7 @@ class TorchvisionSource(ImageSource):
         return image, int(label)
 
 
-def _or_raise(image: Content | BadPictureError) -> Content:
+def _or_raise(image: PictureContent | BadPictureError) -> PictureContent:
     if isinstance(image, BadPictureError):
         raise image
     return image
@@ -194,9 +194,12 @@ def _open_torchvision(name: str, root: Path, split: str) -> Any:
     elif "split" in parameters:
         options["split"] = split
     try:
-        return cls(root, **options)
+        dataset = cls(root, **options)
+        len(dataset)
+        return dataset
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+        words = str(error).splitlines() or [type(error).__name__]
         raise DataError(
-            f"torchvision finds no {name} in {root} ({str(error).splitlines()[0]}); data.path is the root it was "
+            f"torchvision finds no {name} in {root} ({words[0]}); data.path is the root it was "
             "downloaded to, and data.dataset a set of pictures with classes"
         ) from None

@@ -62,6 +62,16 @@ class BatchStream:
 
     def at(self, images_seen: int) -> Batch:
         """The batch of the step that starts when images_seen images have been seen by all ranks together."""
+        indices, mirrored = self.places_at(images_seen)
+        images_BCHW = torch.from_numpy(self._dataset.images(indices))
+        if images_BCHW.dtype == torch.uint8:
+            images_BCHW = images_BCHW.float().div_(127.5).sub_(1)
+        if self._flip:
+            images_BCHW[mirrored] = images_BCHW[mirrored].flip(-1)
+        return Batch(images_BCHW, torch.from_numpy(self._dataset.labels(indices)))
+
+    def places_at(self, images_seen: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which images of the data set that batch has, and which of them are mirrored."""
         first = images_seen + self._rank * self._batch_size
         positions = np.arange(first, first + self._batch_size)
         epochs, offsets = np.divmod(positions, len(self._indices))
@@ -71,12 +81,7 @@ class BatchStream:
             here = epochs == epoch
             order, flips = self._epoch(int(epoch))
             indices[here], mirrored[here] = order[offsets[here]], flips[offsets[here]]
-        images_BCHW = torch.from_numpy(self._dataset.images(indices))
-        if images_BCHW.dtype == torch.uint8:
-            images_BCHW = images_BCHW.float().div_(127.5).sub_(1)
-        if self._flip:
-            images_BCHW[mirrored] = images_BCHW[mirrored].flip(-1)
-        return Batch(images_BCHW, torch.from_numpy(self._dataset.labels(indices)))
+        return indices, mirrored
 
     def iterate(self, images_seen: int = 0) -> Generator[Batch, None, None]:
         """Batches from images_seen on, made ahead of time by one thread; close the generator to end it."""

@@ -17,6 +17,8 @@ ARROW_SUFFIXES = frozenset({".arrow", ".feather", ".ipc"})
 BATCH_BYTES = 2**24
 """Of rows that are in memory at a time, about."""
 MAX_BATCH_ROWS = 1024
+BUFFER_BYTES = 2**20
+"""Of a file that are read at a time; without, all of a row group would be."""
 
 
 class TableFile(ABC):
@@ -63,7 +65,7 @@ class ParquetTable(TableFile):
 
     def _open(self) -> None:
         # Nothing ahead: a row group may be larger than memory.
-        with pq.ParquetFile(self.path, memory_map=True, pre_buffer=False) as opened:
+        with pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False) as opened:
             self.schema, self.num_rows = opened.schema_arrow, opened.metadata.num_rows
             groups = [opened.metadata.row_group(index) for index in range(opened.metadata.num_row_groups)]
         self._group_rows = [group.num_rows for group in groups]
@@ -74,7 +76,7 @@ class ParquetTable(TableFile):
         first, group = 0, 0
         while group < len(self._group_rows) and first + self._group_rows[group] <= start:
             first, group = first + self._group_rows[group], group + 1
-        with pq.ParquetFile(self.path, memory_map=True, pre_buffer=False) as opened:
+        with pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False) as opened:
             groups = range(group, len(self._group_rows))
             for batch in opened.iter_batches(self._batch_rows, row_groups=groups, columns=list(columns)):
                 if first + batch.num_rows > start:

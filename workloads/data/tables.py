@@ -30,6 +30,7 @@ from workloads.data.trees import files_signature
 from workloads.errors import DataError
 
 NO_LABELS = "none"
+HIVE_MISSING = "__HIVE_DEFAULT_PARTITION__"
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "png", "jpg", "jpeg", "webp")
 LABEL_NAMES = ("label", "labels", "class", "target", "category")
 """Names of columns that are taken where one of them is there and none is named."""
@@ -206,10 +207,12 @@ class TableSource(ImageSource):
         """The distinct labels of a file. DataError if a row has none."""
         table, constants = part
         if label in constants:
+            if constants[label] == HIVE_MISSING:
+                raise DataError(f"{table.path}: the label is missing in the name of its folder; take the folder away")
             return {_hive_value(constants[label])} if table.num_rows else set()
         values: set[Any] = set()
         for first, batch in table.rows([label]):
-            column = batch.column(0)
+            column = _countable(batch.column(0))
             distinct = set(pc.unique(column).to_pylist())
             if any(map(_is_missing, distinct)):
                 row = next(row for row, value in enumerate(column.to_pylist()) if _is_missing(value))
@@ -277,6 +280,11 @@ def _constants(names: Sequence[str]) -> dict[str, str]:
     """What partitioned folders say of all rows below, as label=cat."""
     pairs = (name.partition("=") for name in names[:-1])
     return {key: value for key, equals, value in pairs if equals}
+
+
+def _countable(column: Any) -> Any:
+    """Arrow has no distinct values of half precision."""
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _is_missing(label: Any) -> bool:

@@ -60,6 +60,7 @@ class TreeSource(ImageSource):
             not self._config.one_class
             and isinstance(self._config, ArchiveData)
             and arranged.class_names == (ONE_CLASS,)
+            and arranged.pictures
         ):
             raise DataError(self._no_labels())
         for index in arranged.outside:
@@ -86,7 +87,7 @@ class TreeSource(ImageSource):
             label_of = None if labels is None else {str(path): label for path, label in labels}
         except (ValueError, TypeError, KeyError, BadPictureError) as error:
             raise DataError(
-                f"{self._tree.name(file)} is not the description of a data set ({error}); it should be "
+                f"{self._tree.place_of(file)} is not the description of a data set ({error}); it should be "
                 '{"labels": [[path, label], ...]}; take it away to go by folders'
             ) from None
         self._tree.others.remove(file)
@@ -104,7 +105,7 @@ class TreeSource(ImageSource):
             pictures[_key(path)].append(path)
         double = next((paths for paths in pictures.values() if len(paths) > 1), None)
         if double is not None:
-            names = ", ".join(self._tree.name(path) for path in double)
+            names = ", ".join(self._tree.place_of(path) for path in double)
             raise DataError(f"{names} are two pictures of one sample; keep one kind of them")
         remarks = [f"labels from {'.cls files' if self._config_field() is None else self._config_field()}"]
         self.remarks = tuple(remarks)
@@ -125,19 +126,20 @@ class TreeSource(ImageSource):
                 return int(text) if text.lstrip("-").isdecimal() else text
             return json.loads(content).get(self._config_field())
         except (BadPictureError, ValueError, AttributeError) as error:
-            raise DataError(f"{self._tree.name(file)} holds no label ({error}); mend it") from None
+            raise DataError(f"{self._tree.place_of(file)} holds no label ({error}); mend it") from None
 
     def _labelled(self, labels: dict[Parts, Any], source: str) -> list[tuple[Parts, int]]:
         for path, label in labels.items():
+            place = self._tree.place_of(path)
             if label is None or label == "":
-                raise DataError(f"{self._tree.name(path)} has no label in {source}; add it, or take the picture away")
+                raise DataError(f"{place} has no label in {source}; add it, or take the picture away")
             if not isinstance(label, int | float | str):
-                raise DataError(f"{self._tree.name(path)} has the label {str(label)[:80]}, which is no number or word")
+                raise DataError(f"{place} has the label {str(label)[:80]}, which is no number or word")
         classes = numbered(
             set(labels.values()),
             names=None,
             sparse=self._config.sparse_labels if isinstance(self._config, ArchiveData) else "refuse",
-            locate=lambda wrong: self._tree.name(next(path for path, label in labels.items() if label == wrong)),
+            locate=lambda wrong: self._tree.place_of(next(path for path, label in labels.items() if label == wrong)),
         )
         self.class_names = classes.names
         return [(path, classes.number_of[label]) for path, label in labels.items()]
@@ -155,7 +157,8 @@ def archive_source(config: ArchiveData) -> ImageSource:
     """Pictures in a zip, a tar or a folder of tars."""
     place = existing(config.path)
     if not place.is_dir():
-        tree: Tree = ZipTree(place, [place]) if zipfile.is_zipfile(place) else TarTree(place, [place])
+        is_zip = place.suffix.lower() == ".zip" or zipfile.is_zipfile(place)
+        tree: Tree = ZipTree(place, [place]) if is_zip else TarTree(place, [place])
         return TreeSource(config, tree)
     files = tars_in(place)
     parts = [file.relative_to(place).parts for file in files]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from workloads.config.base import content_hash
-from workloads.data.found import LeftOutFiles
+from workloads.data.found import LeftOutFiles, printable
 from workloads.data.pictures import (
     MAX_FILE_BYTES,
     SUFFIXES,
@@ -62,6 +62,10 @@ class Tree(ABC):
     def name(self, path: Parts) -> str:
         """What messages call it."""
         return "/".join(path)
+
+    def place_of(self, path: Parts) -> str:
+        """What errors call it: with all folders, or its archive."""
+        return printable(f"{self.place}/{'/'.join(path)}")
 
     def inside(self, path: Parts) -> Parts:
         """The path without the name of the archive it is in."""

@@ -166,19 +166,26 @@ def reference_statistics(
 
 
 def reference_features(
-    reference: PreparedDataset, extractor: Extractor, num_images: int, *, cache_dir: Path, device: str = "cpu"
+    reference: PreparedDataset,
+    extractor: Extractor,
+    num_images: int,
+    *,
+    seed: int,
+    cache_dir: Path,
+    device: str = "cpu",
 ) -> Tensor:
-    """Features of the first num_images reference images (or of all): float32 (n, D), computed once as the statistics.
+    """Features of num_images reference images drawn by the seed (or of all): float32 (n, D), computed once.
 
     Raises DataError for latents and StorageError if the cache cannot be written.
     """
     images = ReferenceImages(reference)
     num_images = min(len(images), num_images)
     whole = statistics_path(reference, extractor, cache_dir)
-    path = cache_dir / "features" / f"{whole.stem}-{num_images}.safetensors"
+    drawn = np.sort(np.random.default_rng(seed).choice(len(images), num_images, replace=False)).tolist()
+    path = cache_dir / "features" / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
 
     def compute() -> dict[str, np.ndarray]:
-        return {"features": extract_features(Subset(images, range(num_images)), extractor, device=device).numpy()}
+        return {"features": extract_features(Subset(images, drawn), extractor, device=device).numpy()}
 
     return torch.from_numpy(_computed_once(path, compute)["features"])
 
@@ -206,4 +213,5 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         found: dict[str, np.ndarray] = safetensors.numpy.load_file(path)
     except (FileNotFoundError, SafetensorError):
         return None
-    return found
+    # What a flipped bit has made infinite is computed again.
+    return found if all(np.isfinite(array).all() for array in found.values()) else None

@@ -32,10 +32,21 @@ class Score:
     """Generated images."""
 
     others: dict[str, float] = field(default_factory=dict)
-    """Inception Score, precision and recall, where they were asked for."""
+    """Inception Score, precision and recall, where they were asked for and can be had."""
+
+    others_protocol: dict[str, Any] = field(default_factory=dict)
+    """What those depend on besides `protocol`: which reference images, and how many."""
+
+    doubts: list[str] = field(default_factory=list)
+    """Why the value is not to be trusted; with any, it is shown as such and ranks behind all others."""
 
     stderr: float | None = None
     """Standard error over the drawn samples, where it was asked for; that of training is not in it."""
+
+    @property
+    def warning(self) -> str:
+        """The doubts in a sentence; empty if there are none."""
+        return f"not trustworthy: {'; '.join(self.doubts)}" if self.doubts else ""
 
 
 def describe_protocol(

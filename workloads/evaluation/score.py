@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch_fidelity
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
@@ -13,6 +15,7 @@ from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError, DataError
 from workloads.evaluation.bootstrap import bootstrap_stderr
+from workloads.evaluation.doubts import doubts_about
 from workloads.evaluation.extractors import Extractor, load_extractor
 from workloads.evaluation.features import (
     FEATURE_BATCH,
@@ -30,7 +33,13 @@ from workloads.evaluation.samples import SampleStore
 from workloads.progress import Progress
 
 NUM_MANIFOLD_IMAGES = 10_000
-"""Precision and recall compare at most this many samples with the first this many reference images."""
+"""Precision and recall compare at most this many samples with this many reference images."""
+
+MANIFOLD_SEED = 0
+"""Of the choice of those; data sets often have their images class by class."""
+
+NUM_NEIGHBOURS = 3
+"""Of precision and recall (arXiv:1904.06991)."""
 
 __all__ = ["Score", "comparable", "evaluate_samples", "frechet_distance", "require_comparable"]
 
@@ -66,32 +75,69 @@ def evaluate_samples(
     counter = _Counter(on_progress, len(images) + (0 if is_cached else len(references)))
     expected = reference_statistics(reference, extractor, cache_dir=cache_dir, device=device, advance=counter.advance)
     features_ND, logits_NK = extract_all(images, extractor, device=device, advance=counter.advance)
+    _check_features(features_ND, extractor)
     value = frechet_distance(feature_statistics(features_ND), expected)
-    # Faulty builds of OpenBLAS have been seen to yield NaN.
+    # Faulty builds of OpenBLAS have been seen to yield NaN of finite features.
     if not math.isfinite(value):
         raise DataError(
             f"the {extractor.score_name} of {len(images)} samples is {value}; NumPy's linear algebra is faulty"
         )
-    others = {}
+    others, others_protocol = {}, {}
     if with_others:
-        reference_ND = reference_features(reference, extractor, NUM_MANIFOLD_IMAGES, cache_dir=cache_dir, device=device)
+        reference_ND = reference_features(
+            reference, extractor, NUM_MANIFOLD_IMAGES, seed=MANIFOLD_SEED, cache_dir=cache_dir, device=device
+        )
         others = other_scores(features_ND[:NUM_MANIFOLD_IMAGES], logits_NK, reference_ND)
+        others_protocol = {"num_reference_images": len(reference_ND), "reference_seed": MANIFOLD_SEED}
+    doubts = doubts_about(features_ND, expected, references, extractor)
     stderr = bootstrap_stderr(features_ND, expected, frechet_distance) if with_stderr else None
-    return _score(value, extractor, reference, protocol, others, stderr)
+    described = _described(extractor, reference, protocol)
+    return Score(
+        extractor.score_name,
+        value,
+        described,
+        protocol_hash(described),
+        protocol.num_samples,
+        others,
+        others_protocol,
+        doubts,
+        stderr,
+    )
 
 
 def other_scores(features_ND: Tensor, logits_NK: Tensor, reference_ND: Tensor) -> dict[str, float]:
-    """Inception Score (arXiv:1606.03498) in ten splits; precision and recall (arXiv:1904.06991) with 3 neighbours."""
+    """Inception Score (arXiv:1606.03498) in ten splits; precision and recall (arXiv:1904.06991) with 3 neighbours.
+
+    Without the first where the weights have no classifier, without the others where there are too few images.
+    """
     # Splits, seed and neighbours are torch-fidelity's own.
-    score = isc_features_to_metric(logits_NK, splits=10, shuffle=True, rng_seed=2020)
-    manifolds = prc_features_to_metric(
-        features_ND, reference_ND, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=False, verbose=False
-    )
-    return {
-        "inception_score": float(score[KEY_METRIC_ISC_MEAN]),
-        "precision": float(manifolds[KEY_METRIC_PRECISION]),
-        "recall": float(manifolds[KEY_METRIC_RECALL]),
-    }
+    found = {}
+    if torch.isfinite(logits_NK).all():
+        score = isc_features_to_metric(logits_NK, splits=min(10, len(logits_NK)), shuffle=True, rng_seed=2020)
+        found["inception_score"] = float(score[KEY_METRIC_ISC_MEAN])
+    if min(len(features_ND), len(reference_ND)) > NUM_NEIGHBOURS:
+        manifolds = prc_features_to_metric(
+            features_ND,
+            reference_ND,
+            prc_neighborhood=NUM_NEIGHBOURS,
+            prc_batch_size=10_000,
+            save_cpu_ram=False,
+            verbose=False,
+        )
+        found |= {
+            "precision": float(manifolds[KEY_METRIC_PRECISION]),
+            "recall": float(manifolds[KEY_METRIC_RECALL]),
+        }
+    return found
+
+
+def _check_features(features_ND: Tensor, extractor: Extractor) -> None:
+    wrong = (~torch.isfinite(features_ND)).any(1).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(features_ND)} samples, the first of them sample {wrong[0]}, have features of "
+            f"{extractor.name} that are not finite; look at the samples, and at the extractor's weights"
+        )
 
 
 def _check_images(images: ImageSet, references: ReferenceImages, protocol: ProtocolConfig) -> None:
@@ -105,15 +151,8 @@ def _check_images(images: ImageSet, references: ReferenceImages, protocol: Proto
         )
 
 
-def _score(
-    value: float,
-    extractor: Extractor,
-    reference: PreparedDataset,
-    protocol: ProtocolConfig,
-    others: dict[str, float],
-    stderr: float | None,
-) -> Score:
-    described = describe_protocol(
+def _described(extractor: Extractor, reference: PreparedDataset, protocol: ProtocolConfig) -> dict[str, Any]:
+    return describe_protocol(
         protocol,
         score_name=extractor.score_name,
         extractor=extractor.identity | {"batch_size": FEATURE_BATCH},
@@ -121,7 +160,6 @@ def _score(
         num_reference_images=reference.num_images,
         torch_fidelity_version=torch_fidelity.__version__,
     )
-    return Score(extractor.score_name, value, described, protocol_hash(described), protocol.num_samples, others, stderr)
 
 
 class _Counter:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,8 +32,11 @@ class RecordHook:
         every_images: int,
         file: Path,
         report: Callable[[TrainingRecord], None],
+        told_of: Callable[[int], str],
     ) -> None:
+        """told_of: says what the step that starts at an image has drawn; asked when its loss is no number."""
         self._stream = stream
+        self._told_of = told_of
         self._every_images = every_images
         self._file = file
         self._report = report
@@ -56,10 +59,7 @@ class RecordHook:
         now_s = time.perf_counter()
         elapsed_s = now_s - self._from_s
         if not math.isfinite(mean_loss):
-            raise TrainingDivergedError(
-                f"the loss became {mean_loss} before image {state.images_seen}; "
-                "lower training.learning_rate or set training.precision to fp32"
-            )
+            raise self._diverged(state)
         record = TrainingRecord(
             images_seen=state.images_seen,
             loss=mean_loss,
@@ -73,6 +73,25 @@ class RecordHook:
         with clear_storage_errors(self._file):
             append_record(self._file, record)
         self._report(record)
+
+    def _diverged(self, state: State) -> TrainingDivergedError:
+        """Names the first step whose loss is no number; all it drew is a function of where it starts."""
+        losses = torch.stack(self._losses)
+        step = int((~torch.isfinite(losses)).nonzero()[0]) if not torch.isfinite(losses).all() else len(losses) - 1
+        size = (state.images_seen - self._from_images) // len(losses)
+        start = self._from_images + step * size
+        indices, _ = self._stream.places_at(start)
+        return TrainingDivergedError(
+            f"the loss became {losses[step].item()} in the step from image {start} to {start + size}, with data "
+            f"indices {first_of(indices.tolist())} and {self._told_of(start)}; the same would happen again: lower "
+            "training.learning_rate, set training.precision to fp32, or look at these images (rememe data show)"
+        )
+
+
+def first_of(values: Sequence[int], number: int = 8) -> str:
+    """So many of them, for a message."""
+    shown = ", ".join(map(str, values[:number]))
+    return f"{shown}, ... ({len(values)} in all)" if len(values) > number else shown
 
 
 class CheckpointHook:

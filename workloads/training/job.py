@@ -55,7 +55,7 @@ def train_job(
     In the end work_dir holds the averaged weights (expert/ as save_pretrained writes them, or remix/), records.jsonl
     and, written last, result.json. on_checkpoint hears the images_seen of every checkpoint once it is whole. Raises
     TrainingStopped after writing a checkpoint when should_stop() says so.
-    A remix may be trained by several workers that see the same work_dir; all call this, the first one writes.
+    Several workers that see the same work_dir may train it together; all call this, the first one writes.
     """
     if (result := completed(work_dir)) is not None:
         return result
@@ -64,7 +64,7 @@ def train_job(
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
     workers = workers or Workers()
-    assert workers.world_size == 1 or job.is_joint, "an expert is trained by one worker"
+    assert job.training.batch_size % workers.world_size == 0, "every worker has an equal part of a batch"
     with _sole_writer(work_dir) if workers.is_first else nullcontext():
         workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
         if (result := completed(work_dir)) is not None:
@@ -93,13 +93,15 @@ def _sole_writer(work_dir: Path) -> Iterator[None]:
 
 
 def open_data(job: Job, data_path: Path) -> PreparedDataset:
-    """The data the job is about. Raises DataError if other data lies there."""
+    """The data the job is about. Raises DataError if other data lies there, or if it is damaged."""
     dataset = PreparedDataset(data_path)
     if dataset.fingerprint != job.data.fingerprint:
         raise DataError(
             f"{data_path} holds data {dataset.fingerprint[:16]}, but job {job.name} was planned for "
             f"{job.data.fingerprint[:16]}; plan again"
         )
+    # Here too, where it is read: the disk may be another node's than the driver's.
+    dataset.verify_once()
     return dataset
 
 
@@ -166,7 +168,12 @@ class _Training:
         write_records(self._place.records, kept)
         every_images = self._job.training.log_every_images
         return RecordHook(
-            stream, start_images=start, every_images=every_images, file=self._place.records, report=report
+            stream,
+            start_images=start,
+            every_images=every_images,
+            file=self._place.records,
+            report=report,
+            told_of=lambda images_seen: f"{self._job.name}'s {self._trainer.drawn_at(images_seen)}",
         )
 
     def finish(self) -> None:

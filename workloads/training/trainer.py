@@ -53,6 +53,10 @@ class Trainer(ABC, Generic[AnyJob]):
     def begin(self, device: torch.device, workers: Workers) -> tuple[State, StepFn]:
         """The state before the first step, and the step."""
 
+    @abstractmethod
+    def drawn_at(self, images_seen: int) -> str:
+        """What else the step that starts there has drawn, for people: its timesteps, and whose they are."""
+
     def hooks(self, work_dir: Path, start_images: int) -> list[Hook]:  # noqa: ARG002
         """What else is to be kept of training, by the first worker; start_images were seen before."""
         return []

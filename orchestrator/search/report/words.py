@@ -30,7 +30,8 @@ def protocol(rung: Rung, description: Mapping[str, Any]) -> str:
     words += [f"{rung.num_samples:,} samples"]
     words += [f"{sampling['sampler']} with {sampling['num_steps']} steps"] if sampling else []
     words += [f"guidance {sampling['guidance_scale']:g}"] if sampling.get("guidance_scale", 1) != 1 else []
-    return f"{metric_name(rung)}: {', '.join(words)}, hash {rung.protocol_hash[:8]}"
+    doubts = f"; not trustworthy: {'; '.join(rung.doubts)}" if rung.doubts else ""
+    return f"{metric_name(rung)}: {', '.join(words)}, hash {rung.protocol_hash[:8]}{doubts}"
 
 
 def counts(trials: Sequence[Trial]) -> str:
@@ -48,11 +49,13 @@ def score(rung: Rung | None) -> str:
     if rung is None:
         return ""
     half = "" if rung.stderr is None else f" ± {Z_95 * rung.stderr:.2g}"
-    return f"{rung.value:.4g}{half}"
+    return f"{rung.value:.4g}{half}{' (not trustworthy)' if rung.doubts else ''}"
 
 
 def interval(rung: Rung) -> str:
     """A score and its 95 % interval."""
+    if rung.doubts:
+        return f"{rung.value:.4g} (not trustworthy: {'; '.join(rung.doubts)})"
     if rung.stderr is None:
         return f"{rung.value:.4g} (its spread was not measured)"
     lo, hi = Estimate(rung.value, rung.stderr).interval

@@ -19,6 +19,7 @@ from orchestrator.search.study.trial import (
     Rung,
     Trial,
     factor_saved,
+    is_doubtful,
     is_tied,
     metric_name,
     ranked,
@@ -90,7 +91,9 @@ class StudyDisplay:
 
     def _line(self, trial: Trial) -> str:
         where = ", ".join(f"{short_path(path)} {shown(trial.values, path)}" for path in self._study.space)
-        scores = ", ".join(f"{metric_name(rung)} {rung.value:.4g}" for rung in trial.rungs)
+        scores = ", ".join(
+            f"{metric_name(rung)} {rung.value:.4g}{' (not trustworthy)' if rung.doubts else ''}" for rung in trial.rungs
+        )
         words = [SHORT.get(trial.state, ""), scores, trial.error]
         said = ": ".join(word for word in words if word) or "begun"
         return f"configuration {trial.number} ({where}) {said}"
@@ -119,11 +122,15 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for place, trial in enumerate(best[:NUM_SHOWN]):
         mark = "=" if place and is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
+        if is_doubtful(trial, study.ladder.rungs):
+            mark = "?"
         scores = [_cell(trial.rung(name)) for name in reversed(rungs)]
         varied = [shown(trial.values, path) for path in study.space]
         table.add_row(mark, *scores, *varied, si(trial.num_parameters), si(trial.macs), ", ".join(trial.runs))
     console = wide_console()
     console.print(table)
+    for text in sorted({doubt for trial in trials for rung in trial.rungs for doubt in rung.doubts}):
+        console.print(f"? is not trustworthy, and has no rank: {text}", markup=False)
     for state, words in (("stopped", "were stopped early"), ("failed", "failed")):
         count = sum(trial.state == state for trial in trials)
         if count:

@@ -85,6 +85,9 @@ class StudyLog:
             run.log_artifact(file)
         tags = {STUDY_TAG: self._study.name, "rememe.number": str(trial.number), "rememe.state": trial.state}
         hashes = {f"rememe.protocol_hash.{rung.name}": rung.protocol_hash for rung in trial.rungs if rung.protocol_hash}
+        hashes |= {
+            f"rememe.trustworthy.{rung.name}": f"no: {'; '.join(rung.doubts)}" for rung in trial.rungs if rung.doubts
+        }
         run.set_tags(tags | hashes | ({"rememe.error": trial.error} if trial.error else {}))
         run.finish(RUN_STATUS[trial.state])
 
@@ -97,7 +100,7 @@ class StudyLog:
         if factor is not None:
             metrics["factor_saved"] = factor
         rung = trial.rung(self._study.ladder.target)
-        if rung is not None and (self._best is None or rung.value < self._best):
+        if rung is not None and not rung.doubts and (self._best is None or rung.value < self._best):
             self._best = metrics[f"best_{metric_name(rung)}"] = rung.value
         # A step per configuration, so that MLflow draws the best score over the course of the search.
         self.run.log_metrics(metrics, step=len(self._images))

@@ -125,6 +125,7 @@ class Climb:
     def score(self, rung: str) -> None:
         """Sample and measure under the quick or the full protocol."""
         started_s, estimates = time.perf_counter(), []
+        doubts: list[str] = []
         # Seeds share data and protocol, so one reference does for all.
         reference = prepare_reference_of(self.works[0].plan.config, self._runs)
         for work in self.works:
@@ -132,6 +133,7 @@ class Climb:
             ensemble = work.gather(self._dataset)
             scored = work.score(ensemble, protocol, reference, with_stderr=True, on_cluster=True)
             estimates.append(Estimate(scored.score.value, scored.score.stderr))
+            doubts += scored.score.doubts
         # Name, protocol and number of samples are the same for every seed.
         estimate, score = over_seeds(estimates), scored.score
         self._add(
@@ -142,6 +144,7 @@ class Climb:
                 score_name=score.name,
                 protocol_hash=score.protocol_hash,
                 num_samples=score.num_samples,
+                doubts=tuple(dict.fromkeys(doubts)),
                 elapsed_s=_since(started_s),
             )
         )

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
@@ -27,6 +28,7 @@ from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial
 from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.errors import ConfigError, RememeError
 from workloads.evaluation.extractors import check_extractor
@@ -70,6 +72,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
         jobs = plans_of(configurations.first()[0], 0)[-1].jobs
         status = StatusFile(RunDir(ledger.dir.path), STUDY_KIND)
         with connect(options.address, jobs), status, Tracker(runs.path) as tracker:
+            refuse_unfit_nodes(ExpertStore(runs.store).site)
             status.doing("searching")
             search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
             with search.logged():
@@ -85,6 +88,8 @@ def _prepare(
     study = configurations.study
     config = configurations.seeded(configurations.first()[0], 0)[0]
     check_extractor(config.evaluation)
+    if options.store_uri is not None:
+        RemoteFiles(options.store_uri).check()
     prepare_reference_of(config, runs)
     if study.ladder.held_out is not None and not config.data.held_out:
         raise ConfigError("ladder.held_out measures on images kept out of training; set base.data.held_out, e.g. 500")

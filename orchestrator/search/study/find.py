@@ -1,17 +1,16 @@
 """Which study a user means: one of the presets by name, or a YAML file that has a space."""
 
-from pathlib import Path
 from typing import Any
 
 from orchestrator.search.study.study import Study
-from workloads.config.load import apply_override, list_presets, read_raw, validate
+from workloads.config.load import apply_override, is_file, list_presets, read_raw, validate
 from workloads.errors import ConfigError
 
 
 def find_study(source: str, overrides: list[str]) -> Study | None:
     """The study of this name or in this YAML file; None if it is a run description, or nothing."""
     # A study's name goes before a run's, and both before a file.
-    if source not in list_presets("studies") and (source in list_presets() or not Path(source).is_file()):
+    if source not in list_presets("studies") and (source in list_presets() or not is_file(source)):
         return None
     raw = read_raw(source, "studies")
     if "space" not in raw:

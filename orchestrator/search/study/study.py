@@ -14,14 +14,14 @@ from orchestrator.search.space.condition import Condition
 from orchestrator.search.space.distributions import parse_distribution
 from orchestrator.search.study.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
 from workloads.config import ProtocolConfig, RunConfig
-from workloads.config.base import StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, merge
 from workloads.config.load import read_raw, validate
 
 
 class Study(StrictConfig):
     """Read from YAML like a run description; `rememe plan` says what it would take."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     """Name of the study."""
 
     base: str | dict[str, Any]

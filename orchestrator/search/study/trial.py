@@ -34,6 +34,9 @@ class Rung(StrictConfig):
     num_samples: int = 0
     """Generated images behind it."""
 
+    doubts: tuple[str, ...] = ()
+    """Why the score is not to be trusted."""
+
     elapsed_s: float = 0.0
     """What measuring took, training left out."""
 
@@ -135,14 +138,14 @@ class Trial(StrictConfig):
 
 
 def reached(trials: Sequence[Trial], rung: str) -> list[Trial]:
-    """Those that have a score on that rung, best first."""
-    return sorted((trial for trial in trials if trial.rung(rung)), key=lambda trial: _value(trial, rung))
+    """Those that have a score on that rung, best first; what is not to be trusted comes behind all that is."""
+    return sorted((trial for trial in trials if trial.rung(rung)), key=lambda trial: _place(trial, rung))
 
 
-def _value(trial: Trial, rung: str) -> float:
+def _place(trial: Trial, rung: str) -> tuple[bool, float]:
     found = trial.rung(rung)
     assert found is not None
-    return found.value
+    return bool(found.doubts), found.value
 
 
 def ranked(trials: Sequence[Trial], rungs: Sequence[str]) -> list[Trial]:
@@ -173,8 +176,13 @@ def is_tied(best: Trial, other: Trial, rungs: Sequence[str]) -> bool:
     for name in reversed(rungs):
         a, b = best.rung(name), other.rung(name)
         if a is not None and b is not None:
-            return tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
+            return not (a.doubts or b.doubts) and tied(Estimate(a.value, a.stderr), Estimate(b.value, b.stderr))
     return False
+
+
+def is_doubtful(trial: Trial, rungs: Sequence[str]) -> bool:
+    """Whether the score it would be judged by, on the dearest rung it has, is not to be trusted."""
+    return next((bool(found.doubts) for name in reversed(rungs) if (found := trial.rung(name))), False)
 
 
 def total_images(trials: Sequence[Trial]) -> tuple[int, int]:

@@ -146,7 +146,7 @@ class RemixStep:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """This worker's part of the whole batch's timesteps, noise and (partly hidden) labels."""
         job, batch_size = self._job, self._job.training.batch_size
-        mine = slice(self._workers.rank * self._num_local, (self._workers.rank + 1) * self._num_local)
+        mine = self._workers.part_of(batch_size)
         where = (job.seed, images_seen)
         on_cpu = torch.Generator().manual_seed(derive_seed("timesteps", *where))
         bounds = torch.tensor([job.intervals[expert] for expert in experts]).repeat_interleave(

@@ -21,7 +21,7 @@ from workloads.training.coefficients import CoefficientHistory
 from workloads.training.loop import Hook
 from workloads.training.processes import Workers
 from workloads.training.remix.state import RemixState
-from workloads.training.remix.step import RemixStep
+from workloads.training.remix.step import RemixStep, draw_experts
 from workloads.training.trainer import JobCost, Trainer
 
 
@@ -63,6 +63,12 @@ class RemixTrainer(Trainer[RemixJob]):
     def begin(self, device: torch.device, workers: Workers) -> tuple[RemixState, RemixStep]:
         """The state before the first step, and the step."""
         return RemixState(self.job, device), RemixStep(self.job, device, workers)
+
+    def drawn_at(self, images_seen: int) -> str:
+        """The experts, each with an equal part of the batch."""
+        job = self.job
+        experts = draw_experts(job.seed, len(job.intervals), job.remix.experts_per_step, images_seen)
+        return ", ".join(f"expert {expert} at timesteps {job.intervals[expert]}" for expert in experts)
 
     def hooks(self, work_dir: Path, start_images: int) -> list[Hook]:
         """The coefficients over training."""

@@ -1,4 +1,4 @@
-"""A remix through Ray Train: the weights of a plain loop, a worker's death, a stop, an error that would come back."""
+"""A remix by a group of two: the weights of a plain loop, a worker's death, a stop, an error that would come back."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from orchestrator.execution.joint import train_joint
+from orchestrator.execution.supervisor import train_experts
 from orchestrator.plan import events
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
@@ -70,12 +70,12 @@ def planned_remix(tiny_run: dict[str, Any], dataset: PreparedDataset, **training
 
 
 def worker_pids() -> list[int]:
-    """Processes that run a worker of Ray Train in this cluster, told by its token."""
+    """Processes of this cluster that train, told by its token."""
     found, token = [], os.environ["RAY_AUTH_TOKEN"].encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                is_worker = b"RayTrainWorker" in (entry / "cmdline").read_bytes()
+                is_worker = b"ray::ExpertActor" in (entry / "cmdline").read_bytes()
                 if is_worker and token in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
             except OSError:
@@ -86,7 +86,7 @@ def worker_pids() -> list[int]:
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often enough to catch a tiny remix in the act."""
-    monkeypatch.setattr("orchestrator.execution.joint.POLL_INTERVAL_S", 0.1)
+    monkeypatch.setattr("orchestrator.execution.supervisor.POLL_INTERVAL_S", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def undisturbed(
     """A remix trained from the first to the last image by two workers."""
     made, job = planned_remix(tiny_run, dataset, images=IMAGES)
     store, journal = ExpertStore(tmp_path_factory.mktemp("undisturbed")), Journal()
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [journal])
+    outcome = train_experts([job], dataset.path, store, made.config.execution, [journal])
     assert not outcome.failed
     return Undisturbed(made, job, store, journal, outcome.completed[job.key])
 
@@ -107,11 +107,11 @@ def test_two_workers_give_the_weights_of_one_loop_and_the_store_is_used(
     made, job, store, journal, result = undisturbed
     alone = train_job(job.job, dataset.path, tmp_path / "alone")
     assert result.final_loss == pytest.approx(alone.final_loss, rel=1e-3)
-    assert journal.states == ["starting", "training", "done"]
+    assert journal.states == ["queued", "starting", "training", "done"]
     assert journal.images_seen == sorted(set(journal.images_seen))
     assert journal.images_seen[-1] == result.images_seen == IMAGES
     again = Journal()
-    assert train_joint(job, dataset.path, store, made.config.execution, [again]).completed[job.key] == result
+    assert train_experts([job], dataset.path, store, made.config.execution, [again]).completed[job.key] == result
     assert again.states == ["reused"]
 
 
@@ -121,7 +121,7 @@ def test_a_stop_and_a_killed_worker_change_nothing(
     made, job = undisturbed.plan, undisturbed.job
     assert threading.current_thread() is threading.main_thread()
     stopping = Journal(lambda: os.kill(os.getpid(), signal.SIGINT), at_images=512)
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [stopping])
+    outcome = train_experts([job], dataset.path, store, made.config.execution, [stopping])
     assert outcome.stopped == [job.key]
     checkpoint = max((store.path(job.key) / "checkpoints").iterdir())
     assert int(checkpoint.name) < IMAGES
@@ -132,7 +132,7 @@ def test_a_stop_and_a_killed_worker_change_nothing(
         os.kill(pids[-1], signal.SIGKILL)
 
     killing = Journal(kill, at_images=int(checkpoint.name) + 512)
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [killing])
+    outcome = train_experts([job], dataset.path, store, made.config.execution, [killing])
     assert outcome.completed[job.key].images_seen == killing.images_seen[-1] == IMAGES
     assert outcome.completed[job.key].weights_sha256 == undisturbed.result.weights_sha256
 
@@ -141,6 +141,6 @@ def test_an_error_that_would_come_back_is_reported_once(
     tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore
 ) -> None:
     made, job = planned_remix(tiny_run, dataset, learning_rate=1e30, clip_grad_norm=None)
-    outcome = train_joint(job, dataset.path, store, made.config.execution, [Journal()])
+    outcome = train_experts([job], dataset.path, store, made.config.execution, [Journal()])
     assert "failed after 1 attempt: the loss became nan" in outcome.failed[job.key].replace("inf", "nan")
     assert torch.is_grad_enabled()

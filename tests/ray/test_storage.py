@@ -1,0 +1,140 @@
+"""Nodes that share nothing but an S3 server: raylets with directories of their own, and a driver with another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+from s3fs import S3FileSystem
+
+from orchestrator.execution.cluster import connect
+from orchestrator.execution.probing import refuse_unfit_nodes
+from orchestrator.plan.places import RunsDir
+from orchestrator.runs.configuration import Outcome, train_configuration
+from orchestrator.store import remote as remote_store
+from orchestrator.store.experts import ExpertStore
+from orchestrator.store.sites import SharedSite, StorageSite
+from orchestrator.store.storage import Storage
+from workloads.config import RunConfig
+from workloads.errors import ConfigError
+
+pytestmark = pytest.mark.ray
+
+OBJECT_STORE = {"object_store_memory": 100 * 2**20}
+CHECKPOINT_TIMEOUT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def nodes(s3: int) -> Iterator[Cluster]:
+    """A head that holds no expert."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **OBJECT_STORE})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster, folder: Path) -> Any:
+    """A machine of one expert, with an empty disk of its own."""
+    folder.mkdir()
+    return cluster.add_node(num_cpus=1, env_vars={"REMEME_CACHE_DIR": str(folder)}, **OBJECT_STORE)
+
+
+@pytest.fixture
+def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
+    """Two experts that train for some seconds, with a checkpoint every few hundred images."""
+    strategy = tiny_run["strategy"] | {"experts": tiny_run["strategy"]["experts"][:2]}
+    training = tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256}
+    return RunConfig.model_validate(tiny_run | {"strategy": strategy, "training": training, "reference": few_images})
+
+
+def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
+    nodes: Cluster, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Driver and nodes are lost with their disks; others end in the weights, samples and score of an unbroken run."""
+    uri = "s3://bucket/runs"
+    # One database, for making one takes seconds.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    lost = [add_node(nodes, tmp_path / name) for name in ("a", "b")]
+    kept = killed_after_checkpoints(config, uri, nodes.address, tmp_path / "driver-a")
+    for node in lost:
+        nodes.remove_node(node)
+    for name in ("c", "d"):
+        add_node(nodes, tmp_path / name)
+    # Of a driver that is gone, as soon as this one has watched it for a moment.
+    monkeypatch.setattr(remote_store, "LEASE_S", 2.0)
+    with connect(nodes.address):
+        resumed = train_configuration(config, tmp_path / "driver-b", address=None, evaluate=True, storage=uri)
+        unbroken = train_configuration(config, tmp_path / "shared", address=None, evaluate=True)
+    assert [result.weights_sha256 for result in resumed.results] == [one.weights_sha256 for one in unbroken.results]
+    assert resumed.score == unbroken.score
+    # Speed is measured, so records of the first driver cannot have been made again.
+    for key, records in kept.items():
+        assert RunsDir(tmp_path / "driver-b").job(key).records.read_text().startswith(records)
+    check_storage(resumed, uri)
+    for name in ("c", "d"):  # nothing but what the cache holds
+        assert list((tmp_path / name / "jobs").iterdir()) == []
+
+
+def killed_after_checkpoints(config: RunConfig, uri: str, address: str, folder: Path) -> dict[str, str]:
+    """Kill a driver when every expert has a checkpoint in the storage; the records that lie with it, by key."""
+    folder.mkdir()
+    (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "orchestrator.cli", "train", "run.yaml", "--storage", uri, "--address", address]
+    with (folder / "log").open("w") as log:
+        driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ)
+    files, deadline_s = S3FileSystem(), time.monotonic() + CHECKPOINT_TIMEOUT_S
+    found: dict[str, str] = {}
+    try:
+        while len(found) < 2:
+            assert driver.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline_s, (folder / "log").read_text()
+            time.sleep(0.2)
+            files.invalidate_cache()
+            indices = files.glob(f"{uri}/store/*/checkpoints/*/index.json")
+            found = {index.split("/")[3]: index for index in sorted(indices)}
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    attempts = {key: json.loads(files.cat_file(index))["attempt"] for key, index in found.items()}
+    return {
+        key: files.cat_file(f"{index.removesuffix('index.json')}{attempts[key]}/records.jsonl").decode()
+        for key, index in found.items()
+    }
+
+
+def check_storage(outcome: Outcome, uri: str) -> None:
+    """Everything a user looks at is there; what served training only is not."""
+    files, run = S3FileSystem(), outcome.run.path.name
+    files.invalidate_cache()
+    there = {path.removeprefix(f"bucket/runs/{run}/") for path in files.find(f"{uri}/{run}")}
+    assert {"config.yaml", "scores.json", "grid.png", "figures/training_loss.png", "ensemble/ensemble.json"} <= there
+    (score,) = json.loads(files.cat_file(f"{uri}/{run}/scores.json")).values()
+    assert outcome.score is not None
+    assert score["value"] == outcome.score.value
+    assert files.glob(f"{uri}/store/*/checkpoints/*") == []
+    assert files.glob(f"{uri}/store/*/lease-*") == []
+
+
+def test_a_directory_that_one_node_does_not_see_is_refused_with_its_name(nodes: Cluster, tmp_path: Path) -> None:
+    """A node on which the path leads elsewhere stands for a machine with a disk of its own."""
+    store = ExpertStore(tmp_path / "store")
+    with connect(nodes.address):
+        refuse_unfit_nodes(store.site)
+        elsewhere = SharedSite(store.root, "of another directory")
+        with pytest.raises(
+            ConfigError, match=r"not the same directory on node [\d.]+ \(.+\); set --runs-dir"
+        ) as caught:
+            refuse_unfit_nodes(elsewhere)
+        assert caught.value.exit_code == 2
+        with pytest.raises(ConfigError, match=r"on node [\d.]+ \(.+\), --storage cannot be used: .* check the name"):
+            refuse_unfit_nodes(StorageSite(Storage("s3://mistyped/runs", 10**9)))
+        refuse_unfit_nodes(StorageSite(Storage("s3://bucket/runs", 10**9)))

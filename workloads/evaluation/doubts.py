@@ -1,0 +1,49 @@
+"""Why a score is not to be trusted, although it can be computed."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workloads.evaluation.extractors import FASHION_NAME, Extractor
+from workloads.evaluation.features import ReferenceImages, Statistics
+
+# Axes: N samples, D features.
+
+SMALLEST_SHARE = 1e-6
+"""Of the largest variance; what is smaller is the rounding of features in fp32."""
+
+NUM_LOOKED_AT = 64
+"""Reference images whose colours are compared."""
+
+
+def doubts_about(
+    features_ND: Tensor, expected: Statistics, references: ReferenceImages, extractor: Extractor
+) -> list[str]:
+    """A sentence for each reason; none where there is none."""
+    number, width = features_ND.shape
+    found = []
+    for what, count in (("samples", number), ("reference images", len(references))):
+        if count <= width:
+            found.append(
+                f"{count:,} {what} are too few for {width:,} features, whose covariance needs at least {width + 1:,}"
+            )
+    distinct = len(torch.unique(features_ND, dim=0))
+    if 2 * distinct <= number:
+        found.append(f"only {distinct:,} of {number:,} samples differ from one another")
+    elif number > width:
+        ours, theirs = (_rank(sigma) for sigma in (np.cov(features_ND.double().numpy(), rowvar=False), expected.sigma))
+        if 2 * ours < theirs:
+            found.append(f"the samples' features vary in {ours:,} directions, the reference's in {theirs:,}")
+    if extractor.name == FASHION_NAME and _is_coloured(references):
+        found.append(f"{FASHION_NAME} knows grey images of clothes, and the reference is in colour")
+    return found
+
+
+def _rank(sigma: np.ndarray) -> int:
+    values_D = np.linalg.eigvalsh(sigma)
+    return int((values_D > SMALLEST_SHARE * values_D[-1]).sum())
+
+
+def _is_coloured(references: ReferenceImages) -> bool:
+    images = references.__getitems__(list(range(min(NUM_LOOKED_AT, len(references)))))
+    return any(not torch.equal(image[0], image[1]) or not torch.equal(image[0], image[2]) for image in images)
