@@ -99,7 +99,7 @@ def test_hostile_descriptions_are_read_or_refused(pytestconfig: pytest.Config) -
 def test_random_bytes_are_no_description(tmp_path: Path) -> None:
     draw = random.Random(SEED)
     file = tmp_path / "x.yaml"
-    good = (Path("workloads/presets") / "demo-meme.yaml").read_bytes()
+    good = (Path(__file__).parents[2] / "workloads/presets/demo-meme.yaml").read_bytes()
     for number in range(100):
         damaged = bytearray(draw.randbytes(200) if number % 4 == 0 else good)
         for _ in range(draw.choice([1, 3, 30])):

@@ -24,7 +24,7 @@ class Clockwork:
         return ready, [one for one in references if one in self.mute]
 
     def get(self, reference: str) -> ActorReport:
-        return ActorReport(pid=1, node="h", node_id="n", records=[], checkpoint_images=0)
+        return ActorReport(pid=1, node="h", node_id="n", records=[], checkpoint_images=0, num_steps=0)
 
 
 @pytest.fixture
