@@ -20,7 +20,7 @@ import json
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,10 +256,6 @@ class World:
             self._vacate(self.free.pop())
         self._place()
         self._scale()
-
-    def on_nodes(self, node_ids: Set[str]) -> list[str]:
-        assert not node_ids  # no use is made of a notice
-        return []
 
     def kill(self, key: str) -> None:
         raise AssertionError(f"nothing here falls silent or waits in vain, but {key} was killed")
