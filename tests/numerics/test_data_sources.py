@@ -3,6 +3,7 @@
 More cases than here: REMEME_DATA_CASES=5000 python -m pytest tests/numerics/test_data_sources.py
 """
 
+import contextlib
 import io
 import json
 import os
@@ -305,10 +306,9 @@ def test_odd_entries_are_named_and_never_waited_for(seed: int, tmp_path: Path) -
     (place / "page.JPG").write_text("<html>")
     os.mkfifo(place / "pipe")
     listener = socket.socket(socket.AF_UNIX)
-    os.chdir(place)  # the names of sockets must be short
-    listener.bind("s.png")
+    with contextlib.chdir(place):  # the names of sockets must be short
+        listener.bind("s.png")
     listener.close()
-    os.chdir(tmp_path)
     own = next((split for split in truth if split and any(part in SPELLINGS[split] for part in place.parts)), "")
     source = opened(root, **({"split": own} if own else {}))
     found, bad = Counter[tuple[str, bytes]](), []
