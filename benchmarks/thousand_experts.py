@@ -20,7 +20,7 @@ import json
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +191,9 @@ class World:
 
     def dead_nodes(self) -> set[str]:
         return self.dead
+
+    def on_nodes(self, node_ids: Set[str]) -> list[str]:
+        return [key for key, course in self.courses.items() if course.node_id in node_ids]
 
     # Training.
 
