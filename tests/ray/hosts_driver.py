@@ -10,8 +10,6 @@ from orchestrator.execution.environment import prepare_ray_environment
 address = sys.argv[1]
 prepare_ray_environment(address)
 
-from orchestrator.execution.joint import train_joint  # noqa: E402
-
 from orchestrator.execution.cluster import connect  # noqa: E402
 from orchestrator.execution.supervisor import train_experts  # noqa: E402
 from orchestrator.plan.events import ExpertEvent, Progressed  # noqa: E402
@@ -36,8 +34,5 @@ def tell(event: ExpertEvent) -> None:
 
 jobs = make_plan(config, dataset.spec(config.data)).jobs
 with connect(address, jobs):
-    if config.strategy.kind == "remix":
-        outcome = train_joint(jobs[0], dataset.path, store, config.execution, [tell])
-    else:
-        outcome = train_experts(jobs, dataset.path, store, config.execution, [tell])
+    outcome = train_experts(jobs, dataset.path, store, config.execution, [tell])
 print(json.dumps({"failed": outcome.failed, "stopped": outcome.stopped}), flush=True)

@@ -213,6 +213,8 @@ class Driver:
         while True:
             line = self._lines.get(timeout=max(0.1, deadline_s - time.monotonic()))
             assert line, f"the driver ended with {self.process.wait()}: {self.said[-5:]}"
+            if not line.startswith("{"):
+                continue  # Ray's own
             said = json.loads(line)
             said["at_s"] = time.monotonic()
             self.said.append(said)
