@@ -74,6 +74,10 @@ class _DataSection(StrictConfig):
 def prepare_source(source: str, out: Path, *, vae: Path | None, max_bad: int, **fields: Any) -> PrepareSummary:
     """Any source of images as shards in `out`, with a progress bar. fields: as source_config takes them."""
     config = source_config(source, vae=vae, **fields)
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise DataError(
+            f"{out} lies within {source}, and would be taken for a part of it next time; choose another OUT"
+        )
     # Whoever encoded the latents that are there already is a part of their description.
     encoder = None if isinstance(config, LatentFilesData) else vae
     with progress("preparing", "images") as advance:
@@ -125,7 +129,9 @@ def show_prepared(path: Path, out: Path, num_images: int) -> "View":
     """A picture of what a trainer sees of prepared data, written to `out`."""
     from workloads.analysis.prepared import look_at
 
-    view = look_at(PreparedDataset(path), num_images)
+    dataset = PreparedDataset(path)
+    dataset.verify()
+    view = look_at(dataset, num_images)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         view.grid.save(out)

@@ -120,6 +120,24 @@ def test_show_draws_what_the_trainer_sees(pictures: Path, tmp_path: Path) -> Non
         assert (np.abs(drawn.astype(int) - colour).sum(1) == 0).sum() >= SIDE * SIDE
 
 
+def test_what_was_damaged_since_is_not_shown(pictures: Path, tmp_path: Path) -> None:
+    assert run("prepare", pictures, tmp_path / "out", "--size", SIDE)[0] == 0
+    (shard,) = (tmp_path / "out").glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    code, said = run("show", tmp_path / "out")
+    assert code == 2
+    assert "does not match its checksum" in said
+
+
+def test_what_is_prepared_does_not_lie_in_its_source(pictures: Path) -> None:
+    code, said = run("prepare", pictures, pictures / "new" / "out", "--size", SIDE)
+    assert code == 2
+    assert f"lies within {pictures}" in said
+    assert not (pictures / "new").exists()
+
+
 def test_latents_of_dit_are_taken_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
