@@ -1,4 +1,4 @@
-"""One task on every node of the connected cluster: what the node says of itself."""
+"""One task on every node of the connected cluster: what the node says of itself, and whether it can train there."""
 
 import shutil
 import socket
@@ -15,6 +15,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.fitness import NodeFacts
+from orchestrator.store.sites import Site
+from workloads.errors import ConfigError, RememeError
 
 ANSWER_TIMEOUT_S = 60.0
 """A first process on a busy node has taken half as long."""
@@ -33,8 +35,6 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _look_around(packages: Sequence[str], directories: Sequence[Path], probe: Path, has_gpus: bool) -> dict[str, Any]:
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
     clock_s, sees_probe = time.time(), probe.is_dir()
     if sees_probe:
         with suppress(OSError):  # the driver will miss it
@@ -53,7 +53,7 @@ def _look_around(packages: Sequence[str], directories: Sequence[Path], probe: Pa
         "clock_s": clock_s,
         "free_bytes": {str(place): shutil.disk_usage(place).free for place in places},
         "sees_probe": sees_probe,
-        "has_token": is_token_auth_enabled(),
+        "has_token": has_token(),
     }
 
 
@@ -65,10 +65,9 @@ def facts_of_nodes(packages: Sequence[str], runs_dir: Path, probe: Path) -> tupl
     asked: dict[Any, tuple[Mapping[str, Any], float]] = {}
     for node in ray.nodes():
         if node["Alive"]:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             has_gpus = node["Resources"].get("GPU", 0) > 0
-            task = _look_around.options(scheduling_strategy=place)
-            asked[task.remote(list(packages), [runs_dir], probe, has_gpus)] = (node, time.time())
+            reference = _on(node, _look_around).remote(list(packages), [runs_dir], probe, has_gpus)
+            asked[reference] = (node, time.time())
     facts, silent = [], {}
     deadline_s, waiting = time.monotonic() + ANSWER_TIMEOUT_S, list(asked)
     while waiting and time.monotonic() < deadline_s:
@@ -100,6 +99,43 @@ def _why(error: RayError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     missing = [line for line in lines if "ModuleNotFoundError" in line or "No module named" in line]
     return (missing or lines or [type(error).__name__])[-1][:200]
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _problem_of(site: Site, node: str) -> str:
+    try:
+        site.check(node)
+    except RememeError as error:
+        return str(error)
+    return ""
+
+
+def refuse_unfit_nodes(site: Site) -> None:
+    """Raise ConfigError with the node's name if one of several nodes cannot write where the others read.
+
+    Of one that has not answered in time, what it cannot do is told when an expert comes to it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return  # the driver is on it, and has written there
+    asked = []
+    for node in nodes:
+        if node["Resources"].get("CPU") or node["Resources"].get("GPU"):
+            name = f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+            asked.append(_on(node, _problem_of).remote(site, name))
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_TIMEOUT_S) if asked else ([], [])
+    for reference in answered:
+        try:
+            problem = ray.get(reference)
+        except RayError:  # the node died
+            continue
+        if problem:
+            raise ConfigError(problem)
+
+
+def _on(node: Mapping[str, Any], task: Any) -> Any:
+    """The task, for this node and no other."""
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
 
 
 def dashboard_address() -> str:

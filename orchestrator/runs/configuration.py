@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.metrics import ClusterMetrics
-from orchestrator.execution.probing import refuse_unfit_nodes
+from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.plan.places import RunsDir

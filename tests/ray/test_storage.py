@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from orchestrator.execution.cluster import connect
-from orchestrator.execution.probing import refuse_unfit_nodes
+from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.places import RunsDir
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.store import remote as remote_store

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
-from orchestrator.execution.probing import refuse_unfit_nodes
+from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
