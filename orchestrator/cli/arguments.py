@@ -32,6 +32,12 @@ StorageOption = Annotated[
         show_default=False,
     ),
 ]
+JOB_SERVER = typer.Option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    help="Where the cluster takes jobs: http://HEAD:8265.",
+    show_default=False,
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory (runs/NAME-HASH), or its ensemble.", show_default=False)]
 RUNS = Path("runs")

@@ -5,21 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import AsJson, Config, Overrides, StorageOption, Store
+from orchestrator.cli.arguments import JOB_SERVER, AsJson, Config, Overrides, StorageOption, Store
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
     from orchestrator.execution.jobs import JobServer
 
-JobServerAddress = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="Where the cluster takes jobs: http://HEAD:8265.",
-        show_default=False,
-    ),
-]
+JobServerAddress = Annotated[str, JOB_SERVER]
 JobId = Annotated[str, typer.Argument(help="As `rememe submit` and `rememe jobs` print it.", show_default=False)]
 
 

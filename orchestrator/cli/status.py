@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption
+from orchestrator.cli.arguments import JOB_SERVER, RUNS, AsJson, RunsDirOption
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -27,14 +27,7 @@ def status(
         ),
     ] = None,
     runs_dir: RunsDirOption = RUNS,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_API_SERVER_ADDRESS",
-            help="Where the cluster of the job takes jobs: http://HEAD:8265.",
-            show_default=False,
-        ),
-    ] = None,
+    address: Annotated[str | None, JOB_SERVER] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on looking until Ctrl-C.")] = False,
     json: AsJson = False,
 ) -> None:

@@ -127,6 +127,7 @@ def check_storage(outcome: Outcome, uri: str) -> None:
 def test_a_directory_that_one_node_does_not_see_is_refused_with_its_name(nodes: Cluster, tmp_path: Path) -> None:
     """A node on which the path leads elsewhere stands for a machine with a disk of its own."""
     store = ExpertStore(tmp_path / "store")
+    add_node(nodes, tmp_path / "disk")
     with connect(nodes.address):
         refuse_unfit_nodes(store.site)
         elsewhere = SharedSite(store.root, "of another directory")
