@@ -133,13 +133,7 @@ class TableSource(ImageSource):
             candidates = [name for name in IMAGE_NAMES[:1] if name in columns]
             candidates = candidates or [name for name, kind in columns.items() if is_image_struct(kind)]
             candidates = candidates or [name for name in IMAGE_NAMES if name in columns]
-        if len(candidates) != 1:
-            missing = f"no column {wanted}" if wanted is not None else "no column that is clearly the images"
-            raise DataError(
-                f"{self._parts[0].table.path} has {missing}; name it with --image-column (data.image_column); there "
-                f"are: {', '.join(columns)}"
-            )
-        return candidates[0]
+        return self._only(candidates, "the images", wanted, "name it with --image-column (data.image_column)")
 
     def _label_column(self) -> str | None:
         columns, wanted = self._columns(), self._config.label_column
@@ -151,11 +145,17 @@ class TableSource(ImageSource):
             candidates = [name for name in LABEL_NAMES[:1] if name in columns]
             candidates = candidates or [name for name in columns if self._described_names(name) is not None]
             candidates = candidates or [name for name in LABEL_NAMES if name in columns]
+        how = (
+            "name it with --label-column (data.label_column), or read all images as one class with --label-column none"
+        )
+        return self._only(candidates, "the labels", wanted, how)
+
+    def _only(self, candidates: Sequence[str], what: str, wanted: str | None, how: str) -> str:
+        """The one column that can be meant. DataError with what to do if there is none, or several."""
         if len(candidates) != 1:
-            missing = f"no column {wanted}" if wanted is not None else "no column that is clearly the labels"
+            missing = f"no column {wanted}" if wanted is not None else f"no column that is clearly {what}"
             raise DataError(
-                f"{self._parts[0].table.path} has {missing}; name it with --label-column (data.label_column), or read "
-                f"all images as one class with --label-column none; there are: {', '.join(columns)}"
+                f"{self._parts[0].table.path} has {missing}; {how}; there are: {', '.join(self._columns())}"
             )
         return candidates[0]
 

@@ -90,8 +90,7 @@ class DenoisingStep:
         job, batch_size = self._job, len(x0_BCHW) * self._workers.world_size
         mine = self._workers.part_of(batch_size)
         where = (job.seed, *job.interval, images_seen)
-        on_cpu = torch.Generator().manual_seed(derive_seed("timesteps", *where))
-        t_B = draw_timesteps(on_cpu, job.interval, job.specialisation, job.diffusion.num_timesteps, batch_size)
+        t_B, on_cpu = _draw_timesteps(job, images_seen, batch_size)
         hidden_B = torch.rand(batch_size, generator=on_cpu) < job.training.label_dropout
         # Noise is drawn where it is used: copying it would cost more than drawing it.
         on_device = torch.Generator(self._device).manual_seed(derive_seed("noise", *where))
@@ -121,6 +120,13 @@ class DenoisingStep:
         return self._network
 
 
+def _draw_timesteps(job: ExpertJob, images_seen: int, batch_size: int) -> tuple[Tensor, torch.Generator]:
+    """Those of the step that starts at images_seen, and the generator for what is drawn after them."""
+    generator = torch.Generator().manual_seed(derive_seed("timesteps", job.seed, *job.interval, images_seen))
+    t_B = draw_timesteps(generator, job.interval, job.specialisation, job.diffusion.num_timesteps, batch_size)
+    return t_B, generator
+
+
 class ExpertTrainer(Trainer[ExpertJob]):
     """Trains one network on timesteps of its interval."""
 
@@ -147,11 +153,7 @@ class ExpertTrainer(Trainer[ExpertJob]):
 
     def drawn_at(self, images_seen: int) -> str:
         """The timesteps."""
-        job = self.job
-        generator = torch.Generator().manual_seed(derive_seed("timesteps", job.seed, *job.interval, images_seen))
-        t_B = draw_timesteps(
-            generator, job.interval, job.specialisation, job.diffusion.num_timesteps, job.training.batch_size
-        )
+        t_B, _ = _draw_timesteps(self.job, images_seen, self.job.training.batch_size)
         return f"timesteps {first_of(t_B.tolist())}"
 
     def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
