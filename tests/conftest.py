@@ -2,9 +2,11 @@
 
 import logging
 import os
+import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +125,21 @@ def s3(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[int]:
 def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         yield patch
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """mounted(size): an empty file system of so many bytes, as mount takes them; skips where none can be mounted."""
+    place = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+        if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            pytest.skip("cannot mount a small file system here, so no disk can be filled or made read-only")
+        return place
+
+    yield mount
+    if place.is_mount():
+        # MLflow keeps its database open.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)

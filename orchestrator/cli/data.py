@@ -47,7 +47,7 @@ def data_check(
 ) -> None:
     """Read every image as prepare does, and say what is there; nothing is written."""
     from orchestrator.runs.data import check_source
-    from orchestrator.terminal.found import found_lines
+    from orchestrator.terminal.found import print_found
     from workloads.data.found import check_bad
 
     found = check_source(
@@ -59,7 +59,7 @@ def data_check(
         label_column=label_column,
         sparse_labels=sparse_labels,
     )
-    print("\n".join(found_lines(found)))
+    print_found(found)
     check_bad(found.bad, max_bad)
 
 
@@ -81,7 +81,7 @@ def data_prepare(
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
     from orchestrator.runs.data import prepare_source
-    from orchestrator.terminal.found import found_lines
+    from orchestrator.terminal.found import print_found
 
     summary = prepare_source(
         source,
@@ -97,7 +97,7 @@ def data_prepare(
     )
     made = summary.manifest
     if summary.found is not None:
-        print("\n".join(found_lines(summary.found)))
+        print_found(summary.found)
     print(f"{out}: {made.num_images} {made.kind} of shape {made.shape}, {len(made.class_names)} classes")
     if made.latent is not None:
         latent = made.latent
@@ -113,7 +113,7 @@ def data_show(
 ) -> None:
     """Draw what the trainer will see, a row per class, and print the range of its numbers."""
     from orchestrator.runs.data import show_prepared
-    from orchestrator.terminal.found import found_lines
+    from orchestrator.terminal.found import print_found
     from workloads.data.found import read_found
     from workloads.data.prepare import FOUND
 
@@ -121,7 +121,7 @@ def data_show(
     view = show_prepared(prepared, target, columns)
     found = read_found(prepared / FOUND)
     if found is not None:
-        print("\n".join(found_lines(found)))
+        print_found(found)
     shown = "decoded by their VAE" if view.decoded else "as they are"
     print(f"each {view.shape}, {view.low:.3f} to {view.high:.3f}, mean {view.mean:.3f}, std {view.std:.3f} ({shown})")
     print(f"{target}: a row per class")

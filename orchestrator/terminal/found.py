@@ -8,7 +8,12 @@ MAX_CLASSES = 20
 """Classes that are listed; of more, the first ones and how large the others are."""
 
 
-def found_lines(found: SourceContents) -> Iterator[str]:
+def print_found(found: SourceContents) -> None:
+    """A table of what was found, for people."""
+    print("\n".join(_lines(found)))
+
+
+def _lines(found: SourceContents) -> Iterator[str]:
     """Classes with their numbers of images, sizes, modes, what was done, and what was left out and why."""
     sized = [one for one in found.classes if one.num_images]
     yield f"{found.source}: {found.tally.num_images:,} images, {len(found.classes):,} classes"

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import wraps
 from pathlib import Path
@@ -251,16 +251,9 @@ def test_a_folder_as_store_is_named(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(mounted: Callable[[str], Path]) -> Path:
     """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a small file system here, so no disk can be filled or made read-only")
-    yield place
-    # MLflow keeps its database open.
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    return mounted("4m")
 
 
 def test_a_read_only_database_is_named(
