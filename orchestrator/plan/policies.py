@@ -153,7 +153,8 @@ def _fits(wanted: Mapping[str, float], room: Mapping[str, float]) -> bool:
 def why_unplaceable(job: PlannedJob, nodes: Sequence[Mapping[str, float]]) -> str | None:
     """None if the nodes could hold the whole job when idle, otherwise what is missing and how much there is."""
     reason = why_infeasible(job.resources, nodes)
-    if reason is not None or num_fitting([job.request], nodes):
+    # One worker fits where some node can hold it. This is asked about all that wait, at every look.
+    if reason is not None or job.num_workers == 1 or num_fitting([job.request], nodes):
         return reason
     rooms = [[node] for node in nodes] if job.placement == "STRICT_PACK" else [nodes]
     most = max(num_slots([job.resources] * job.num_workers, room) for room in rooms)
