@@ -23,13 +23,18 @@ ImageColumn = Annotated[str | None, typer.Option(help="Column of a table that ho
 LabelColumn = Annotated[
     str | None,
     typer.Option(
-        help="Column of a table (field of WebDataset's .json) that holds the classes; none: all images are of one.",
+        help="Column of a table (also of one beside pictures; field of WebDataset's .json) that holds the classes; "
+        "none: all images are of one.",
         show_default=False,
     ),
 ]
 Sparse = Annotated[
     Literal["refuse", "remap", "keep"] | None,
     typer.Option(help="Labels that leave most numbers out: number them anew, or keep them.", show_default="refuse"),
+]
+MissingParts = Annotated[
+    Literal["refuse", "accept"] | None,
+    typer.Option(help="Where a file is missing that others count, as 00001-of-00003.", show_default="refuse"),
 ]
 MaxBad = Annotated[int, typer.Option(min=0, help="Images that may fail to decode.")]
 
@@ -43,6 +48,7 @@ def data_check(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     sparse_labels: Sparse = None,
+    missing_parts: MissingParts = None,
     max_bad: MaxBad = 0,
 ) -> None:
     """Read every image as prepare does, and say what is there; nothing is written."""
@@ -58,6 +64,7 @@ def data_check(
         image_column=image_column,
         label_column=label_column,
         sparse_labels=sparse_labels,
+        missing_parts=missing_parts,
     )
     print_found(found)
     check_bad(found.bad, max_bad)
@@ -77,6 +84,7 @@ def data_prepare(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     sparse_labels: Sparse = None,
+    missing_parts: MissingParts = None,
     max_bad: MaxBad = 0,
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
@@ -94,6 +102,7 @@ def data_prepare(
         image_column=image_column,
         label_column=label_column,
         sparse_labels=sparse_labels,
+        missing_parts=missing_parts,
     )
     made = summary.manifest
     if summary.found is not None:

@@ -13,10 +13,10 @@ from workloads.config.base import StrictConfig
 from workloads.config.data import AnyData, LatentFilesData
 from workloads.config.load import validate
 from workloads.data.found import SourceContents
+from workloads.data.labels import NO_LABELS
 from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
-from workloads.data.tables import NO_LABELS
 from workloads.errors import DataError
 
 if TYPE_CHECKING:

@@ -260,7 +260,8 @@ def test_tables(seed: int, tmp_path: Path) -> None:
     image, label = draw.one((("image", "label"), ("img", "labels"), ("Bild", "Klasse"), ("image", "fine_label")))
     named = {"image_column": image, "label_column": label} if image == "Bild" or label == "fine_label" else {}
     arrow = draw.chance(0.3)
-    for part in range(int(draw.rng.integers(1, 4))):
+    num_parts = int(draw.rng.integers(1, 4))
+    for part in range(num_parts):
         count = int(draw.rng.integers(0, 5)) if part else 4
         pixels, values = [draw.pixels() for _ in range(count)], draw.rng.integers(0, 5, count).tolist()
         if not part:
@@ -269,7 +270,9 @@ def test_tables(seed: int, tmp_path: Path) -> None:
         truth.update((name, one.tobytes()) for name, one in zip(names, pixels, strict=True))
         columns = {"id": pa.array(range(count)), image: images_column(draw, pixels, tmp_path), label: labels}
         table = pa.table(columns if count else {"id": pa.array([], pa.int64())})
-        write_table(tmp_path, f"train-{part:05d}-of-00003", table, arrow=arrow, rows=int(draw.rng.integers(1, 4)))
+        write_table(
+            tmp_path, f"train-{part:05d}-of-{num_parts:05d}", table, arrow=arrow, rows=int(draw.rng.integers(1, 4))
+        )
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "half.parquet").write_bytes(b"PAR1")
     source = opened(tmp_path, **named)

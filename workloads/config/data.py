@@ -7,6 +7,7 @@ from pydantic import Field
 from workloads.config.base import StrictConfig, UserPath
 
 SparseLabels = Literal["refuse", "remap", "keep"]
+MissingParts = Literal["refuse", "accept"]
 
 
 class _DataFields(StrictConfig):
@@ -51,14 +52,6 @@ class _FileData(_DataFields):
     """Read all images as one class, whatever folders or labels say."""
 
 
-class FolderData(_FileData):
-    """A folder of images, one subfolder per class."""
-
-    kind: Literal["folder"] = "folder"
-    path: UserPath
-    """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
-
-
 class _LabelledData(_FileData):
     label_column: str | None = None
     """Column (or field) of the labels; "none" for images of one class. None: the one that is clearly meant."""
@@ -67,7 +60,20 @@ class _LabelledData(_FileData):
     """What to do with labels that leave most numbers out: refuse them, remap them to 0, 1, 2, ..., or keep them."""
 
 
-class ArchiveData(_LabelledData):
+class FolderData(_LabelledData):
+    """A folder of images, one subfolder per class, or with the labels in a metadata.csv or metadata.jsonl."""
+
+    kind: Literal["folder"] = "folder"
+    path: UserPath
+    """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
+
+
+class _PartsData(_LabelledData):
+    missing_parts: MissingParts = "refuse"
+    """What to do where one of several files is missing that the others count, as 00001-of-00003: refuse, or accept."""
+
+
+class ArchiveData(_PartsData):
     """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
 
     kind: Literal["archive"] = "archive"
@@ -75,7 +81,7 @@ class ArchiveData(_LabelledData):
     """The file, or the folder of tars."""
 
 
-class _TableData(_LabelledData):
+class _TableData(_PartsData):
     image_column: str | None = None
     """Column of the images. None: the one that is clearly meant."""
 

@@ -50,7 +50,7 @@ SHARD_LATENTS = 1024
 SHARD_BYTES = 2**27
 """Of pixels, for a shard is made in memory; large images lie in shards of fewer."""
 
-READING_VERSION = 2
+READING_VERSION = 3
 """Raise it when the same source may be read as other pixels or labels; what was prepared before is then made anew."""
 
 FOUND = "found.json"

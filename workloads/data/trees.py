@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ LEFTOVERS = {
     "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r",
 }  # fmt: skip
 UNFINISHED = {".bak", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart", ".orig", ".old"}
+PACKED = {".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 HEAD_BYTES = 32
 DESCRIPTION = "dataset.json"
 """Where the trees of StyleGAN and EDM keep the labels."""
@@ -56,8 +57,8 @@ class Tree(ABC):
         """Its first bytes; none if it cannot be read."""
 
     @abstractmethod
-    def signature(self) -> str:
-        """Changes when a file does; looks at names, sizes and times only."""
+    def signature(self, used: Sequence[Parts] = ()) -> str:
+        """Changes when a picture does, or another file that is used; looks at names, sizes and times only."""
 
     def name(self, path: Parts) -> str:
         """What messages call it."""
@@ -82,12 +83,16 @@ class Tree(ABC):
             else:
                 self.others.append(path)
 
-    def leave_out_others(self, used: Sequence[str] = ()) -> None:
-        """Note what is no picture and, by its suffix, of no other use."""
+    def leave_out_others(self, used: Collection[Parts] = ()) -> None:
+        """Note what is no picture and was not used either."""
+        used = set(used)
         for path in self.others:
-            suffix = PurePosixPath(path[-1]).suffix.lower()
-            if suffix not in used:
-                self.left_out.add(f"no picture ({suffix or 'no suffix'})", self.name(path))
+            if path not in used:
+                suffix = PurePosixPath(path[-1]).suffix.lower()
+                reason = (
+                    "an archive within, not unpacked" if suffix in PACKED else f"no picture ({suffix or 'no suffix'})"
+                )
+                self.left_out.add(reason, self.name(path))
 
 
 def ignored(name: str) -> str | None:
@@ -114,9 +119,8 @@ class DirectoryTree(Tree):
         except OSError:
             return b""
 
-    def signature(self) -> str:
-        # As it was when only pictures in class folders were looked at: unchanged data are prepared once.
-        return files_signature([self.place.joinpath(*path) for path in self.pictures], self.place)
+    def signature(self, used: Sequence[Parts] = ()) -> str:
+        return files_signature([self.place.joinpath(*path) for path in (*self.pictures, *used)], self.place)
 
     def _walk(self) -> list[Parts]:
         found: list[Parts] = []
@@ -178,10 +182,13 @@ class ArchiveTree(Tree):
         self._archives = archives
         self._places: dict[Parts, tuple[int, Any]] = {}
         """Number of the archive and place in it, by path; the archive's name comes first where there are several."""
+        names = [archive.name for archive in archives]
+        if len(set(names)) < len(names):
+            names = [str(archive.relative_to(place)) for archive in archives]
         for number, archive in enumerate(archives):
             require_file(archive, "an archive")
             for name, where, is_file in self._members(number):
-                self._note((archive.name,) * (len(archives) > 1), name, (number, where), is_file)
+                self._note((names[number],) * (len(archives) > 1), name, (number, where), is_file)
         self._sort_in(list(self._places))
 
     @abstractmethod
@@ -194,7 +201,7 @@ class ArchiveTree(Tree):
     def inside(self, path: Parts) -> Parts:
         return path[1:] if len(self._archives) > 1 else path
 
-    def signature(self) -> str:
+    def signature(self, used: Sequence[Parts] = ()) -> str:  # noqa: ARG002
         root = self.place if self.place.is_dir() else self.place.parent
         return files_signature(list(self._archives), root)
 
@@ -207,6 +214,11 @@ class ArchiveTree(Tree):
         elif not inside:
             return
         elif is_file:
+            if path in self._places:
+                raise DataError(
+                    f"{self._archives[where[0]]} holds {printable('/'.join(inside))} twice, and only one can be meant; "
+                    "make the archive anew, each file once"
+                )
             self._places[path] = where
             self.folders.update(inside[:depth] for depth in range(1, len(inside)))
         elif name.endswith("/"):
