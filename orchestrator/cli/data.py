@@ -44,6 +44,7 @@ def data_check(
     source: Source,
     size: Size = 32,
     channels: Channels = 3,
+    vae: Annotated[Path | None, typer.Option(help="The diffusers AutoencoderKL that made the latents given.")] = None,
     split: Part = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -58,6 +59,7 @@ def data_check(
 
     found = check_source(
         source,
+        vae=vae,
         size=size,
         channels=channels,
         split=split,

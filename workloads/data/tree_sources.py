@@ -18,7 +18,16 @@ from workloads.data.parts import about_one_part, check_parts
 from workloads.data.pictures import BadPictureError
 from workloads.data.source import ImageSource, Item, existing
 from workloads.data.splits import files_of_split, split_of_folder
-from workloads.data.trees import DESCRIPTION, DirectoryTree, Parts, TarTree, Tree, ZipTree, ignored
+from workloads.data.trees import (
+    DESCRIPTION,
+    DirectoryTree,
+    Parts,
+    TarTree,
+    Tree,
+    ZipTree,
+    described_labels,
+    ignored,
+)
 from workloads.errors import DataError
 
 CLASS_FILE = "cls"
@@ -37,10 +46,9 @@ class TreeSource(ImageSource):
         """Files beside the pictures that labels come from."""
         self._one_class = config.one_class or config.label_column == NO_LABELS
         self.remarks = ()
-        described = next((path for path in tree.others if path == (DESCRIPTION,)), None)
         sidecars = [] if self._one_class else self._sidecars()
-        if described is not None and not self._one_class:
-            self._pictures = self._by_description(described)
+        if (DESCRIPTION,) in tree.others and not self._one_class:
+            self._pictures = self._by_description()
         elif sidecars:
             self._pictures = self._by_sidecars(sidecars)
         else:
@@ -69,7 +77,7 @@ class TreeSource(ImageSource):
         for index in arranged.outside:
             tree.left_out.add("in no class folder", tree.name(tree.pictures[index]))
         self.class_names, self.remarks = arranged.class_names, tuple(arranged.remarks)
-        if without_labels:
+        if not self._one_class and len(arranged.class_names) == 1:
             self.remarks += tuple(self._unread_lists())
         return [(tree.pictures[index], label) for index, label in arranged.pictures]
 
@@ -153,21 +161,14 @@ class TreeSource(ImageSource):
             f"{named}read all as one class with --label-column none"
         )
 
-    def _by_description(self, file: Parts) -> list[tuple[Parts, int]]:
+    def _by_description(self) -> list[tuple[Parts, int]]:
         """dataset.json: {"labels": [[path, label], ...]}, or null for pictures without classes."""
-        try:
-            labels = json.loads(self._tree.read(file))["labels"]
-            label_of = None if labels is None else {str(path): label for path, label in labels}
-        except (ValueError, TypeError, KeyError, BadPictureError) as error:
-            raise DataError(
-                f"{self._tree.place_of(file)} is not the description of a data set ({error}); it should be "
-                '{"labels": [[path, label], ...]}; take it away to go by folders'
-            ) from None
+        self._used = [(DESCRIPTION,)]
+        label_of = described_labels(self._tree)
         if label_of is None:
             self.class_names, self.remarks = (ONE_CLASS,), (f"{DESCRIPTION} gives no labels: one class",)
-            self._used = [file]
             return [(path, 0) for path in self._tree.pictures]
-        self._used, self.remarks = [file], (f"labels from {DESCRIPTION}",)
+        self.remarks = (f"labels from {DESCRIPTION}",)
         return self._labelled({path: label_of.get("/".join(path)) for path in self._tree.pictures}, DESCRIPTION)
 
     def _by_sidecars(self, sidecars: list[Parts]) -> list[tuple[Parts, int]]:

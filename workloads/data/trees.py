@@ -1,5 +1,6 @@
 """Files by relative path, in a folder, a zip or tars; which of them are pictures, and which are not data at all."""
 
+import json
 import os
 import stat
 import tarfile
@@ -290,6 +291,19 @@ class TarTree(ArchiveTree):
         if whole and length > limit:
             raise BadPictureError("too large to decode", f"{length:,} bytes")
         return os.pread(self._files[archive].fileno(), min(length, limit), start)
+
+
+def described_labels(tree: Tree) -> dict[str, Any] | None:
+    """Labels by path as the dataset.json of a tree has them; None if it gives none. DataError if it is none."""
+    file = (DESCRIPTION,)
+    try:
+        labels = json.loads(tree.read(file))["labels"]
+        return None if labels is None else {str(path): label for path, label in labels}
+    except (ValueError, TypeError, KeyError, BadPictureError, RecursionError) as error:
+        raise DataError(
+            f"{tree.place_of(file)} is not the description of a data set ({error}); it should be "
+            '{"labels": [[path, label], ...]}; take it away to go by folders'
+        ) from None
 
 
 def files_signature(files: Sequence[Path], root: Path) -> str:
