@@ -17,7 +17,7 @@ Source = Annotated[
     ),
 ]
 Size = Annotated[int, typer.Option(min=4, max=8192, help="Height and width in pixels.")]
-Channels = Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 colour.")]
+Channels = Annotated[Literal["1", "3"], typer.Option(help="1 grey, 3 colour.")]
 Part = Annotated[str | None, typer.Option(help="train, val or test, where the source has parts.", show_default="train")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the images.", show_default=False)]
 LabelColumn = Annotated[
@@ -32,7 +32,7 @@ Sparse = Annotated[
     Literal["refuse", "remap", "keep"] | None,
     typer.Option(help="Labels that leave most numbers out: number them anew, or keep them.", show_default="refuse"),
 ]
-MissingParts = Annotated[
+AbsentParts = Annotated[
     Literal["refuse", "accept"] | None,
     typer.Option(help="Where a file is missing that others count, as 00001-of-00003.", show_default="refuse"),
 ]
@@ -43,13 +43,13 @@ MaxBad = Annotated[int, typer.Option(min=0, help="Images that may fail to decode
 def data_check(
     source: Source,
     size: Size = 32,
-    channels: Channels = 3,
+    channels: Channels = "3",
     vae: Annotated[Path | None, typer.Option(help="The diffusers AutoencoderKL that made the latents given.")] = None,
     split: Part = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     sparse_labels: Sparse = None,
-    missing_parts: MissingParts = None,
+    missing_parts: AbsentParts = None,
     max_bad: MaxBad = 0,
 ) -> None:
     """Read every image as prepare does, and say what is there; nothing is written."""
@@ -61,7 +61,7 @@ def data_check(
         source,
         vae=vae,
         size=size,
-        channels=channels,
+        channels=int(channels),
         split=split,
         image_column=image_column,
         label_column=label_column,
@@ -77,7 +77,7 @@ def data_prepare(
     source: Source,
     out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
     size: Size = 32,
-    channels: Channels = 3,
+    channels: Channels = "3",
     vae: Annotated[
         Path | None,
         typer.Option(help="Write latents of this diffusers AutoencoderKL instead of pixels; or it made those given."),
@@ -86,7 +86,7 @@ def data_prepare(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     sparse_labels: Sparse = None,
-    missing_parts: MissingParts = None,
+    missing_parts: AbsentParts = None,
     max_bad: MaxBad = 0,
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
@@ -99,7 +99,7 @@ def data_prepare(
         vae=vae,
         max_bad=max_bad,
         size=size,
-        channels=channels,
+        channels=int(channels),
         split=split,
         image_column=image_column,
         label_column=label_column,

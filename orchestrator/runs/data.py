@@ -27,11 +27,17 @@ PREPARING = "preparing data"
 
 def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     """What would run. Works without data and initial weights too; keys are then unknown."""
+    check_network(config)
     spec = spec_of(config, runs_dir)
     if config.initial_weights is not None and not config.initial_weights.exists():
         print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")
         config, spec = config.model_copy(update={"initial_weights": None}), spec.model_copy(update={"fingerprint": ""})
     return make_plan(config, spec)
+
+
+def check_network(config: RunConfig) -> None:
+    """ConfigError if a network does not fit the data as it is configured: told before hours of preparing it."""
+    make_plan(config.model_copy(update={"initial_weights": None}), _as_configured(config.data))
 
 
 def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
@@ -47,6 +53,10 @@ def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
             return ensure_prepared(data, RunsDir(runs_dir).data, on_progress=advance).spec(data)
     except DataError as error:
         print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
+    return _as_configured(data)
+
+
+def _as_configured(data: AnyData) -> DataSpec:
     conditional = data.num_classes if data.class_conditional else None
     return DataSpec(fingerprint="", channels=data.channels, image_size=data.image_size, num_classes=conditional)
 

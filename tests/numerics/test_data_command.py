@@ -13,11 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
-from orchestrator.runs.data import check_source, prepare_source, source_config
+from orchestrator.runs.data import check_source, plan_as_far_as_known, prepare_source, source_config
+from workloads.config import load_config
 from workloads.data import decode, prepare
 from workloads.data.prepare import FOUND
 from workloads.data.prepared import PreparedDataset
-from workloads.errors import DataError
+from workloads.errors import ConfigError, DataError
 
 SIDE = 8
 
@@ -203,3 +204,12 @@ def test_of_edm2s_means_and_spreads_the_scaled_mean_is_taken(tmp_path: Path, vae
     np.save(root / names[0], latents[0, :3])
     with pytest.raises(DataError, match=r"img-mean-std-00000000\.npy holds no latent .*\(3, 8, 8\), where it makes"):
         check_source(str(root), size=SIDE, channels=3, vae=vae)
+
+
+def test_a_network_that_does_not_fit_is_told_before_its_data_is_made(pictures: Path, tmp_path: Path) -> None:
+    data = f"kind: folder, path: {pictures}, class_conditional: true"
+    with pytest.raises(ConfigError, match="21"):
+        plan_as_far_as_known(load_config("demo-meme", [f"data={{{data}, image_size: 21}}"]), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    fitting = load_config("demo-meme", [f"data={{{data}, image_size: 28}}"])
+    assert plan_as_far_as_known(fitting, tmp_path / "runs").jobs[0].key

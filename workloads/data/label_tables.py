@@ -21,7 +21,7 @@ METADATA = "metadata"
 NUM_TRIED = 200
 """Rows that are looked at to see which column holds the names of pictures."""
 
-Columns = dict[str, list[Any]]
+ValuesByColumn = dict[str, list[Any]]
 """Values by column, all of the same number; None where a row has none."""
 
 
@@ -32,7 +32,7 @@ class LabelTable(NamedTuple):
     """What messages call it."""
 
     is_metadata: bool
-    columns: Columns
+    columns: ValuesByColumn
     pictures: list[Parts | None]
     """Of each row; None: none that is there."""
 
@@ -41,12 +41,12 @@ class LabelTable(NamedTuple):
 
     @property
     def others(self) -> list[str]:
-        """Columns that may hold labels."""
+        """ValuesByColumn that may hold labels."""
         return [name for name in self.columns if name != self.files]
 
     @property
     def candidates(self) -> list[str]:
-        """Columns that are clearly labels."""
+        """ValuesByColumn that are clearly labels."""
         return [name for name in self.others if name.lower() in LABEL_NAMES]
 
 
@@ -151,7 +151,7 @@ def _rows_of_split(table: LabelTable, column: str, wanted: str | None) -> list[b
     return [True] * len(table.pictures)
 
 
-def _parsed(content: bytes, suffix: str) -> Columns | None:
+def _parsed(content: bytes, suffix: str) -> ValuesByColumn | None:
     try:
         text = content.decode("utf-8-sig")
         return _from_lines(text) if suffix in {".jsonl", ".ndjson"} else _from_csv(text)
@@ -159,7 +159,7 @@ def _parsed(content: bytes, suffix: str) -> Columns | None:
         return None
 
 
-def _from_csv(text: str) -> Columns | None:
+def _from_csv(text: str) -> ValuesByColumn | None:
     head = text.partition("\n")[0]
     delimiter = max("\t;,", key=head.count)
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
@@ -172,7 +172,7 @@ def _from_csv(text: str) -> Columns | None:
     }
 
 
-def _from_lines(text: str) -> Columns | None:
+def _from_lines(text: str) -> ValuesByColumn | None:
     rows: list[Mapping[str, Any]] = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         return None

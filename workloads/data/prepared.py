@@ -213,6 +213,8 @@ _VERIFIED: set[tuple[object, ...]] = set()
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a prepared directory. DataError if there is none or it is damaged."""
     file = path / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path} does not exist; prepared data is a directory that rememe data prepare wrote")
     if not file.is_file():
         raise DataError(f"{path} holds no prepared data ({MANIFEST} is missing); make it with: rememe data prepare")
     try:
