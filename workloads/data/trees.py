@@ -34,6 +34,9 @@ LEFTOVERS = {
 UNFINISHED = {".bak", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart", ".orig", ".old"}
 PACKED = {".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 HEAD_BYTES = 32
+ZIP_END_BYTES = 22 + 2**16
+"""In which the last record of a zip lies, with the comment behind it."""
+
 DESCRIPTION = "dataset.json"
 """Where the trees of StyleGAN and EDM keep the labels."""
 
@@ -237,6 +240,9 @@ class ZipTree(ArchiveTree):
             self._zip = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             raise DataError(f"{file} is no zip, or a damaged one ({error}); get it again") from None
+        listed, counted = len(self._zip.infolist()), _counted_entries(file)
+        if counted not in {None, listed % 2**16}:
+            raise DataError(f"{file} is damaged: it counts {counted} files and lists {listed}; get it again")
         return [(info.filename, info, not info.is_dir()) for info in self._zip.infolist()]
 
     def read(self, path: Parts) -> bytes:
@@ -257,6 +263,23 @@ class ZipTree(ArchiveTree):
             return b""
 
 
+def _counted_entries(file: Path) -> int | None:
+    """How many files the last record of a zip counts, modulo 2**16; None where another record does."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - ZIP_END_BYTES))
+        tail = opened.read()
+    last = tail[tail.rfind(b"PK\5\6") :]
+    count = int.from_bytes(last[10:12], "little")
+    return None if count == 2**16 - 1 else count
+
+
+def _only_zeros(file: IO[bytes], start: int) -> bool:
+    """Whether there is a block of zeros from a place on, and nothing else behind."""
+    file.seek(start)
+    first = file.read(tarfile.BLOCKSIZE)
+    return len(first) == tarfile.BLOCKSIZE and not any(map(any, (first, *iter(lambda: file.read(2**20), b""))))
+
+
 class TarTree(ArchiveTree):
     """One or several uncompressed tars."""
 
@@ -271,13 +294,15 @@ class TarTree(ArchiveTree):
                 for member in opened:
                     place = (member.offset_data, member.size)
                     found.append((member.name + "/" * member.isdir(), place, member.isreg()))
+                # The library takes a damaged header for the end.
+                is_whole = _only_zeros(self._files[-1], opened.offset)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DataError(
                 f"{file} is no uncompressed tar, or a damaged one ({error}); unpack it or get it again"
             ) from None
-        size = file.stat().st_size
-        if any(start + length > size for _, (start, length), is_file in found if is_file):
-            raise DataError(f"{file} is cut short: its last file does not end in it; get it again")
+        if not is_whole:
+            last = f"behind {printable(found[-1][0])}" if found else "at its start"
+            raise DataError(f"{file} is cut short or damaged {last}, where the tar should go on or end; get it again")
         return found
 
     def read(self, path: Parts) -> bytes:
