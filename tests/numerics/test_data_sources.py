@@ -49,7 +49,7 @@ def test_the_judge_sees_what_is_wrong(hostile_data: ModuleType, tmp_path: Path) 
     read, refused, _ = cases
     for wrong, why in (
         (read._replace(truth=None, told="x"), "should be refused"),
-        (read._replace(truth=Counter({("bird", pixels): 4})), "missing|classes"),
+        (read._replace(truth=Counter({("bird", b""): 4})), "missing|classes"),
         (read._replace(told="never said"), "nothing said"),
         (read._replace(num_bad=1), "0 bad"),
         (refused._replace(truth=read.truth), "refused: "),
