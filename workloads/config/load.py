@@ -8,11 +8,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from workloads.config.base import merge
 from workloads.config.comparison import Comparison
 from workloads.config.explain import explain_error, short, suggest
 from workloads.config.run import RunConfig
 from workloads.config.text import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from workloads.errors import ConfigError
+
+PRESET = "preset"
+"""The key of a file that names what it starts from."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,7 +60,20 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
         raise ConfigError(f"{source} must hold a mapping of sections; it holds {type(raw).__name__}")
     if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
         raw["evaluation"] = {"name": raw["evaluation"]}
-    return dict(raw)
+    return _on_preset(raw, folder)
+
+
+def _on_preset(raw: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The preset that `preset: NAME` starts from, with everything else that is said merged into it."""
+    own = {key: value for key, value in raw.items() if key != PRESET}
+    name = raw.get(PRESET)
+    if name is None:
+        return own
+    presets = list_presets(folder)
+    if name not in presets:
+        raise ConfigError(f"preset is {short(name)}, which is none{suggest(str(name), presets)}")
+    merged: dict[str, Any] = merge(read_raw(name, folder), own)
+    return merged
 
 
 def is_file(source: str) -> bool:
