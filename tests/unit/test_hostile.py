@@ -238,6 +238,7 @@ def test_numbers_and_flags_are_read() -> None:
 def test_a_preset_with_two_changes_is_a_file_of_three_lines(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: demo-meme\nname: mine\ntraining: {images: 5000}\nevaluation: fid2k\n")
+    assert find_study(str(file), []) is None
     found, preset = load_config(str(file)), load_config("demo-meme")
     assert (found.name, found.training.images, found.evaluation.num_samples) == ("mine", 5000, 2000)
     assert found.training == preset.training.model_copy(update={"images": 5000})
@@ -265,7 +266,7 @@ def test_a_comparison_and_a_study_start_from_theirs(tmp_path: Path) -> None:
     [
         ("preset: demo-mem", "preset is 'demo-mem', which is none; did you mean 'demo-meme'"),
         ("preset: [demo-meme]", "preset is ['demo-meme'], which is none"),
-        ("preset: demo-search", "which is none"),
+        ("preset: demo-search", "base: unknown key"),
         ("presets: demo-meme", "say preset: NAME"),
         ("base: demo-meme", "say preset: NAME"),
         ("extends: demo-meme", "say preset: NAME"),
