@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
+from orchestrator.runs.surroundings import require_writable
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.progress import progress
 from workloads.config import DataSpec, RunConfig
@@ -17,7 +18,7 @@ from workloads.data.labels import NO_LABELS
 from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
-from workloads.errors import DataError
+from workloads.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     from workloads.analysis.prepared import View
@@ -51,6 +52,9 @@ def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
     try:
         with progress(PREPARING, "images") as advance:
             return ensure_prepared(data, RunsDir(runs_dir).data, on_progress=advance).spec(data)
+    except (OSError, StorageError):
+        require_writable(runs_dir)  # says so if that is why
+        raise
     except DataError as error:
         print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
     return _as_configured(data)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.address import refuse_folder, tracking_uri
+from orchestrator.tracking.address import tracking_uri
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -29,7 +29,6 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
     if uri.startswith("http"):
         print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}")
         return 0
-    refuse_folder(uri)
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():
         raise ConfigError(f"no results under {runs_dir} yet; train something first: rememe train demo-meme")
@@ -38,8 +37,10 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError:
-            raise ConfigError(f"--port {port} is taken; try --port {port + 1}") from None
+        except PermissionError:
+            raise ConfigError(f"--port {port} is not for every user; take one from 1024 on") from None
+        except OSError as error:
+            raise ConfigError(f"--port {port} cannot be had ({error.strerror}); choose another") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     server = subprocess.Popen(_command(runs_dir, port), env=_environment(uri), start_new_session=True)
     try:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic_core import PydanticCustomError
 
 
 class StrictConfig(BaseModel):
@@ -15,6 +16,27 @@ class StrictConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+
+def not_a_flag(value: Any) -> Any:
+    """The value, unless it is true or false, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "it must be a number")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("number", "it must be a number, without quotes or units")
+    return not_a_flag(value)
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+"""A whole number, 1e6 included."""
+
+Real = Annotated[float, BeforeValidator(_number)]
+
+Flag = Annotated[bool, Strict()]
+"""true or false, and no number or word that might mean it."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 """Becomes part of the names of files."""

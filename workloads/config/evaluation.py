@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import Name, StrictConfig, UserPath
+from workloads.config.base import Name, Real, StrictConfig, UserPath, Whole
 from workloads.config.explain import short
 
 
@@ -14,13 +14,13 @@ class SamplingConfig(StrictConfig):
     sampler: Literal["ddim", "dpm++"] = "ddim"
     """DDIM (arXiv:2010.02502) or second-order multistep DPM-Solver++ (arXiv:2211.01095)."""
 
-    num_steps: int = Field(50, ge=1, le=1_000_000)
+    num_steps: Whole = Field(50, ge=1, le=1_000_000)
     """Denoising steps."""
 
-    eta: float = Field(0.0, ge=0, le=1)
+    eta: Real = Field(0.0, ge=0, le=1)
     """DDIM's noise: 0 deterministic, 1 as much as DDPM. DPM-Solver++ takes 0 only."""
 
-    guidance_scale: float = Field(1.0, ge=0)
+    guidance_scale: Real = Field(1.0, ge=0)
     """Classifier-free guidance (arXiv:2207.12598); 1 is none. Needs data.class_conditional."""
 
     @model_validator(mode="after")
@@ -40,13 +40,13 @@ class ProtocolConfig(StrictConfig):
     """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), or the small Fashion-MNIST
     classifier in this package (the score is then FD-fashion-cnn)."""
 
-    num_samples: int = Field(ge=2, le=100_000_000)
+    num_samples: Whole = Field(ge=2, le=100_000_000)
     """Generated images."""
 
-    batch_size: int = Field(100, ge=1, le=1_000_000)
+    batch_size: Whole = Field(100, ge=1, le=1_000_000)
     """Images generated at once. Part of the protocol because it changes the last bits of the result."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the generated images."""
 
     sampling: SamplingConfig = SamplingConfig()
@@ -81,13 +81,13 @@ class ProtocolConfig(StrictConfig):
 class HeldOutSpec(StrictConfig):
     """How the denoising loss on images kept out of training is measured."""
 
-    num_images: int = Field(256, ge=1)
+    num_images: Whole = Field(256, ge=1)
     """Images measured at each part of the timestep axis; all that are held out if those are fewer."""
 
-    num_bins: int = Field(20, ge=1)
+    num_bins: Whole = Field(20, ge=1)
     """Equal parts of the timestep axis."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the choice of images and of their noise, which are the same for all networks."""
 
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ from workloads.data.source import ImageSource
 from workloads.data.sources import open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
+from workloads.locks import is_locked, locked
 from workloads.progress import Progress
 
 SHARD_IMAGES = 8192
@@ -54,6 +56,7 @@ READING_VERSION = 3
 """Raise it when the same source may be read as other pixels or labels; what was prepared before is then made anew."""
 
 FOUND = "found.json"
+LOCK = ".lock"
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
 
@@ -88,6 +91,21 @@ def prepare(
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
         return _summary(out)
+    with _alone(out):
+        if not (out / MANIFEST).is_file():
+            _prepare(config, source, encoder, out, max_bad, shard_images, on_progress)
+    return _summary(out)
+
+
+def _prepare(
+    config: AnyData,
+    source: ImageSource,
+    encoder: LatentEncoder | None,
+    out: Path,
+    max_bad: int,
+    shard_images: int,
+    on_progress: Progress | None,
+) -> None:
     bad: list[BadItem] = []
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
@@ -101,7 +119,16 @@ def prepare(
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
     _finish(out, source, bad, encoder, name_of_source(config))
-    return _summary(out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Whoever prepares the same at the same time is waited for, and what it made is taken."""
+    file = out / LOCK
+    if is_locked(file):
+        logging.getLogger(__name__).warning("another process is preparing %s; waiting for it", out)
+    with locked(file, if_supported=True):
+        yield
 
 
 def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceContents:
@@ -235,7 +262,7 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is not a directory; choose another place to write to")
     # What a killed process was writing is no data.
-    if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
+    if out.exists() and not all(entry.match(SCRATCH) or entry.name in {PLAN, LOCK} for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
 
