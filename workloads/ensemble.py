@@ -17,6 +17,7 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.intervals import IntervalTable
 from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
+from workloads.data.latents import load_first_stage
 from workloads.data.prepared import LatentInfo, PreparedDataset
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file, write_text
@@ -237,6 +238,4 @@ class Ensemble:
 
     @cached_property
     def _vae(self) -> Any:
-        from diffusers import AutoencoderKL
-
-        return AutoencoderKL.from_pretrained(self._place.vae).to(self.device).eval()
+        return load_first_stage(self._place.vae).to(self.device)
