@@ -29,9 +29,8 @@ from workloads.config.load import apply_override, validate
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
-from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
-from workloads.pipeline import Scored
+from workloads.pipeline import Scored, check_score
 from workloads.places import RunDir
 from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
@@ -73,7 +72,7 @@ def train_configuration(
         )
     # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
-        check_extractor(config.evaluation)
+        check_score(config)
     kept = open_storage(config, store, storage)
     experts = ExpertStore(runs.store, store, kept)
     experts.check_remote()
@@ -131,7 +130,7 @@ def evaluate_run(
     runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
     config = _with_protocol(ensemble.config, protocol, overrides)
-    check_extractor(config.evaluation)
+    check_score(config)
     reference = prepare_reference_of(config, runs)
     if config.reference is None and reference.fingerprint != ensemble.data.fingerprint:
         raise ConfigError(

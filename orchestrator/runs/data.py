@@ -85,7 +85,9 @@ class _DataSection(StrictConfig):
     data: AnyData
 
 
-def prepare_source(source: str, out: Path, *, vae: Path | None, max_bad: int, **fields: Any) -> PrepareSummary:
+def prepare_source(
+    source: str, out: Path, *, vae: Path | None, max_bad: int, posterior: bool = False, **fields: Any
+) -> PrepareSummary:
     """Any source of images as shards in `out`, with a progress bar. fields: as source_config takes them."""
     config = source_config(source, vae=vae, **fields)
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
@@ -95,7 +97,7 @@ def prepare_source(source: str, out: Path, *, vae: Path | None, max_bad: int, **
     # Whoever encoded the latents that are there already is a part of their description.
     encoder = None if isinstance(config, LatentFilesData) else vae
     with progress("preparing", "images") as advance:
-        return prepare(config, out, vae=encoder, max_bad=max_bad, on_progress=advance)
+        return prepare(config, out, vae=encoder, posterior=posterior, max_bad=max_bad, on_progress=advance)
 
 
 def check_source(source: str, **fields: Any) -> SourceContents:

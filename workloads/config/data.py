@@ -111,7 +111,7 @@ class LatentFilesData(_DataFields):
     """The directory that holds a folder ..._features and a folder ..._labels."""
 
     vae: UserPath
-    """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
+    """Directory of the diffusers AutoencoderKL or VQModel that made them, already scaled by its factor."""
 
     channels: Annotated[Literal[4, 16], BeforeValidator(not_a_flag)] = 4  # type: ignore[assignment]
     """Of the latents."""

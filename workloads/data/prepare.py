@@ -29,6 +29,7 @@ from workloads.data.found import (
 from workloads.data.latents import LatentEncoder
 from workloads.data.prepared import (
     MANIFEST,
+    POSTERIOR_PARTS,
     LatentInfo,
     Manifest,
     PreparedDataset,
@@ -77,16 +78,18 @@ def prepare(
     out: Path,
     *,
     vae: Path | None = None,
+    posterior: bool = False,
     max_bad: int = 0,
     on_progress: Progress | None = None,
     shard_images: int | None = None,
 ) -> PrepareSummary:
     """Decode, crop to a square, resize and store every image (or its latent); does nothing where that is done.
 
+    posterior: as LatentEncoder takes it.
     Images that do not decode are left out and named; more than max_bad of them is a DataError.
     """
     source = _open(config)
-    encoder = _encoder(config, vae)
+    encoder = _encoder(config, vae, posterior=posterior)
     shard_images = shard_images or _shard_images(config, source, encoder)
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
@@ -180,11 +183,13 @@ def _open(config: AnyData) -> ImageSource:
     return open_source(config)
 
 
-def _encoder(config: AnyData, vae: Path | None) -> LatentEncoder | None:
+def _encoder(config: AnyData, vae: Path | None, *, posterior: bool = False) -> LatentEncoder | None:
     """What makes the latents; for latents that are there already, what made them."""
+    if posterior and (isinstance(config, LatentFilesData) or vae is None):
+        raise DataError("--posterior is of latents that are made here; give images and --vae, or leave it out")
     if isinstance(config, LatentFilesData):
         return LatentEncoder(config.vae)
-    return LatentEncoder(vae) if vae is not None else None
+    return LatentEncoder(vae, posterior=posterior) if vae is not None else None
 
 
 def _shard_images(config: AnyData, source: ImageSource, encoder: LatentEncoder | None) -> int:
@@ -243,10 +248,15 @@ def _determinants(
         "kind": config.kind,
         "image_size": config.image_size,
         "channels": config.channels,
-        "vae": None if encoder is None else [encoder.weights_sha256, encoder.scaling_factor, encoder.shift_factor],
+        "vae": None if encoder is None else _identity(encoder),
         "shard_images": shard_images,
         "reading": READING_VERSION,
     }
+
+
+def _identity(encoder: LatentEncoder) -> list[object]:
+    kept = ["posterior"] if encoder.posterior else []
+    return [encoder.weights_sha256, encoder.scaling_factor, encoder.shift_factor, *kept]
 
 
 def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncoder | None, shard_images: int) -> None:
@@ -317,14 +327,16 @@ def _finish(
     if not shards:
         raise DataError(f"none of the {source.num_images} images decode ({summary_of_bad(bad)})")
     channels, height, width = next(sidecar["shape"] for sidecar in sidecars if sidecar["shard"] is not None)
-    shape = (int(channels), int(height), int(width))
+    row_shape = (int(channels), int(height), int(width))
     dtype = np.dtype(np.uint8 if encoder is None else np.float16)
-    opened = [open_shard(out / shard.file, shape, dtype) for shard in shards]
+    opened = [open_shard(out / shard.file, row_shape, dtype) for shard in shards]
     labels = np.concatenate([labels for _, labels in opened])
     latent: LatentInfo | None = None
     if encoder is not None:
         latent = encoder.info(rows_in_order(opened))
         latent.check_scale()
+    has_posterior = encoder is not None and encoder.posterior
+    shape = (row_shape[0] // (POSTERIOR_PARTS if has_posterior else 1), *row_shape[1:])
     tally = sum((Tally(**sidecar["tally"]) for sidecar in sidecars), Tally())
     found = _found(source, description, Counter(labels.tolist()), tally, bad)
     write_text(out / FOUND, found.model_dump_json(indent=2))
