@@ -1,7 +1,7 @@
 """Files that are whole or absent, on a disk that is really full."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,9 @@ from workloads.files import new_directory, new_file, remove_unfinished_file, sha
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+def tiny_disk(mounted: Callable[[str], Path]) -> Path:
     """A file system of 64 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    return mounted("64k")
 
 
 def test_sha256_of_a_known_text(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
 from workloads.locks import is_locked, locked
 from workloads.progress import Progress
+from workloads.sealed import UNREADABLE, load_json, write_json
+
+logger = logging.getLogger(__name__)
 
 SHARD_IMAGES = 8192
 """Part of what prepared data is named by: another number would prepare all of it again."""
@@ -224,7 +227,7 @@ def _tell_what_is_odd(found: SourceContents) -> None:
     odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
     odd += [f"{len(found.empty_classes)} classes without images"] if found.empty_classes else []
     if found.left_out or found.empty_classes or len(found.remarks) > 1:
-        logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
+        logger.warning("data of %s: %s", found.source, "; ".join(odd))
 
 
 def _check_against(config: PreparedData, dataset: PreparedDataset) -> None:
@@ -263,10 +266,10 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
     wanted = content_hash(_determinants(config, source, encoder, shard_images))
     plan = out / PLAN
     if plan.is_file():
-        if json.loads(plan.read_text()) != wanted:
+        if plan.read_bytes() != json.dumps(wanted).encode():
             raise DataError(
-                f"{out} holds data prepared from another source, size or VAE, or by an earlier version; choose another "
-                "directory"
+                f"{out} holds data prepared from another source, size or VAE, or by an earlier version, or its "
+                f"{plan.name} is damaged; choose another directory"
             )
         return
     if out.exists() and not out.is_dir():
@@ -280,7 +283,11 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
 def _finished(sidecar: Path) -> bool:
     if not sidecar.is_file():
         return False
-    described = json.loads(sidecar.read_text())
+    try:
+        described = load_json(sidecar)
+    except UNREADABLE:
+        logger.warning("%s is damaged; its images are read again", sidecar)
+        return False
     # None of its images decoded.
     if described["shard"] is None:
         return True
@@ -312,17 +319,17 @@ def _write_shard(out: Path, index: int, block: Block, encoder: LatentEncoder | N
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
     # After the shard: one without a description is written again.
     found = {"bad": [one.model_dump() for one in block.bad], "tally": block.tally.model_dump()}
-    write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, **found}))
+    write_json(file.with_suffix(".json"), {"shard": shard, "shape": shape, **found})
 
 
 def _bad_of(sidecar: Path) -> list[BadItem]:
-    return [BadItem(**one) for one in json.loads(sidecar.read_text())["bad"]]
+    return [BadItem(**one) for one in load_json(sidecar)["bad"]]
 
 
 def _finish(
     out: Path, source: ImageSource, bad: list[BadItem], encoder: LatentEncoder | None, description: str
 ) -> None:
-    sidecars = [json.loads(file.read_text()) for file in sorted(out.glob("shard-*.json"))]
+    sidecars = [load_json(file) for file in sorted(out.glob("shard-*.json"))]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]
     if not shards:
         raise DataError(f"none of the {source.num_images} images decode ({summary_of_bad(bad)})")
@@ -339,7 +346,7 @@ def _finish(
     shape = (row_shape[0] // (POSTERIOR_PARTS if has_posterior else 1), *row_shape[1:])
     tally = sum((Tally(**sidecar["tally"]) for sidecar in sidecars), Tally())
     found = _found(source, description, Counter(labels.tolist()), tally, bad)
-    write_text(out / FOUND, found.model_dump_json(indent=2))
+    write_json(out / FOUND, found.model_dump(mode="json"))
     manifest = Manifest(
         kind="images" if encoder is None else "latents",
         num_images=len(labels),
@@ -351,7 +358,7 @@ def _finish(
         fingerprint=_fingerprint(shape, source.class_names, opened, labels),
         latent=latent,
     )
-    write_text(out / MANIFEST, manifest.model_dump_json(indent=2))
+    write_json(out / MANIFEST, manifest.model_dump(mode="json"))
 
 
 def _fingerprint(

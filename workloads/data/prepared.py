@@ -1,6 +1,5 @@
 """Prepared data: Arrow shards mapped into memory, described by a manifest with checksums."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from workloads.config.data import AnyData
 from workloads.config.job import DataSpec
 from workloads.errors import DataError
 from workloads.files import sha256_file
+from workloads.sealed import load_json
 from workloads.seeding import derive_seed
 
 MANIFEST = "manifest.json"
@@ -252,7 +252,7 @@ def read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise DataError(f"{path} holds no prepared data ({MANIFEST} is missing); make it with: rememe data prepare")
     try:
-        return Manifest.model_validate(json.loads(file.read_text()))
+        return Manifest.model_validate(load_json(file))
     except ValueError as error:
         raise DataError(f"{file} is damaged: {str(error).splitlines()[0]}; prepare again") from None
 
