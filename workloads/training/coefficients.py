@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from workloads.files import write_text
+
 
 class CoefficientHistory:
     """Appends the table of coefficients (averaged over layers) to a file every `every_images` images."""
@@ -14,7 +16,7 @@ class CoefficientHistory:
         self._file, self._every_images, self._written_images = file, every_images, start_images
         # Entries past the checkpoint are about to be made again.
         kept = [entry for entry in read_coefficients(file) if entry["images_seen"] <= start_images]
-        file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        write_text(file, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def __call__(self, state: Any, loss: Tensor) -> None:  # noqa: ARG002
         if state.images_seen - self._written_images >= self._every_images:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from workloads.files import write_text
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ def _warn(path: Path, damaged: int) -> None:
 
 def write_records(path: Path, records: Iterable[TrainingRecord]) -> None:
     """Replace the file."""
-    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    write_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
 
 
 def append_record(path: Path, record: TrainingRecord) -> None:
