@@ -1,9 +1,13 @@
-"""One bit flipped in any file that a run, a remix, a study, samples or data leave: named, and never used."""
+"""One bit flipped in any file that a run, a remix, a study, samples or data leave: named, and never used.
+
+And the same files on a disk that may only be read.
+"""
 
 import json
 import logging
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +28,10 @@ from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
 from workloads.analysis.held_out import held_out_curve
 from workloads.checkpoint import Checkpoint, CheckpointFolder
-from workloads.config import RunConfig
+from workloads.config import ExpertJob, RunConfig
 from workloads.config.evaluation import HeldOutSpec
 from workloads.ensemble import Ensemble
-from workloads.errors import RememeError
+from workloads.errors import RememeError, StorageError
 from workloads.pipeline import reference_data, score_ensemble, training_data
 from workloads.places import JobDir, RunDir
 from workloads.sealed import UNREADABLE, load_json
@@ -263,3 +267,59 @@ def test_a_damaged_configuration_of_a_study_is_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         assert ledger.trials() == []
     assert f"{file} is damaged" in caplog.text
+
+
+def told(command: str, runs: RunsDir, run: RunDir, out: Path) -> tuple[int, str]:
+    """Exit code and words of a command line."""
+    result = CliRunner().invoke(app, command.format(runs=runs.path, run=run.path, out=out).split())
+    if isinstance(result.exception, RememeError):
+        return result.exception.exit_code, str(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_doctor_looks_at_directories(copied: tuple[RunsDir, list[RunDir]], tmp_path: Path) -> None:
+    runs, (run, _) = copied
+    expert = next(runs.store.glob("*/expert")).parent
+    for folder in (run.path, run.ensemble.path, runs.studies / "study", expert, next(runs.data.glob("*/"))):
+        code, words = told(f"doctor {folder}", runs, run, tmp_path)
+        assert (code, "problem" in words) == (0, False), words
+    file = run.ensemble.expert(1) / "config.json"
+    flip(file)
+    code, words = told("doctor {run}", runs, run, tmp_path)
+    assert (code, words.count("problem")) == (1, 1)
+    assert f"{file} is damaged" in words
+    code, words = told(f"doctor {runs.path}", runs, run, tmp_path)
+    assert (code, "is no directory of a run" in words) == (2, True)
+
+
+def test_a_disk_that_may_only_be_read_is_looked_at(
+    left: tuple[RunsDir, list[RunDir]], mounted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    disk = mounted("64m")
+    shutil.copytree(left[0].path, disk, dirs_exist_ok=True)
+    runs = RunsDir(disk)
+    run = runs.run_named(left[1][0].path.name)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for command in (
+        "sample {run} --num 2 --grid {out}/grid.png",
+        "export {run} {out}/export",
+        "doctor {run}",
+        "store ls --runs-dir {runs}",
+        "store verify --runs-dir {runs}",
+        "store gc --runs-dir {runs}",
+        "status {run} --runs-dir {runs}",
+        "report study --runs-dir {runs} --out {out}/report.html",
+    ):
+        code, words = told(command, runs, run, tmp_path)
+        assert code == 0, (command, words)
+    code, words = told("report study --runs-dir {runs}", runs, run, tmp_path)
+    assert (code, "report.html cannot be written (Read-only file system)" in words) == (1, True)
+    with pytest.raises(StorageError, match=r"store/new cannot be written .Read-only file system"):
+        train_job(*job_of(runs), runs.store / "new")
+
+
+def job_of(runs: RunsDir) -> tuple[ExpertJob, Path]:
+    """Of the finished run, and its data."""
+    file = next(runs.store.glob("*/expert")).parent / "job.json"
+    return ExpertJob.model_validate(load_json(file)), next(runs.data.glob("*/"))
