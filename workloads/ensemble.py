@@ -17,8 +17,8 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.intervals import IntervalTable
 from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
+from workloads.data.latents import load_first_stage
 from workloads.data.prepared import LatentInfo, PreparedDataset
-from workloads.diffusion.process import split_variance
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file
 from workloads.models.build import NETWORK, WEIGHTS, load_model, new_model
@@ -224,12 +224,12 @@ class Ensemble:
         for name, sha256 in self.index.vae_sha256.items():
             require_intact(self._place.vae / name, sha256, MADE_ANEW)
 
-    def denoise(self, x_BCHW: Tensor, timestep: int, labels_B: Tensor | None = None) -> Tensor:
-        """Network output of the expert that owns the timestep."""
+    def denoise(self, x_BCHW: Tensor, timestep: float, labels_B: Tensor | None = None) -> Tensor:
+        """Output of the expert that owns the timestep: (B, C, H, W), or 2 C channels if it learned variances."""
         model: Any = self.expert(self.intervals.expert_of(timestep))
         t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
-        mean_BCHW, _ = split_variance(model(x_BCHW, t_B, class_labels=labels_B).sample, x_BCHW.shape[1])
-        return mean_BCHW
+        output_BCHW: Tensor = model(x_BCHW, t_B, class_labels=labels_B).sample
+        return output_BCHW
 
     def decode(self, x_BCHW: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) from what sampling yields; values beyond [-1, 1] are clipped."""
@@ -239,7 +239,5 @@ class Ensemble:
 
     @cached_property
     def _vae(self) -> Any:
-        from diffusers import AutoencoderKL
-
         self._check_vae()
-        return AutoencoderKL.from_pretrained(self._place.vae).to(self.device).eval()
+        return load_first_stage(self._place.vae).to(self.device)

@@ -18,8 +18,10 @@ from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
+from workloads.diffusion.sampling import make_scheduler
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import DamagedFileError
+from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
@@ -56,6 +58,12 @@ Draw = Callable[[Ensemble, ProtocolConfig, SampleStore], None]
 
 Measure = Callable[..., Score]
 """measure(samples, reference, protocol, cache_dir=...), as evaluate_samples does, wherever that is done."""
+
+
+def check_score(config: RunConfig) -> None:
+    """Raise ConfigError for what would be missed only when the networks are trained: a feature network, a sampler."""
+    check_extractor(config.evaluation)
+    make_scheduler(config.diffusion, config.evaluation.sampling)
 
 
 def training_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from orchestrator.plan.jobs import make_plan
-from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.tracking.configuration import open_configuration
 from orchestrator.tracking.tracker import Tracker
 from workloads.analysis.figures import spectra_figure
@@ -21,7 +21,7 @@ def plot_spectra(run: Path, runs_dir: Path, *, num_images: int, seed: int, out: 
 
     For `single`, one row over all of t.
     """
-    runs = RunsDir(runs_dir)
+    runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
     dataset = prepare_data_of(ensemble.config, runs)
     spectra = ensemble_spectra(ensemble, dataset, num_images=num_images, seed=seed)
