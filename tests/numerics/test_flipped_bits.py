@@ -6,6 +6,7 @@ And the same files on a disk that may only be read.
 import json
 import logging
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
@@ -30,10 +32,12 @@ from workloads.analysis.held_out import held_out_curve
 from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.config import ExpertJob, RunConfig
 from workloads.config.evaluation import HeldOutSpec
+from workloads.config.load import validate
+from workloads.data.prepare import prepare
 from workloads.ensemble import Ensemble
-from workloads.errors import RememeError, StorageError
-from workloads.pipeline import reference_data, score_ensemble, training_data
-from workloads.places import JobDir, RunDir
+from workloads.errors import DamagedFileError, DataError, RememeError, StorageError
+from workloads.pipeline import gather, reference_data, score_ensemble, training_data
+from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.sealed import UNREADABLE, load_json
 from workloads.training.job import train_job
 
@@ -276,6 +280,53 @@ def told(command: str, runs: RunsDir, run: RunDir, out: Path) -> tuple[int, str]
         return result.exception.exit_code, str(result.exception)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
+
+
+def test_the_first_stage_of_latents_is_the_one_they_were_made_with(
+    tiny_run: dict[str, Any], few_images: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        layers_per_block=1,
+        scaling_factor=1.0,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    images = validate(RunConfig, tiny_run | {"data": few_images}).data
+    with pytest.raises(DataError, match="would be right") as raised:
+        prepare(images, tmp_path / "wrong", vae=tmp_path / "vae")
+    factor = float(re.findall(r"; (\S+) would be right", str(raised.value))[0])
+    vae.register_to_config(scaling_factor=factor)
+    vae.save_pretrained(tmp_path / "vae")
+    prepare(images, tmp_path / "latents", vae=tmp_path / "vae")
+    changes: dict[str, Any] = {
+        "data": {"kind": "prepared", "path": str(tmp_path / "latents"), "image_size": 4},
+        "reference": few_images,
+        "strategy": {"kind": "single"},
+        "training": {"images": 16, "batch_size": 16},
+    }
+    runs, config = RunsDir(tmp_path / "runs"), RunConfig.model_validate(tiny_run | changes)
+    dataset = training_data(config, runs.data)
+    (job,) = config.jobs(dataset.spec(config.data))
+    work_dir, run = runs.job(job.key).path, RunDir(runs.path / "run")
+    train_job(job, dataset.path, work_dir)
+    ensemble = gather(run, config, dataset, [work_dir])
+    ensemble.decode(torch.zeros(1, *ensemble.shape_CHW))
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        file = EnsembleDir(run.ensemble.path).vae / name
+        flip(file)
+        with pytest.raises(DamagedFileError, match=f"{file} is damaged"):
+            Ensemble.load(run.path).decode(torch.zeros(1, *ensemble.shape_CHW))
+        assert gather(run, config, dataset, [work_dir]).index == ensemble.index  # made anew
+    flip(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    shutil.rmtree(run.ensemble.path)
+    with pytest.raises(DamagedFileError, match="put back what the latents were made with"):
+        gather(run, config, dataset, [work_dir])
 
 
 def test_doctor_looks_at_directories(copied: tuple[RunsDir, list[RunDir]], tmp_path: Path) -> None:
