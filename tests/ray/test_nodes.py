@@ -103,6 +103,35 @@ def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
     torch.set_num_threads(num_threads)
 
 
+def test_a_group_goes_on_elsewhere_when_it_loses_a_node(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    """With a single attempt, and the weights of a group that lost nothing."""
+    training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 320})
+    group = replace(job, job=job.job.model_copy(update={"training": training}), num_workers=2, placement="SPREAD")
+    doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    restarts: list[ExpertEvent] = []
+    spare = None
+
+    def listen(event: ExpertEvent) -> None:
+        nonlocal spare
+        if isinstance(event, events.Checkpointed) and doomed in nodes.list_all_nodes():
+            nodes.remove_node(doomed, allow_graceful=False)
+            spare = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+        if isinstance(event, events.Restarting):
+            restarts.append(event)
+
+    found = []
+    for name in ("disturbed", "undisturbed"):
+        store = ExpertStore(tmp_path / name)
+        outcome = train_experts([group], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+        assert outcome.failed == {}
+        found.append(outcome.completed[group.key].weights_sha256)
+    assert restarts == [events.Restarting(group.key, FailureKind.NODE_LOST, 1)]
+    assert found[0] == found[1]
+    nodes.remove_node(spare)
+
+
 def test_a_preempted_node_is_left_with_a_checkpoint(
     nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
 ) -> None:
