@@ -94,6 +94,9 @@ class Ending:
     records: tuple[TrainingRecord, ...] = ()
     """Those that have not been heard yet."""
 
+    remarks: tuple[str, ...] = ()
+    """The same of warnings."""
+
     error: RayError | None = None
     member: Member | None = None
     """Whose error it was."""
@@ -225,8 +228,8 @@ class ExpertProcesses:
         if not all_ended:
             return None
         self._free.append(process)
-        result, records = answers[0]
-        return Ending(process, result, tuple(records[process.num_records :]))
+        result, records, remarks = answers[0]
+        return Ending(process, result, tuple(records[process.num_records :]), tuple(remarks))
 
     def poll(self, timeout_s: float) -> tuple[list[tuple[str, Heard]], list[str]]:
         """Ask every actor that is not being asked. What those that were asked before have answered, and who is silent:

@@ -3,6 +3,7 @@
 What to do is decided in orchestrator/plan/supervision.py, without Ray; this module looks, and does it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from orchestrator.store.storage import Folder
 from workloads.config import ExecutionConfig
 from workloads.errors import WorkersPartedError
 from workloads.training.result import TrainingStopped
+
+logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 1.0
 """Every look costs a little of the cores that experts train on."""
@@ -215,6 +218,7 @@ class _Supervisor:
             if ending.result is None:
                 self._saw(self._why_ended(key, ending))
                 continue
+            self._pass_on_remarks(key, ending.remarks)
             if ending.records:
                 self._tell(events.Progressed(key, ending.records))
             # Before it is told: who hears of the end may look for it at the remote.
@@ -267,11 +271,16 @@ class _Supervisor:
         if heard.is_first:
             pid = report.pid if len(process.members) == 1 else None
             self._saw(observations.Answered(key, pid, report.node, now_s))
+        self._pass_on_remarks(key, report.remarks)
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:
             process.checkpoint_images = report.checkpoint_images
             self._tell(events.Checkpointed(key, report.checkpoint_images))
+
+    def _pass_on_remarks(self, key: str, remarks: Sequence[str]) -> None:
+        for remark in remarks:
+            logger.warning("%s: %s", self._fleet.jobs[key].name, remark)
 
     def _stop_all(self) -> None:
         self._take(supervision.when_asked_to_stop(self._fleet))

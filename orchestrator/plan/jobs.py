@@ -135,7 +135,7 @@ class Plan:
                 # Always 0 here; left out, fingerprints from before there was such a field still match.
                 "reference": None if reference is None else reference.model_dump(mode="json", exclude={"held_out"}),
                 # The same weights may lie elsewhere on the next machine.
-                "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights"}),
+                "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights", "metrics"}),
             }
         )
 

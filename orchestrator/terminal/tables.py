@@ -93,11 +93,13 @@ def print_result(
     console.print(table)
     if score is not None:
         console.print(
-            f"{score.name} = [bold]{score.value:.3f}[/bold]   (protocol {score.protocol['name']}, "
+            f"{score.name} = [bold]{score.value:.3f}[/bold]{score.half_width}   (protocol {score.protocol['name']}, "
             f"{score.num_samples:,} samples, hash {score.protocol_hash[:8]}; compare only under the same hash)"
         )
         if score.warning:
             console.print(f"[bold red]{score.warning}[/bold red]")
+        if score.other_words:
+            console.print(f"also         {', '.join(score.other_words)}")
         console.print(f"samples      {grid}")
     console.print(f"run          {run_dir}")
     console.print(f"MLflow       {url}")

@@ -40,4 +40,4 @@ def detail(event: ExpertEvent) -> str:
             return cause.value
         case events.Failed(reason=reason) | events.WaitingFor(reason=reason):
             return reason
-    return ""
+    return "another command trains it; it is waited for" if isinstance(event, events.TrainedElsewhere) else ""
