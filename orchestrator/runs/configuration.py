@@ -12,9 +12,9 @@ from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
-from orchestrator.plan.places import RunsDir
-from orchestrator.runs.data import prepare_data_of, prepare_reference_of
+from orchestrator.runs.data import check_network, prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import StatusFile, own_job_id
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Storage
@@ -66,7 +66,7 @@ def train_configuration(
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
     """
-    runs = RunsDir(runs_dir)
+    runs = open_for_results(runs_dir)
     if own_job_id() is not None and not runs_dir.is_absolute() and storage is None:
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
@@ -78,6 +78,7 @@ def train_configuration(
     kept = open_storage(config, store, storage)
     experts = ExpertStore(runs.store, store, kept)
     experts.check_remote()
+    check_network(config)
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
@@ -129,7 +130,7 @@ def evaluate_run(
     run: Path, runs_dir: Path, *, protocol: str | None, overrides: Sequence[str], address: str | None
 ) -> None:
     """Score a trained ensemble under its own or another protocol, and log the score to its MLflow run."""
-    runs = RunsDir(runs_dir)
+    runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
     config = _with_protocol(ensemble.config, protocol, overrides)
     check_score(config)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,34 @@ def test_what_a_killed_process_was_writing_is_no_data(folder: Path, tmp_path: Pa
     found = prepare(folder_config(folder), out, shard_images=4)
     assert found.manifest == prepare(folder_config(folder), tmp_path / "other", shard_images=4).manifest
     assert not list(out.glob(".shard-*"))
+
+
+def test_one_of_two_at_the_same_time_waits_and_takes_what_the_other_made(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, config, made = tmp_path / "out", folder_config(folder), []
+    at_work, waits = threading.Event(), threading.Event()
+
+    def hold(done: int, total: int) -> None:
+        at_work.set()
+        assert waits.wait(60)
+
+    def wait(*_: object) -> None:
+        made.append(prepare(config, out, shard_images=4, on_progress=lambda *_: pytest.fail("it does the same")))
+
+    first = threading.Thread(target=lambda: made.append(prepare(config, out, shard_images=4, on_progress=hold)))
+    second = threading.Thread(target=wait)
+    first.start()
+    assert at_work.wait(60)
+    second.start()
+    while not caplog.messages:
+        time.sleep(0.01)
+    assert caplog.messages == [f"another process is preparing {out}; waiting for it"]
+    waits.set()
+    for thread in (first, second):
+        thread.join(60)
+    assert made[0] == made[1]
+    assert made[0].manifest == prepare(config, tmp_path / "other", shard_images=4).manifest
 
 
 def test_another_source_may_not_use_the_same_directory(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from workloads.config.base import GrownConfig, Name, StrictConfig, UserPath
+from workloads.config.base import GrownConfig, Name, Real, StrictConfig, UserPath, Whole
 from workloads.config.explain import short
 
 OWN_SAMPLERS = ("ddim", "dpm++", "ddpm")
@@ -29,10 +29,10 @@ class SamplingConfig(GrownConfig):
     options: dict[str, JsonValue] = Field({})
     """Arguments of the scheduler that `sampler` names, such as {use_karras_sigmas: true}."""
 
-    num_steps: int = Field(50, ge=1, le=1_000_000)
+    num_steps: Whole = Field(50, ge=1, le=1_000_000)
     """Denoising steps."""
 
-    eta: float = Field(0.0, ge=0, le=1)
+    eta: Real = Field(0.0, ge=0, le=1)
     """DDIM's noise: 0 deterministic, 1 as much as DDPM. DPM-Solver++ takes 0 only."""
 
     variance: Literal["learned", "fixed"] | None = None
@@ -40,10 +40,10 @@ class SamplingConfig(GrownConfig):
     2020, Sec. 3.2). None: learned where a network learns it. ddim and dpm++ leave out what it learned; another
     scheduler must know what to do with it, or be given fixed."""
 
-    guidance_scale: float = Field(1.0, ge=0)
+    guidance_scale: Real = Field(1.0, ge=0)
     """Classifier-free guidance (arXiv:2207.12598); 1 is none. Needs data.class_conditional."""
 
-    guidance_channels: int | None = Field(None, ge=1)
+    guidance_channels: Whole | None = Field(None, ge=1)
     """Guide the first channels only, the others being predicted for the class; DiT's results guide 3 of 4.
     None: all."""
 
@@ -94,13 +94,13 @@ class ProtocolConfig(GrownConfig):
     """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), or the small Fashion-MNIST
     classifier in this package (the score is then FD-fashion-cnn)."""
 
-    num_samples: int = Field(ge=2, le=100_000_000)
+    num_samples: Whole = Field(ge=2, le=100_000_000)
     """Generated images."""
 
-    batch_size: int = Field(100, ge=1, le=1_000_000)
+    batch_size: Whole = Field(100, ge=1, le=1_000_000)
     """Images generated at once. Part of the protocol because it changes the last bits of the result."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the generated images."""
 
     sampling: SamplingConfig = SamplingConfig()
@@ -157,13 +157,13 @@ class ProtocolConfig(GrownConfig):
 class HeldOutSpec(StrictConfig):
     """How the denoising loss on images kept out of training is measured."""
 
-    num_images: int = Field(256, ge=1)
+    num_images: Whole = Field(256, ge=1)
     """Images measured at each part of the timestep axis; all that are held out if those are fewer."""
 
-    num_bins: int = Field(20, ge=1)
+    num_bins: Whole = Field(20, ge=1)
     """Equal parts of the timestep axis."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the choice of images and of their noise, which are the same for all networks."""
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import Name, StrictConfig, UserPath, merge
+from workloads.config.base import Name, StrictConfig, UserPath, Whole, merge
 from workloads.config.data import AnyData
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import OWN_SAMPLERS, VARIANCE_SAMPLERS, ProtocolConfig
@@ -22,7 +22,7 @@ class RunConfig(StrictConfig):
     name: Name
     """Name of the run; becomes part of its directory's name."""
 
-    seed: int = Field(0, ge=0)
+    seed: Whole = Field(0, ge=0)
     """Seed of every draw in training."""
 
     data: AnyData
@@ -79,6 +79,8 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self.strategy.check_run(self.execution, self.training)
+        for model in self.strategy.architectures or (self.model,):
+            model.check_size(self.data.image_size)
         self._check_shared_gpus()
         if self.initial_conversion is not None and self.initial_weights is None:
             raise ValueError(

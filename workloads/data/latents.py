@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,33 @@ def load_first_stage(path: Path) -> Any:
         return getattr(diffusers, kind).from_pretrained(path, local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--vae {path} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+class VaeScale(NamedTuple):
+    """What the numbers of a VAE become before a diffusion sees them."""
+
+    path: Path
+    latent_channels: int
+    scaling_factor: float
+    shift_factor: float
+
+    @classmethod
+    def of(cls, path: Path) -> "VaeScale":
+        """As a diffusers AutoencoderKL's config.json says. DataError if there is none."""
+        file = path / "config.json"
+        if not file.is_file():
+            raise DataError(f"--vae {path} is not a diffusers AutoencoderKL directory (config.json is missing)")
+        try:
+            said = json.loads(file.read_text())
+            # What diffusers takes where a config leaves them out.
+            numbers = (said.get("latent_channels", 4), said.get("scaling_factor", 0.18215), said.get("shift_factor"))
+            return cls(path, int(numbers[0]), float(numbers[1]), float(numbers[2] or 0.0))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} is no description of a VAE ({error}); get it again") from None
+
+    def scaled(self, encoded: np.ndarray) -> np.ndarray:
+        """(encoded - shift_factor) * scaling_factor."""
+        return (encoded - self.shift_factor) * self.scaling_factor
 
 
 class LatentEncoder:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,11 @@ from workloads.data.source import ImageSource
 from workloads.data.sources import open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
+from workloads.locks import is_locked, locked
 from workloads.progress import Progress
+from workloads.sealed import UNREADABLE, load_json, write_json
+
+logger = logging.getLogger(__name__)
 
 SHARD_IMAGES = 8192
 """Part of what prepared data is named by: another number would prepare all of it again."""
@@ -51,10 +56,11 @@ SHARD_LATENTS = 1024
 SHARD_BYTES = 2**27
 """Of pixels, for a shard is made in memory; large images lie in shards of fewer."""
 
-READING_VERSION = 2
+READING_VERSION = 3
 """Raise it when the same source may be read as other pixels or labels; what was prepared before is then made anew."""
 
 FOUND = "found.json"
+LOCK = ".lock"
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
 
@@ -91,6 +97,21 @@ def prepare(
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
         return _summary(out)
+    with _alone(out):
+        if not (out / MANIFEST).is_file():
+            _prepare(config, source, encoder, out, max_bad, shard_images, on_progress)
+    return _summary(out)
+
+
+def _prepare(
+    config: AnyData,
+    source: ImageSource,
+    encoder: LatentEncoder | None,
+    out: Path,
+    max_bad: int,
+    shard_images: int,
+    on_progress: Progress | None,
+) -> None:
     bad: list[BadItem] = []
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
@@ -104,7 +125,16 @@ def prepare(
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
     _finish(out, source, bad, encoder, name_of_source(config))
-    return _summary(out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Whoever prepares the same at the same time is waited for, and what it made is taken."""
+    file = out / LOCK
+    if is_locked(file):
+        logging.getLogger(__name__).warning("another process is preparing %s; waiting for it", out)
+    with locked(file, if_supported=True):
+        yield
 
 
 def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceContents:
@@ -197,7 +227,7 @@ def _tell_what_is_odd(found: SourceContents) -> None:
     odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
     odd += [f"{len(found.empty_classes)} classes without images"] if found.empty_classes else []
     if found.left_out or found.empty_classes or len(found.remarks) > 1:
-        logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
+        logger.warning("data of %s: %s", found.source, "; ".join(odd))
 
 
 def _check_against(config: PreparedData, dataset: PreparedDataset) -> None:
@@ -236,16 +266,16 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
     wanted = content_hash(_determinants(config, source, encoder, shard_images))
     plan = out / PLAN
     if plan.is_file():
-        if json.loads(plan.read_text()) != wanted:
+        if plan.read_bytes() != json.dumps(wanted).encode():
             raise DataError(
-                f"{out} holds data prepared from another source, size or VAE, or by an earlier version; choose another "
-                "directory"
+                f"{out} holds data prepared from another source, size or VAE, or by an earlier version, or its "
+                f"{plan.name} is damaged; choose another directory"
             )
         return
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is not a directory; choose another place to write to")
     # What a killed process was writing is no data.
-    if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
+    if out.exists() and not all(entry.match(SCRATCH) or entry.name in {PLAN, LOCK} for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
 
@@ -253,7 +283,11 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
 def _finished(sidecar: Path) -> bool:
     if not sidecar.is_file():
         return False
-    described = json.loads(sidecar.read_text())
+    try:
+        described = load_json(sidecar)
+    except UNREADABLE:
+        logger.warning("%s is damaged; its images are read again", sidecar)
+        return False
     # None of its images decoded.
     if described["shard"] is None:
         return True
@@ -285,17 +319,17 @@ def _write_shard(out: Path, index: int, block: Block, encoder: LatentEncoder | N
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
     # After the shard: one without a description is written again.
     found = {"bad": [one.model_dump() for one in block.bad], "tally": block.tally.model_dump()}
-    write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, **found}))
+    write_json(file.with_suffix(".json"), {"shard": shard, "shape": shape, **found})
 
 
 def _bad_of(sidecar: Path) -> list[BadItem]:
-    return [BadItem(**one) for one in json.loads(sidecar.read_text())["bad"]]
+    return [BadItem(**one) for one in load_json(sidecar)["bad"]]
 
 
 def _finish(
     out: Path, source: ImageSource, bad: list[BadItem], encoder: LatentEncoder | None, description: str
 ) -> None:
-    sidecars = [json.loads(file.read_text()) for file in sorted(out.glob("shard-*.json"))]
+    sidecars = [load_json(file) for file in sorted(out.glob("shard-*.json"))]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]
     if not shards:
         raise DataError(f"none of the {source.num_images} images decode ({summary_of_bad(bad)})")
@@ -312,7 +346,7 @@ def _finish(
     shape = (row_shape[0] // (POSTERIOR_PARTS if has_posterior else 1), *row_shape[1:])
     tally = sum((Tally(**sidecar["tally"]) for sidecar in sidecars), Tally())
     found = _found(source, description, Counter(labels.tolist()), tally, bad)
-    write_text(out / FOUND, found.model_dump_json(indent=2))
+    write_json(out / FOUND, found.model_dump(mode="json"))
     manifest = Manifest(
         kind="images" if encoder is None else "latents",
         num_images=len(labels),
@@ -324,7 +358,7 @@ def _finish(
         fingerprint=_fingerprint(shape, source.class_names, opened, labels),
         latent=latent,
     )
-    write_text(out / MANIFEST, manifest.model_dump_json(indent=2))
+    write_json(out / MANIFEST, manifest.model_dump(mode="json"))
 
 
 def _fingerprint(

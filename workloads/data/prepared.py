@@ -1,6 +1,5 @@
 """Prepared data: Arrow shards mapped into memory, described by a manifest with checksums."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from workloads.config.data import AnyData
 from workloads.config.job import DataSpec
 from workloads.errors import DataError
 from workloads.files import sha256_file
+from workloads.sealed import load_json
 from workloads.seeding import derive_seed
 
 MANIFEST = "manifest.json"
@@ -247,10 +247,12 @@ _VERIFIED: set[tuple[object, ...]] = set()
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a prepared directory. DataError if there is none or it is damaged."""
     file = path / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path} does not exist; prepared data is a directory that rememe data prepare wrote")
     if not file.is_file():
         raise DataError(f"{path} holds no prepared data ({MANIFEST} is missing); make it with: rememe data prepare")
     try:
-        return Manifest.model_validate(json.loads(file.read_text()))
+        return Manifest.model_validate(load_json(file))
     except ValueError as error:
         raise DataError(f"{file} is damaged: {str(error).splitlines()[0]}; prepare again") from None
 

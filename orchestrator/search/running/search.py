@@ -14,6 +14,7 @@ from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import STUDY_KIND, StatusFile
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.search.running.csv_file import write_csv
 from orchestrator.search.running.display import StudyDisplay, print_study
 from orchestrator.search.running.driver import Driver
@@ -59,11 +60,11 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
 
     A configuration that fails is reported and the study goes on, until more than max_failures have.
     """
-    runs = RunsDir(runs_dir)
-    ledger = Ledger(runs, study.name)
     configurations = Configurations(study)
     # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
+    runs = open_for_results(runs_dir)
+    ledger = Ledger(runs, study.name)
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
     plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
