@@ -68,7 +68,8 @@ def _plan_cells(job: PlannedJob) -> list[str]:
     wanted += [resources.accelerator_type] if resources.accelerator_type else []
     wanted += [f"{name}={value}" for name, value in resources.label_selector.items()]
     needs = ", ".join(wanted)
-    needs = f"{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
+    few = f"{job.fewest_workers} to " if job.fewest_workers < job.num_workers else ""
+    needs = f"{few}{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
     key = job.key if job.job.data.fingerprint else "unknown"
     return [f"{job.job.training.images:,}", needs, key]
 

@@ -18,7 +18,7 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
-from workloads.files import remove_unfinished, sha256_file
+from workloads.files import clear_storage_errors, remove_unfinished, sha256_file
 from workloads.locks import try_lock
 from workloads.models.build import NETWORK
 from workloads.places import JobDir
@@ -59,6 +59,7 @@ def train_job(
     Several workers that see the same work_dir may train it together; all call this, the first one writes.
     """
     if (result := completed(work_dir)) is not None:
+        CheckpointFolder(JobDir(work_dir).checkpoints, job.key).clear()  # who finished it may not have come to that
         return result
     # The last bits depend on it, and a process that is used again has the number of its last job.
     if num_threads is not None:
@@ -82,8 +83,9 @@ def train_job(
 
 @contextmanager
 def _sole_writer(work_dir: Path) -> Iterator[None]:
-    """Wait until no other process writes here. Raises CheckpointError if one stays."""
-    lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
+    """Wait until no other process writes here. Raises CheckpointError if one stays, StorageError if nobody can."""
+    with clear_storage_errors(work_dir):
+        lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
     if lock is None:
         raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it")
     try:
