@@ -80,8 +80,11 @@ def data_prepare(
     channels: Channels = "3",
     vae: Annotated[
         Path | None,
-        typer.Option(help="Write latents of this diffusers AutoencoderKL instead of pixels; or it made those given."),
+        typer.Option(help="Write latents of this AutoencoderKL or VQModel (diffusers), not pixels; or it made these."),
     ] = None,
+    posterior: Annotated[
+        bool, typer.Option("--posterior", help="Of latents, keep the distribution; each epoch draws from it anew.")
+    ] = False,
     split: Part = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -97,6 +100,7 @@ def data_prepare(
         source,
         out,
         vae=vae,
+        posterior=posterior,
         max_bad=max_bad,
         size=size,
         channels=int(channels),
