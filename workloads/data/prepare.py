@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ from workloads.data.prepared import (
     read_manifest,
     rows_in_order,
 )
-from workloads.data.source import ImageSource, Item
+from workloads.data.source import ImageSource, OrderedItems
 from workloads.data.sources import open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
@@ -116,7 +115,7 @@ def _prepare(
     on_progress: Progress | None,
 ) -> None:
     bad: list[BadItem] = []
-    items = _Items(source)
+    items = OrderedItems(source)
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
@@ -145,7 +144,7 @@ def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceCont
     """Read all of a source and say what is there, without writing anything; how many are bad is for the caller."""
     source = _open(config)
     tally, labels, bad = Tally(), np.zeros(len(source.class_names), np.int64), list[BadItem]()
-    items, step = _Items(source), min(CHECKED_IMAGES, _shard_images(config, source, None))
+    items, step = OrderedItems(source), min(CHECKED_IMAGES, _shard_images(config, source, None))
     for start in range(0, source.num_images, step):
         block = _decode(items, config, start, step, None, on_progress)
         tally, bad = tally + block.tally, bad + block.bad
@@ -206,24 +205,8 @@ def _shard_images(config: AnyData, source: ImageSource, encoder: LatentEncoder |
     return max(1, min(SHARD_LATENTS, SHARD_BYTES // (config.image_size**2 * 3)))
 
 
-class _Items:
-    """The items of a source, gone through once: to begin anew in the midst of a large row group takes reading it."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-        self._items: Iterator[Item] = iter(())
-        self._next: int | None = None
-
-    def take(self, start: int, count: int) -> Iterator[Item]:
-        """So many from one on; all of them are to be taken before the next ones are."""
-        if start != self._next:
-            self._items = self.source.items(start)
-        self._next = start + count
-        return islice(self._items, count)
-
-
 def _decode(
-    items: _Items, config: AnyData, start: int, count: int, may_be_bad: int | None, on_progress: Progress | None
+    items: OrderedItems, config: AnyData, start: int, count: int, may_be_bad: int | None, on_progress: Progress | None
 ) -> Block:
     source = items.source
 
