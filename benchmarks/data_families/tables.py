@@ -116,6 +116,8 @@ def row_splits(draw: Draw, root: Path) -> Iterator[Case]:
     tested = [one for one, split in zip(pixels, splits, strict=True) if split == "test"]
     yield Case(path, {"split": "test", "label_column": "none"}, truth_of(["all"] * len(tested), tested))
     yield Case(path, {"split": "other"}, None, "has no split other")
+    # The same column may be what is wanted as label.
+    yield Case(path, {"label_column": column}, truth_of(spelt, pixels))
 
 
 def hive_folders(draw: Draw, root: Path) -> Iterator[Case]:
