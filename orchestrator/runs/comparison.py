@@ -23,6 +23,7 @@ from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import require_comparable, samples_key
 from workloads.evaluation.samples import SampleStore
+from workloads.files import new_file
 
 NUM_SHOWN = 20
 """Samples of each row, side by side."""
@@ -174,12 +175,13 @@ def _draw(file: Path, rows: Sequence[_ComparisonRow]) -> None:
         protocol = ensemble.config.evaluation
         folder = run.samples(samples_key(protocol, ensemble.fingerprint))
         images += SampleStore(folder).images(protocol).__getitems__(list(range(min(NUM_SHOWN, protocol.num_samples))))
-    sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(file)
+    with new_file(file) as scratch:
+        sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(scratch, format="png")
 
 
 def _write(file: Path, comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
     """One line per row and seed."""
-    with file.open("w", newline="") as target:
+    with new_file(file) as scratch, scratch.open("w", newline="") as target:
         writer = csv.writer(target)
         writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS, "doubts"])
         for row in rows:

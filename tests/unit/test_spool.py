@@ -108,7 +108,19 @@ def test_of_notes_and_values_that_are_refused_the_others_are_taken(tmp_path: Pat
     assert taken == {f"{letter}{i}": i for letter in "mn" for i in range(20)} | {"x": 1, "y": 3, "z": 4}
     (aside,) = tmp_path.glob("*.rejected")
     (line,) = map(json.loads, aside.read_text().splitlines())
-    assert json.loads(line["line"]) == ["metrics", "a", {"values": {"bad one": 2}}]
+    assert json.loads(line["line"])[:3] == ["metrics", "a", {"values": {"bad one": 2}}]
+
+
+def test_a_note_that_a_disk_has_changed_is_set_aside(tmp_path: Path) -> None:
+    first, second = Spool(tmp_path), Spool(tmp_path)
+    first.append(NOTES)
+    first.close()
+    (file,) = tmp_path.glob("*.jsonl")
+    file.write_text(file.read_text().replace('"step": 2', '"step": 3'))
+    seen: list[Note] = []
+    second.replay(seen.extend)
+    assert seen == [note for note in NOTES if note.content != {"step": 2}]
+    assert [one.reason for one in second.rejected] == ["was changed since it was written"]
 
 
 def test_notes_of_a_run_that_is_gone_are_not_tried_one_by_one(tmp_path: Path) -> None:
@@ -149,6 +161,7 @@ from orchestrator.tracking.notes import Note
 from orchestrator.tracking.spool import Spool
 spool = Spool(Path({str(tmp_path)!r}))
 spool.append([Note("open", "a", {{}})])
+spool.stage("a", "of-no-note.txt", None, lambda file: file.touch())
 print("there", flush=True)
 input()
 """
@@ -158,11 +171,28 @@ input()
     spool, seen = Spool(tmp_path), []
     spool.replay(seen.extend)
     assert not seen
+    assert list(tmp_path.rglob("of-no-note.txt"))
     process.kill()
     process.communicate()
     spool.replay(seen.extend)
     assert seen == [Note("open", "a", {}), Note("finish", "a", {"status": "KILLED", "if_running": True})]
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*")] == ["files"]
+
+
+def test_what_was_staged_for_no_note_goes_with_its_process(tmp_path: Path) -> None:
+    """It was killed before it had written any."""
+    writer = f"""
+import os
+from pathlib import Path
+from orchestrator.tracking.spool import Spool
+Spool(Path({str(tmp_path)!r})).stage("a", "b.txt", None, lambda file: os.kill(os.getpid(), 9))
+"""
+    subprocess.run([sys.executable, "-c", writer], check=False)
+    assert len(list((tmp_path / "files").iterdir())) == 1
+    living = Spool(tmp_path)
+    living.stage("a", "c.txt", None, lambda file: file.touch())
+    Spool(tmp_path).replay(lambda notes: None)
+    assert [path.name for path in (tmp_path / "files").rglob("*.txt")] == ["c.txt"]
 
 
 def test_who_ends_well_leaves_no_will(tmp_path: Path) -> None:

@@ -5,9 +5,18 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -37,6 +46,20 @@ Real = Annotated[float, BeforeValidator(_number)]
 
 Flag = Annotated[bool, Strict()]
 """true or false, and no number or word that might mean it."""
+
+
+class GrownConfig(StrictConfig):
+    """One that has got fields since runs were stored: hashes and names made of its JSON must stay what they were."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are written only where they differ from their defaults."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in write(self).items() if name not in unset}
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 """Becomes part of the names of files."""

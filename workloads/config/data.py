@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from workloads.config.base import Flag, StrictConfig, UserPath, Whole, not_a_flag
 
 SparseLabels = Literal["refuse", "remap", "keep"]
+MissingParts = Literal["refuse", "accept"]
 PixelChannels = Annotated[Literal[1, 3], BeforeValidator(not_a_flag)]
 
 
@@ -52,14 +53,6 @@ class _FileData(_DataFields):
     """Read all images as one class, whatever folders or labels say."""
 
 
-class FolderData(_FileData):
-    """A folder of images, one subfolder per class."""
-
-    kind: Literal["folder"] = "folder"
-    path: UserPath
-    """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
-
-
 class _LabelledData(_FileData):
     label_column: str | None = None
     """Column (or field) of the labels; "none" for images of one class. None: the one that is clearly meant."""
@@ -68,7 +61,20 @@ class _LabelledData(_FileData):
     """What to do with labels that leave most numbers out: refuse them, remap them to 0, 1, 2, ..., or keep them."""
 
 
-class ArchiveData(_LabelledData):
+class FolderData(_LabelledData):
+    """A folder of images, one subfolder per class, or with the labels in a metadata.csv or metadata.jsonl."""
+
+    kind: Literal["folder"] = "folder"
+    path: UserPath
+    """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
+
+
+class _PartsData(_LabelledData):
+    missing_parts: MissingParts = "refuse"
+    """What to do where one of several files is missing that the others count, as 00001-of-00003: refuse, or accept."""
+
+
+class ArchiveData(_PartsData):
     """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
 
     kind: Literal["archive"] = "archive"
@@ -76,7 +82,7 @@ class ArchiveData(_LabelledData):
     """The file, or the folder of tars."""
 
 
-class _TableData(_LabelledData):
+class _TableData(_PartsData):
     image_column: str | None = None
     """Column of the images. None: the one that is clearly meant."""
 
@@ -105,7 +111,7 @@ class LatentFilesData(_DataFields):
     """The directory that holds a folder ..._features and a folder ..._labels."""
 
     vae: UserPath
-    """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
+    """Directory of the diffusers AutoencoderKL or VQModel that made them, already scaled by its factor."""
 
     channels: Annotated[Literal[4, 16], BeforeValidator(not_a_flag)] = 4  # type: ignore[assignment]
     """Of the latents."""

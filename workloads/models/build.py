@@ -119,6 +119,9 @@ def _zero_last_layers(model: nn.Module) -> None:
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file save_pretrained writes weights to."""
 
+NETWORK = "config.json"
+"""And the one it writes the architecture to."""
+
 CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DModel, "DiT": DiT}
 """By the name save_pretrained writes into config.json."""
 
@@ -141,4 +144,4 @@ def new_model(path: Path) -> ModelMixin:
 
 
 def _class_of(path: Path) -> Any:
-    return CLASSES[json.loads((path / "config.json").read_text())["_class_name"]]
+    return CLASSES[json.loads((path / NETWORK).read_text())["_class_name"]]

@@ -31,8 +31,10 @@ from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.tracking.tracker import Tracker, run_url
+from workloads.config import RunConfig
+from workloads.config.load import validate
 from workloads.errors import ConfigError, RememeError
-from workloads.evaluation.extractors import check_extractor
+from workloads.pipeline import check_score
 from workloads.places import RunDir
 
 NUM_CHECKED = 200
@@ -88,7 +90,10 @@ def _prepare(
     """Everything that can be found wrong before Ray starts, and what an earlier study forecasts if one is named."""
     study = configurations.study
     config = configurations.seeded(configurations.first()[0], 0)[0]
-    check_extractor(config.evaluation)
+    check_score(config)
+    if study.ladder.quick is not None:
+        quick = study.quick_protocol(config).model_dump(mode="json")
+        check_score(validate(RunConfig, config.model_dump(mode="json") | {"evaluation": quick}))
     if options.store_uri is not None:
         RemoteFiles(options.store_uri).check()
     prepare_reference_of(config, runs)
