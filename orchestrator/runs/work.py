@@ -19,6 +19,7 @@ from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Folder, Storage
 from orchestrator.terminal.progress import ProgressListener, progress
 from workloads.config import ProtocolConfig
+from workloads.config.evaluation import Metric
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
@@ -117,8 +118,7 @@ class Work:
         protocol: ProtocolConfig,
         reference: PreparedDataset,
         *,
-        with_others: bool = False,
-        with_stderr: bool = False,
+        default_metrics: tuple[Metric, ...] = (),
         on_cluster: bool = False,
         listener: ProgressListener | None = None,
     ) -> Scored:
@@ -147,7 +147,7 @@ class Work:
             self.run,
             cache_dir=self.runs.cache,
             draw=draw,
-            measure=partial(measure, with_others=with_others, with_stderr=with_stderr),
+            measure=partial(measure, default_metrics=default_metrics),
         )
         self.keep()
         return scored
@@ -159,8 +159,7 @@ def _measure_here(
     protocol: ProtocolConfig,
     *,
     cache_dir: Path,
-    with_others: bool,
-    with_stderr: bool,
+    default_metrics: tuple[Metric, ...],
     listener: ProgressListener | None,
 ) -> Score:
     with progress("scoring", "images", listener=listener) as advance:
@@ -171,6 +170,5 @@ def _measure_here(
             cache_dir=cache_dir,
             device=default_device(),
             on_progress=advance,
-            with_others=with_others,
-            with_stderr=with_stderr,
+            default_metrics=default_metrics,
         )

@@ -59,6 +59,7 @@ def train_job(
     Several workers that see the same work_dir may train it together; all call this, the first one writes.
     """
     if (result := completed(work_dir)) is not None:
+        CheckpointFolder(JobDir(work_dir).checkpoints, job.key).clear()  # who finished it may not have come to that
         return result
     # The last bits depend on it, and a process that is used again has the number of its last job.
     if num_threads is not None:
