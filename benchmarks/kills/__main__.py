@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kills.runs import Outcome, Scenario, kill_and_compare, read, undisturbed
-from benchmarks.kills.scenarios import empty_database, runs_of_workloads, tracking, write_pictures
+from benchmarks.kills.scenarios import empty_database, runs_of_workloads, sampling_of, tracking, write_pictures
 from benchmarks.kills.tracer import ROOT
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=400, help="at least so many")
     parser.add_argument("--per-run", type=int, default=8)
-    parser.add_argument("--only", nargs="*", help="scenarios")
+    parser.add_argument("--only", nargs="*", help="meme, independent, remix, tracking (these by default), sampling")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--summary", type=Path, nargs="+", help="only say what such files hold")
@@ -70,6 +70,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         data, database = write_pictures(Path(scratch) / "data"), empty_database(Path(scratch) / "empty.db")
         known = [*runs_of_workloads(data), tracking(database)]
+        if "sampling" in (options.only or []):
+            known.append(sampling_of(known[1], Path(scratch) / "trained"))
         series([one for one in known if one.name in (options.only or one.name)], Path(scratch), options)
 
 

@@ -38,6 +38,9 @@ class Scenario:
     look: Callable[[Path], Mapping[str, str]] = field(default_factory=lambda: contents)
     """What must be the same in the end."""
 
+    begin: Callable[[Path], None] = field(default_factory=lambda: lambda _: None)
+    """begin(folder): puts there what a run starts from."""
+
 
 @dataclass
 class Killed:
@@ -113,6 +116,7 @@ class Run:
         self._config = folder / "run.yaml"
         self._config.write_text(json.dumps(scenario.raw))
         self._num_attempts = 0
+        scenario.begin(self.out)
 
     def attempt(self, kill: Kill | None = None) -> Attempt:
         """Start it; with a kill, its process is dead when this returns, unless it was through before."""

@@ -69,6 +69,22 @@ def runs_of_workloads(data: Path) -> list[Scenario]:
     ]
 
 
+def sampling_of(scenario: Scenario, folder: Path) -> Scenario:
+    """What follows training, by itself: of trained experts in `folder`, which are trained there unless they are."""
+    trained = folder / "trained"
+    if not trained.exists():
+        description = folder / "run.yaml"
+        folder.mkdir()
+        description.write_text(json.dumps(scenario.raw))
+        assert in_fork(lambda: run_workloads(description, trained)) == 0
+
+    def begin(out: Path) -> None:
+        for name in ("data", "store"):
+            shutil.copytree(trained / name, out / name)
+
+    return Scenario("sampling", scenario.raw, run_workloads, begin=begin)
+
+
 def write_pictures(folder: Path, number: int = 60) -> Path:
     """So many real images in a folder per class."""
     from workloads.config.data import EmbeddedData
