@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
@@ -23,9 +21,9 @@ from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, ExpertStanding, RunStanding
 from workloads.errors import ConfigError, StorageError
-from workloads.files import write_text
 from workloads.locks import Lock, is_locked, try_lock
 from workloads.places import RunDir
+from workloads.sealed import UNREADABLE, load_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ class StatusFile:
             if self._lock is not None:
                 experts = tuple(self._experts.values())
                 status = self._status.model_copy(update={"experts": experts, "written_s": time.time()})
-                write_text(self._run.status, status.model_dump_json())
+                write_json(self._run.status, status.model_dump(mode="json"))
         # The run does not depend on it: a full disk is told by what does.
         except (OSError, StorageError) as error:
             if not self._is_told:
@@ -140,12 +138,12 @@ def view_run(run: RunDir) -> RunView | None:
     # Before the file is read: a driver that ends in between has written so.
     locked = is_locked(run.driver_lock)
     try:
-        status = RunStanding.model_validate_json(run.status.read_bytes())
+        status = RunStanding.model_validate(load_json(run.status))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, *UNREADABLE) as error:
         said = error.strerror if isinstance(error, OSError) else "it is damaged, or of another version of rememe"
-        raise ConfigError(f"{run.status} cannot be read: {said}") from None
+        raise ConfigError(f"{run.status} cannot be read: {said}; whoever runs it next writes it anew") from None
     return RunView(run, status, status.driver(here=socket.gethostname(), is_locked=locked, now_s=time.time()))
 
 

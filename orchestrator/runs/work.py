@@ -1,6 +1,5 @@
 """One configuration while it is worked on: train what is missing, gather, draw figures, sample, score. No tracker."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +19,22 @@ from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Folder, Storage
 from orchestrator.terminal.progress import ProgressListener, progress
 from workloads.config import ProtocolConfig
+from workloads.config.evaluation import Metric
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
-from workloads.files import write_text
+from workloads.files import new_file, sha256_file, write_text
 from workloads.pipeline import Scored, gather, score_ensemble
 from workloads.places import RunDir
+from workloads.sealed import write_json
 from workloads.training.result import JobResult
 
 FIGURE_DPI = 150
+
+CONFIG_SHA256 = "config_sha256"
+"""In a run's plan, of the run description beside it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Work:
         if self.storage is not None:
             self.storage.restore_run(self.run)
         write_text(self.run.config, to_yaml(self.plan.config))
-        write_text(self.run.plan, json.dumps(self.plan.to_json(), indent=2))
+        write_json(self.run.plan, {**self.plan.to_json(), CONFIG_SHA256: sha256_file(self.run.config)})
         self.keep()
 
     def keep(self) -> None:
@@ -101,10 +105,10 @@ class Work:
         """Pictures of what was learned, as PNG files in the run directory."""
         with progress("measuring", "experts", listener=listener) as advance:
             figures = training_figures(self.plan, self.runs, results, ensemble, dataset, advance)
-        self.run.figures.mkdir(parents=True, exist_ok=True)
         files = [self.run.figure(name) for name in figures]
         for file, figure in zip(files, figures.values(), strict=True):
-            figure.savefig(file, dpi=FIGURE_DPI)
+            with new_file(file) as scratch:
+                figure.savefig(scratch, dpi=FIGURE_DPI, format="png")
         self.keep()
         return files
 
@@ -114,8 +118,7 @@ class Work:
         protocol: ProtocolConfig,
         reference: PreparedDataset,
         *,
-        with_others: bool = False,
-        with_stderr: bool = False,
+        default_metrics: tuple[Metric, ...] = (),
         on_cluster: bool = False,
         listener: ProgressListener | None = None,
     ) -> Scored:
@@ -144,7 +147,7 @@ class Work:
             self.run,
             cache_dir=self.runs.cache,
             draw=draw,
-            measure=partial(measure, with_others=with_others, with_stderr=with_stderr),
+            measure=partial(measure, default_metrics=default_metrics),
         )
         self.keep()
         return scored
@@ -156,8 +159,7 @@ def _measure_here(
     protocol: ProtocolConfig,
     *,
     cache_dir: Path,
-    with_others: bool,
-    with_stderr: bool,
+    default_metrics: tuple[Metric, ...],
     listener: ProgressListener | None,
 ) -> Score:
     with progress("scoring", "images", listener=listener) as advance:
@@ -168,6 +170,5 @@ def _measure_here(
             cache_dir=cache_dir,
             device=default_device(),
             on_progress=advance,
-            with_others=with_others,
-            with_stderr=with_stderr,
+            default_metrics=default_metrics,
         )

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from orchestrator.store.cache import node_root
 from orchestrator.store.remote import DamagedError, RemoteStore
 from orchestrator.store.storage import Storage
+from orchestrator.store.tenancy import tenancy
 from workloads.errors import RememeError, StorageError
 from workloads.files import clear_storage_errors
 from workloads.locks import try_lock
@@ -53,10 +54,14 @@ class SharedSite:
     identity: str
 
     @contextmanager
-    def job(self, key: str, on_checkpoint: OnCheckpoint, node: str) -> Iterator[Workplace]:
-        """The job's own directory in the store."""
+    def job(
+        self, key: str, on_checkpoint: OnCheckpoint, node: str, leave: Callable[[], None] | None = None
+    ) -> Iterator[Workplace]:
+        """The job's own directory in the store. leave() is called if it is trained elsewhere from now on."""
         require_same_store(self.root, self.identity, node)
-        yield Workplace(self.root / key, on_checkpoint)
+        place = JobDir(self.root / key)
+        with nullcontext() if leave is None else tenancy(place, leave):
+            yield Workplace(place.path, on_checkpoint)
 
     def check(self, node: str) -> None:
         """Raise StorageError, with the node's name, unless the directory is the driver's and can be written here."""
@@ -89,8 +94,17 @@ class StorageSite:
     storage: Storage
 
     @contextmanager
-    def job(self, key: str, on_checkpoint: OnCheckpoint, node: str) -> Iterator[Workplace]:  # noqa: ARG002
-        """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well."""
+    def job(
+        self,
+        key: str,
+        on_checkpoint: OnCheckpoint,
+        node: str,  # noqa: ARG002
+        leave: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> Iterator[Workplace]:
+        """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well.
+
+        leave() is never called: whoever else trains the job does so in a directory of its own, and sends the same.
+        """
         remote = self.storage.store
         with _scratch(key) as folder:
             _fetch_checkpoint(remote, key, folder)

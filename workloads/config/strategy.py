@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import Real, StrictConfig, Whole
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import Interval, IntervalTable, uniform_cuts
 from workloads.config.job import CommonFields, ExpertJob, Job
 from workloads.config.models import AnyModel
 from workloads.config.training import TrainingConfig
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Cuts = tuple[int, ...]
+Probability = Annotated[Real, Field(ge=0, le=1)]
+Cuts = tuple[Whole, ...]
 
 
 class Growable(NamedTuple):
@@ -81,6 +81,10 @@ class Strategy(StrictConfig, ABC):
         """How many workers train each job together."""
         return execution.workers_per_expert
 
+    def can_share(self, num_workers: int, training: TrainingConfig) -> bool:
+        """Whether so many workers can have equal parts of every batch."""
+        return training.batch_size % num_workers == 0
+
     def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:
         """Raise ValueError if the run's execution or training does not go with the strategy."""
         if execution.num_workers > 1:
@@ -88,7 +92,7 @@ class Strategy(StrictConfig, ABC):
                 f"execution.num_workers is {execution.num_workers}, but strategy.kind {self.kind} trains each "
                 "expert by itself; say execution.workers_per_expert for workers that share an expert"
             )
-        if training.batch_size % execution.workers_per_expert:
+        if not self.can_share(execution.workers_per_expert, training):
             raise ValueError(
                 f"training.batch_size {training.batch_size} is not a multiple of execution.workers_per_expert "
                 f"{execution.workers_per_expert}"
@@ -114,7 +118,7 @@ class Single(Strategy):
 
 
 class _Intervals(Strategy):
-    num_experts: int | None = Field(None, ge=1, le=10_000)
+    num_experts: Whole | None = Field(None, ge=1, le=10_000)
     """Number of equal intervals; or give cuts."""
 
     cuts: Cuts | None = None
@@ -225,7 +229,7 @@ class Remix(_Intervals):
 
     trains_alone: ClassVar[bool] = False
 
-    num_bases: int = Field(4, ge=1)
+    num_bases: Whole = Field(4, ge=1)
     """K."""
 
     mixer: Literal["softmax", "per_layer", "raw", "one_hot", "continuous"] = "softmax"
@@ -237,17 +241,17 @@ class Remix(_Intervals):
     """Names of the parameters that bases differ in, with wildcards; all others are shared. The default is the paper's:
     attention and MLP projections with their biases, in a DiT."""
 
-    experts_per_step: int = Field(4, ge=1)
+    experts_per_step: Whole = Field(4, ge=1)
     """Experts trained in one step, each on an equal part of the batch; the draw avoids repeats. The paper has 1 per
     worker. Workers divide them among themselves, so the result does not depend on how many there are."""
 
-    coefficient_learning_rate: float = Field(1e-2, gt=0)
+    coefficient_learning_rate: Real = Field(1e-2, gt=0)
     """Peak learning rate of the coefficients; follows training.lr_schedule."""
 
-    prior_strength: float = Field(1e-4, ge=0)
+    prior_strength: Real = Field(1e-4, ge=0)
     """Weight of the cross-entropy to the one-hot prior (Eq. 6) at the start; falls linearly to zero at the end."""
 
-    prior_logit: float = Field(3.0, ge=0)
+    prior_logit: Real = Field(3.0, ge=0)
     """What the prior adds to the standard normal logits at the start."""
 
     @model_validator(mode="after")
@@ -271,6 +275,11 @@ class Remix(_Intervals):
         """All train the one job."""
         return execution.num_workers
 
+    def can_share(self, num_workers: int, training: TrainingConfig) -> bool:
+        """Whether so many workers can have equal parts of every batch, and of the experts of a step."""
+        more, fewer = sorted((num_workers, self.experts_per_step), reverse=True)
+        return super().can_share(num_workers, training) and more % fewer == 0
+
     def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:
         """Raise ValueError unless workers and experts of a step divide each other and the batch."""
         num_workers, per_step = execution.num_workers, self.experts_per_step
@@ -282,7 +291,7 @@ class Remix(_Intervals):
         for name, value in (("execution.num_workers", num_workers), ("strategy.experts_per_step", per_step)):
             if training.batch_size % value:
                 raise ValueError(f"training.batch_size {training.batch_size} is not a multiple of {name} {value}")
-        if num_workers % per_step and per_step % num_workers:
+        if not self.can_share(num_workers, training):
             raise ValueError(
                 f"execution.num_workers {num_workers} and strategy.experts_per_step {per_step} do not divide evenly; "
                 "one must be a multiple of the other"

@@ -1,7 +1,6 @@
 """Train one job from start to finish; run again, it goes on from its last checkpoint."""
 
 import gc
-import json
 import math
 import resource
 from collections.abc import Callable, Iterator
@@ -19,9 +18,11 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError
-from workloads.files import remove_unfinished, sha256_file, write_text
+from workloads.files import clear_storage_errors, remove_unfinished, sha256_file
 from workloads.locks import try_lock
+from workloads.models.build import NETWORK
 from workloads.places import JobDir
+from workloads.sealed import write_json
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
 from workloads.training.loop import Hook, train
@@ -82,8 +83,9 @@ def train_job(
 
 @contextmanager
 def _sole_writer(work_dir: Path) -> Iterator[None]:
-    """Wait until no other process writes here. Raises CheckpointError if one stays."""
-    lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
+    """Wait until no other process writes here. Raises CheckpointError if one stays, StorageError if nobody can."""
+    with clear_storage_errors(work_dir):
+        lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
     if lock is None:
         raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it")
     try:
@@ -182,6 +184,8 @@ class _Training:
         self._state.use_average()
         curve = self._loss_by_timestep()
         weights = self._state.save(self._place.path)
+        write_json(self._place.description, self._job.model_dump(mode="json"))
+        beside = (self._place.description, weights.with_name(NETWORK))
         records = read_records(self._place.records)
         spans = pairwise([0, *(record.images_seen for record in records)])
         result = JobResult(
@@ -193,9 +197,9 @@ class _Training:
             weights_file=str(weights.relative_to(self._place.path)),
             weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
+            files_sha256={str(file.relative_to(self._place.path)): sha256_file(file) for file in beside},
         )
-        write_text(self._place.description, self._job.model_dump_json(indent=2))
-        write_text(self._place.result, json.dumps(asdict(result), indent=2))
+        write_json(self._place.result, asdict(result))
         # Last: a process killed before the result is written still has them.
         self._checkpoints.clear()
 

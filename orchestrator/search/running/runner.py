@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -131,7 +132,7 @@ class Climb:
         for work in self.works:
             protocol = self._protocol(work.plan.config, rung)
             ensemble = work.gather(self._dataset)
-            scored = work.score(ensemble, protocol, reference, with_stderr=True, on_cluster=True)
+            scored = work.score(ensemble, protocol, reference, on_cluster=True)
             estimates.append(Estimate(scored.score.value, scored.score.stderr))
             doubts += scored.score.doubts
         # Name, protocol and number of samples are the same for every seed.
@@ -226,8 +227,9 @@ class _ProgressFile:
             return
         self._written_s = time.monotonic()
         total = sum(job.job.training.images for job in self._work.plan.jobs)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(f"{state.value} {sum(self._images.values()) / total:.0%}")
+        with suppress(OSError):  # words for a display: a full disk is told by what must be kept
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(f"{state.value} {sum(self._images.values()) / total:.0%}")
 
 
 def _per_interval(curves: Sequence[LossCurve], num_intervals: int) -> list[LossCurve]:

@@ -14,6 +14,7 @@ from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import STUDY_KIND, StatusFile
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.search.running.csv_file import write_csv
 from orchestrator.search.running.display import StudyDisplay, print_study
 from orchestrator.search.running.driver import Driver
@@ -30,8 +31,10 @@ from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.tracking.tracker import Tracker, run_url
+from workloads.config import RunConfig
+from workloads.config.load import validate
 from workloads.errors import ConfigError, RememeError
-from workloads.evaluation.extractors import check_extractor
+from workloads.pipeline import check_score
 from workloads.places import RunDir
 
 NUM_CHECKED = 200
@@ -57,11 +60,11 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
 
     A configuration that fails is reported and the study goes on, until more than max_failures have.
     """
-    runs = RunsDir(runs_dir)
-    ledger = Ledger(runs, study.name)
     configurations = Configurations(study)
     # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
+    runs = open_for_results(runs_dir)
+    ledger = Ledger(runs, study.name)
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
     plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
@@ -87,7 +90,10 @@ def _prepare(
     """Everything that can be found wrong before Ray starts, and what an earlier study forecasts if one is named."""
     study = configurations.study
     config = configurations.seeded(configurations.first()[0], 0)[0]
-    check_extractor(config.evaluation)
+    check_score(config)
+    if study.ladder.quick is not None:
+        quick = study.quick_protocol(config).model_dump(mode="json")
+        check_score(validate(RunConfig, config.model_dump(mode="json") | {"evaluation": quick}))
     if options.store_uri is not None:
         RemoteFiles(options.store_uri).check()
     prepare_reference_of(config, runs)
