@@ -192,7 +192,7 @@ def _stage_of(said: Sequence[Mapping[str, Any]]) -> str:
     return "training, at any time" if said and any("step" in line for line in said) else "before or after training"
 
 
-VOLATILE = {"train_s", "peak_memory_bytes", "images_per_s", "loader_wait_share", "written_s"}
+VOLATILE = {"checksum", "train_s", "peak_memory_bytes", "images_per_s", "loader_wait_share", "written_s"}
 """Measured, so never twice the same."""
 
 
