@@ -26,6 +26,7 @@ from benchmarks.kills.__main__ import append
 from benchmarks.kills.runs import Killed, Outcome, contents, read
 from benchmarks.kills.scenarios import runs_of_workloads, write_pictures
 from benchmarks.kills.tracer import ROOT
+from orchestrator.store.sites import ID_FILE
 
 END_S = 600.0
 """A command that takes longer hangs."""
@@ -170,10 +171,11 @@ def checkpoints_of(folder: Path) -> dict[str, int]:
 
 def kept(folder: Path) -> dict[str, str]:
     """What must be the same in the end: experts, ensembles, samples, scores, and how often MLflow has which rows."""
+    parts = ("store/", "/ensemble/", "/samples/", "/scores.json")
     found = {
         name: sha
         for name, sha in contents(folder / "runs").items()
-        if name.startswith("store/") or "/ensemble/" in name or "/samples/" in name or name.endswith("scores.json")
+        if any(part in name for part in parts) and not name.endswith(ID_FILE)  # which is drawn
     }
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         rows = database.execute(
@@ -252,10 +254,11 @@ def kill_one(command: Command, rng: random.Random) -> Killed | None:
         there = {kind: pid for kind in ("driver", *KINDS) if (pid := command.find(kind)) is not None}
         if command.ended is not None:
             return None
-        if len(there) == 1 and rng.random() > 0.1:  # it has hardly begun
+        stage = stage_of(command.folder)
+        if stage == "starting" and "expert" not in there and rng.random() > 0.1:  # or it would never come to training
             continue
         (kind,) = rng.choices(list(there), [OFTEN.get(kind, 1) for kind in there])
-        stage, reached, safe = stage_of(command.folder), images_of(command.folder), checkpoints_of(command.folder)
+        reached, safe = images_of(command.folder), checkpoints_of(command.folder)
         command.family = descendants(command.pid)
         with suppress(ProcessLookupError):
             os.kill(there[kind], signal.SIGKILL)
