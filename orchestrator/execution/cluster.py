@@ -5,11 +5,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.execution.leftovers import ended_with_driver
 from orchestrator.plan.errors import ClusterError, ResourcesError
 from orchestrator.plan.fitness import socket_excess
 from orchestrator.plan.jobs import PlannedJob, Request
@@ -79,20 +80,19 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | temp_dir | local_options
     else:
         options["address"] = address
-    try:
-        with ExitStack() as turn:
-            if address is None:
-                turn.enter_context(_turn_to_start())
-            ray.init(**options)
-    # Errors of gRPC are of none of our kinds either.
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise unreachable(address or "local", error) from None
-    try:
-        if address is not None:
-            refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
-        yield
-    finally:
-        ray.shutdown()
+    with ended_with_driver() if address is None else nullcontext():
+        try:
+            with _turn_to_start() if address is None else nullcontext():
+                ray.init(**options)
+        # Errors of gRPC are of none of our kinds either.
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise unreachable(address or "local", error) from None
+        try:
+            if address is not None:
+                refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:

@@ -1,7 +1,7 @@
 """Nodes that die, groups that shrink and grow with them, and who waits for what no node has: several raylets here."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.autoscaler.v2.schema import ResourceDemand
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.nodes import facts_of_nodes
+from orchestrator.execution.processes import ExpertProcesses
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.plan import events
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import ExpertEvent
-from orchestrator.plan.jobs import PlannedJob, make_plan
+from orchestrator.plan.jobs import PlannedJob, Request, make_plan
 from orchestrator.plan.policies import FailureKind
 from orchestrator.runs.doctor import examine
 from orchestrator.store.experts import ExpertStore
@@ -33,6 +36,9 @@ pytestmark = pytest.mark.ray
 NUM_IMAGES = 9_600
 """Some ten seconds of training: a node dies in the middle of it."""
 
+
+DEMAND_TIMEOUT_S = 60.0
+"""Nodes tell the head what waits about once a second."""
 
 OBJECT_STORE = {"object_store_memory": 100 * 2**20}
 
@@ -244,6 +250,47 @@ def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(
     assert len(told_s) == 1  # though it is looked at again and again
     assert told_s[0] < 10
     assert "no node has more than 0, for 6 s (execution.wait_timeout_s)" in outcome.failed[job.key]
+
+
+def demand(nodes: Cluster) -> tuple[int, int]:
+    """What Ray tells an autoscaler: how many actors wait for the resource `later`, and how many places of groups."""
+    demands = get_cluster_status(nodes.address).resource_demands
+
+    def waiting(kind: Sequence[ResourceDemand]) -> int:
+        shapes = [shape for one in kind for shape in one.bundles_by_count if "later" in shape.bundle]
+        assert all(shape.bundle == {"CPU": 1, "later": 1} for shape in shapes)
+        return sum(shape.count for shape in shapes)
+
+    return waiting(demands.ray_task_actor_demand), waiting(demands.placement_group_demand)
+
+
+def test_an_autoscaler_sees_who_queues(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    later = replace(job, resources=Resources(num_cpus=1, custom={"later": 1}))
+    deadline_s, seen = time.monotonic() + DEMAND_TIMEOUT_S, (0, 0)
+
+    def is_seen() -> bool:
+        nonlocal seen
+        seen = demand(nodes)
+        return seen == (1, 0) or time.monotonic() > deadline_s
+
+    outcome = train_experts([later], dataset.path, store, ExecutionConfig(), should_stop=is_seen)
+    assert outcome.stopped == [later.key]
+    assert seen == (1, 0)
+
+
+def test_an_autoscaler_sees_the_places_that_a_group_lacks(
+    nodes: Cluster, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    processes = ExpertProcesses(store.site, dataset.path)
+    lacking = {"a-key": Request(Resources(num_cpus=1, custom={"later": 1}), 2)}
+    for wanted, expected in ((lacking, (0, 2)), ({}, (0, 0))):
+        deadline_s = time.monotonic() + DEMAND_TIMEOUT_S
+        while demand(nodes) != expected:
+            assert processes.make_room(wanted) == []
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
 
 
 def test_a_cluster_without_nodes_is_an_error_not_a_wait(  # the last one: it leaves no cluster behind
