@@ -205,6 +205,15 @@ def alive_nodes() -> list[Node]:
     return _nodes_but(set())
 
 
+def require_nodes() -> None:
+    """Raise ClusterError if there is no live node: what waits then waits for ever."""
+    if not alive_nodes():
+        raise ClusterError(
+            "the last node of the cluster is gone (killed, or out of memory?); what was done so far is kept, run the "
+            "same command again to continue"
+        )
+
+
 def staying_nodes() -> list[Node]:
     """The live nodes that are not about to be taken away."""
     return _nodes_but(leaving_nodes())
@@ -222,6 +231,15 @@ def leaving_nodes() -> set[str]:
     from ray._private.state import state
 
     return set(state.get_draining_nodes())
+
+
+def died_with_node(actor_id: str) -> bool:
+    """Whether Ray says of a dead actor that its node took it along, be it that it only waited there for a process."""
+    from ray._private.state import actors
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+
+    cause = actors(actor_id).get("DeathCause")
+    return cause is not None and cause.actor_died_error_context.reason == ActorDiedErrorContext.NODE_DIED
 
 
 def dead_nodes() -> set[str]:
