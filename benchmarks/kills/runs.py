@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kills.tracer import ORDER, Kill, Tracer
+from benchmarks.kills.tracer import OF_ALL, ORDER, Kill, Tracer
 
 WORKER_END_S = 10.0
 """After one worker has died the other may end by itself; then it is killed, as torchrun and our supervisor do."""
@@ -271,9 +271,8 @@ def draw_kills(whole: Undisturbed, rng: random.Random, number: int) -> list[Kill
     """
     kills = []
     for _ in range(number):
-        rank, stage = rng.randrange(whole.scenario.num_workers), None
-        if rng.random() > 0.2:
-            stage = rng.choice(sorted(whole.counts))
+        stage = rng.choice(sorted(whole.counts)) if rng.random() > 0.2 else None
+        rank = rng.randrange(whole.scenario.num_workers) if stage in OF_ALL else 0
         index = int(whole.counts.get(stage or "", 1) ** rng.random()) - 1
         kills.append(Kill(rank, stage, index, rng.uniform(0, whole.seconds)))
     return sorted(kills, key=lambda kill: ORDER.get(kill.stage, 1))

@@ -42,6 +42,9 @@ STAGES = {
 ORDER = {"elsewhere": 0, "preparing data": 0, "gathering": 2, "sampling": 3, "scoring": 4, "keeping a score": 5}
 """Of stages in a run; all others are training."""
 
+OF_ALL = {None, "step", "elsewhere"}
+"""What every worker of a group comes to; all else is the first one's."""
+
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("workloads", "orchestrator"))
 STEPS = frozenset({"DenoisingStep.__call__", "RemixStep.__call__"})

@@ -52,6 +52,29 @@ def runs_of(folder: Path) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
+def family(pid: int) -> list[int]:
+    """The processes below one."""
+    lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(word) for words in lists for word in words]
+    return [*children, *(one for child in children for one in family(child))]
+
+
+def command_of(pid: int) -> bytes:
+    """Empty if there is no such process any more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Ray's agents are the last; by its own settings they stay for a minute."""
+    deadline_s = time.monotonic() + 30
+    while left := [command for pid in pids if b"ray" in (command := command_of(pid))]:
+        assert time.monotonic() < deadline_s, left
+        time.sleep(0.2)
+
+
 def wait_for_a_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
     deadline_s = time.monotonic() + 120
     while not list((folder / "runs" / "store").glob("*/checkpoints/*")):
@@ -72,6 +95,8 @@ def test_a_study_survives_kill_and_trains_each_expert_once(
 
     process = start_rememe("search", "study.yaml", cwd=tmp_path)
     wait_for_a_checkpoint(tmp_path, process)
+    cluster = family(process.pid)
+    assert len(cluster) > 4
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for file in (tmp_path / "runs" / "studies" / NAME / "tune").rglob("*"):
@@ -80,6 +105,7 @@ def test_a_study_survives_kill_and_trains_each_expert_once(
 
     result = rememe_here("search", "study.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    wait_until_gone(cluster)
     store = tmp_path / "runs" / "store"
     assert {file.parent.name for file in store.glob("*/result.json")} == {job["key"] for job in planned["jobs"]}
 
