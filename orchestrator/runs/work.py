@@ -126,20 +126,27 @@ class Work:
 
         on_cluster: measure there too, with what the configuration asks for; else here, with a progress bar.
         """
-        resources = ensemble.config.execution.resources
+        execution = ensemble.config.execution
+        resources, wait_timeout_s = execution.resources, execution.wait_timeout_s
         stored = self.storage.keep_ensemble(self.run) if self.storage is not None else None
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:
                 with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
                     generate_samples(
-                        ensemble, protocol, samples, resources=resources, on_progress=advance, stored=stored
+                        ensemble,
+                        protocol,
+                        samples,
+                        resources=resources,
+                        wait_timeout_s=wait_timeout_s,
+                        on_progress=advance,
+                        stored=stored,
                     )
             finally:  # one that is stopped goes on from the batches it has, on whichever machine
                 self.keep()
 
         here = partial(_measure_here, listener=listener)
-        measure = partial(score_on_cluster, resources=resources) if on_cluster else here
+        measure = partial(score_on_cluster, resources=resources, wait_timeout_s=wait_timeout_s) if on_cluster else here
         scored = score_ensemble(
             ensemble,
             protocol,

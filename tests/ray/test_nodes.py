@@ -82,7 +82,8 @@ def test_every_node_is_looked_at_and_nothing_is_left_behind(nodes: Cluster, tmp_
 def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
     nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
 ) -> None:
-    """With a single attempt: the only node that trains is killed, another is there, and the expert ends the same."""
+    """With a single attempt: the only node is killed while one trains there and one waits for its place; another node
+    is there, and both end the same."""
     doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
     heard: list[ExpertEvent] = []
 
@@ -92,16 +93,49 @@ def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
             nodes.remove_node(doomed, allow_graceful=False)  # SIGKILL of its raylet
             nodes.add_node(num_cpus=1, **OBJECT_STORE)
 
-    outcome = train_experts([job], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+    short = job.job.model_copy(update={"seed": 1, "training": job.job.training.model_copy(update={"images": 640})})
+    both = [job, replace(job, job=short)]
+    outcome = train_experts(both, dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
     assert outcome.failed == {}
     restarts = [event for event in heard if isinstance(event, events.Restarting)]
-    assert [(event.cause, event.attempt) for event in restarts] == [(FailureKind.NODE_LOST, 1)]
-    seen = [event.images_seen for event in heard if isinstance(event, events.Progressed)]
+    assert {event.key for event in restarts} == {one.key for one in both}
+    assert {(event.cause, event.attempt) for event in restarts} == {(FailureKind.NODE_LOST, 1)}
+    seen = [event.images_seen for event in heard if isinstance(event, events.Progressed) and event.key == job.key]
     assert seen[-1] == NUM_IMAGES
     num_threads = torch.get_num_threads()
-    expected = train_job(job.job, dataset.path, tmp_path / "plain", num_threads=1)
+    for one in both:
+        expected = train_job(one.job, dataset.path, tmp_path / one.key, num_threads=1)
+        assert outcome.completed[one.key].weights_sha256 == expected.weights_sha256
     torch.set_num_threads(num_threads)
-    assert outcome.completed[job.key].weights_sha256 == expected.weights_sha256
+
+
+def test_a_group_goes_on_elsewhere_when_it_loses_a_node(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    """With a single attempt, and the weights of a group that lost nothing."""
+    training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 320})
+    group = replace(job, job=job.job.model_copy(update={"training": training}), num_workers=2, placement="SPREAD")
+    doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    restarts: list[ExpertEvent] = []
+    spare = None
+
+    def listen(event: ExpertEvent) -> None:
+        nonlocal spare
+        if isinstance(event, events.Checkpointed) and doomed in nodes.list_all_nodes():
+            nodes.remove_node(doomed, allow_graceful=False)
+            spare = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+        if isinstance(event, events.Restarting):
+            restarts.append(event)
+
+    found = []
+    for name in ("disturbed", "undisturbed"):
+        store = ExpertStore(tmp_path / name)
+        outcome = train_experts([group], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+        assert outcome.failed == {}
+        found.append(outcome.completed[group.key].weights_sha256)
+    assert restarts == [events.Restarting(group.key, FailureKind.NODE_LOST, 1)]
+    assert found[0] == found[1]
+    nodes.remove_node(spare)
 
 
 def test_a_preempted_node_is_left_with_a_checkpoint(

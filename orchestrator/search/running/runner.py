@@ -108,7 +108,8 @@ class Climb:
         for work in self.works:
             intervals = work.plan.config.intervals
             folders = [work.store.path(job.key) for job in work.plan.jobs]
-            curves = held_out_curves(work.plan.jobs, folders, self._dataset.path, spec)
+            wait_timeout_s = work.plan.config.execution.wait_timeout_s
+            curves = held_out_curves(work.plan.jobs, folders, self._dataset.path, spec, wait_timeout_s)
             losses.append(ensemble_loss(_per_interval(curves, len(intervals)), intervals))
         # The held-out images and their noise are fixed, so a loss has no error of its own: only seeds differ.
         estimate = over_seeds([Estimate(loss, None) for loss in losses])
@@ -120,7 +121,8 @@ class Climb:
         """What a denoising step takes; calls are timed only if the study asks for it."""
         work, each_s = self.works[0], None
         if self.runner.study.measures_latency:
-            each_s = latencies_s(work.gather(self._dataset), work.plan.jobs[0].resources)
+            job, wait_timeout_s = work.plan.jobs[0], work.plan.config.execution.wait_timeout_s
+            each_s = latencies_s(work.gather(self._dataset), job.resources, wait_timeout_s)
         self.trial = with_costs(self.trial, work.plan, each_s)
 
     def score(self, rung: str) -> None:
