@@ -316,7 +316,7 @@ def simulate(jobs: Sequence[PlannedJob], world: World) -> dict[str, float]:
     started_s = time.process_time()
     with (
         patch.object(supervisor, "time", world),
-        patch.object(supervisor, "alive_nodes", world.alive_nodes),
+        patch.object(supervisor, "require_nodes", lambda: None),
         patch.object(supervisor, "staying_nodes", world.alive_nodes),
         patch.object(supervisor, "leaving_nodes", set),
         patch.object(supervisor, "dead_nodes", world.dead_nodes),

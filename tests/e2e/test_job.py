@@ -1,4 +1,4 @@
-"""`ray job submit -- rememe train` on a cluster with token authentication: results, log and exit code."""
+"""Jobs on a cluster with token authentication: results, log, exit code; stopped, and gone on with bit for bit."""
 
 import json
 import os
@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+
+from orchestrator.plan.jobs import make_plan
+from workloads.config import RunConfig
+from workloads.data.prepare import ensure_prepared
+from workloads.places import SharedDir
+from workloads.training.job import train_job
+from workloads.training.result import completed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -64,8 +72,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def _wait_until_up(process: "subprocess.Popen[bytes]", environment: dict[str, str], log: Path) -> None:
-    import time
-
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s and process.poll() is None:
         listed = subprocess.run(
@@ -115,20 +121,32 @@ def rememe(head: dict[str, str], *arguments: object, cwd: Path) -> "subprocess.C
     )
 
 
-def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on(
+def begin(head: dict[str, str], description: dict[str, Any], runs: Path) -> str:
+    """Submit a description; the job's id."""
+    file = runs.with_name(f"{description['name']}.yaml")
+    file.write_text(yaml.safe_dump(description))
+    begun = rememe(head, "submit", file.name, "--runs-dir", runs, "--no-wait", cwd=file.parent)
+    assert begun.returncode == 0, begun.stderr
+    return begun.stdout.split()[1].rstrip(";")
+
+
+def wait_for(runs: Path, pattern: str) -> Path:
+    """The first such file of a run's store."""
+    deadline_s = time.monotonic() + JOB_TIMEOUT_S
+    while not (found := sorted((runs / "store").glob(pattern))):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    return found[0]
+
+
+def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on_to_the_same_weights(
     head: dict[str, str], tiny_run: dict[str, Any], tmp_path: Path
 ) -> None:
     training = tiny_run["training"] | {"images": 9_600, "checkpoint_every_images": 1_000_000}
     long = tiny_run | {"name": "long", "training": training, "strategy": {"kind": "single"}}
-    (tmp_path / "long.yaml").write_text(yaml.safe_dump(long))
     runs = tmp_path / "runs"
-    begun = rememe(head, "submit", "long.yaml", "--runs-dir", runs, "--no-wait", cwd=tmp_path)
-    assert begun.returncode == 0, begun.stderr
-    job = begun.stdout.split()[1].rstrip(";")
-    deadline_s = time.monotonic() + JOB_TIMEOUT_S
-    while "images/s" not in (log := rememe(head, "logs", job, cwd=tmp_path)).stdout:
-        assert time.monotonic() < deadline_s, log.stdout + log.stderr
-        time.sleep(2)
+    job = begin(head, long, runs)
+    wait_for(runs, "*/records.jsonl")
     seen = rememe(head, "status", job, cwd=tmp_path)  # from its own runs directory, which nobody has named here
     assert re.search(r"long-\w{8} \(single\): running.*job " + job, seen.stdout, re.DOTALL), seen.stdout + seen.stderr
     assert re.search(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ", seen.stdout)
@@ -150,6 +168,15 @@ def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on(
     images = [json.loads(line)["images_seen"] for line in records.read_text().splitlines()]
     assert int(checkpoint.name) + 64 in images  # it went on from there: records are 64 images apart
     assert images == sorted(set(images))
+    config = RunConfig.model_validate(long)
+    dataset = ensure_prepared(config.data, tmp_path / "data")
+    (expert,) = make_plan(config, dataset.spec(config.data)).jobs
+    result = completed(SharedDir(runs).job(expert.key).path)
+    assert result is not None
+    num_threads = torch.get_num_threads()
+    alone = train_job(expert.job, dataset.path, tmp_path / "alone", num_threads=1)
+    torch.set_num_threads(num_threads)
+    assert result.weights_sha256 == alone.weights_sha256
 
 
 @pytest.mark.parametrize(
