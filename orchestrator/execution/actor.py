@@ -89,7 +89,7 @@ class ExpertActor:
         """
         course = self._of(job.key)
         with (
-            self._site.job(job.key, course.note_checkpoint, self._host) as place,
+            self._site.job(job.key, course.note_checkpoint, self._host, writes=rank == 0) as place,
             self._group(job, rank, address) as workers,
         ):
             result = self._train_job(

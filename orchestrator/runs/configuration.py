@@ -80,8 +80,6 @@ def train_configuration(
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
-    if kept is not None:
-        _refuse_groups(plan)
     if address is None:
         for job in plan.jobs:
             check_memory([job.job], on_gpu=job.resources.num_gpus > 0)
@@ -113,14 +111,6 @@ def open_storage(config: RunConfig, store: str | None, uri: str | None) -> Stora
     if "://" not in uri:
         raise ConfigError(f"--storage is {uri!r}, which is no URI; a directory all nodes see is given as --runs-dir")
     return Storage(uri, int(config.execution.cache_size_gb * 1e9))
-
-
-def _refuse_groups(plan: Plan) -> None:
-    if any(job.job.is_joint or job.num_workers > 1 for job in plan.jobs):
-        raise ConfigError(
-            "--storage does not take networks that several workers train yet, which meet in one directory; "
-            "give a --runs-dir all nodes see"
-        )
 
 
 def evaluate_run(

@@ -53,7 +53,14 @@ class SharedSite:
     identity: str
 
     @contextmanager
-    def job(self, key: str, on_checkpoint: OnCheckpoint, node: str) -> Iterator[Workplace]:
+    def job(
+        self,
+        key: str,
+        on_checkpoint: OnCheckpoint,
+        node: str,
+        *,
+        writes: bool = True,  # noqa: ARG002
+    ) -> Iterator[Workplace]:
         """The job's own directory in the store."""
         require_same_store(self.root, self.identity, node)
         yield Workplace(self.root / key, on_checkpoint)
@@ -89,8 +96,21 @@ class StorageSite:
     storage: Storage
 
     @contextmanager
-    def job(self, key: str, on_checkpoint: OnCheckpoint, node: str) -> Iterator[Workplace]:  # noqa: ARG002
-        """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well."""
+    def job(
+        self,
+        key: str,
+        on_checkpoint: OnCheckpoint,
+        node: str,  # noqa: ARG002
+        *,
+        writes: bool = True,
+    ) -> Iterator[Workplace]:
+        """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well.
+
+        Of a group, only the first worker writes; the others have what they need from it, and a path where nothing is.
+        """
+        if not writes:
+            yield Workplace(node_root() / "jobs" / key, on_checkpoint)
+            return
         remote = self.storage.store
         with _scratch(key) as folder:
             _fetch_checkpoint(remote, key, folder)

@@ -48,27 +48,32 @@ def add_node(cluster: Cluster, folder: Path) -> Any:
     return cluster.add_node(num_cpus=1, env_vars={"REMEME_CACHE_DIR": str(folder)}, **OBJECT_STORE)
 
 
-@pytest.fixture
-def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
-    """Two experts that train for some seconds, with a checkpoint every few hundred images."""
-    strategy = tiny_run["strategy"] | {"experts": tiny_run["strategy"]["experts"][:2]}
+@pytest.fixture(params=["two experts", "a remix of two workers"])
+def config(request: pytest.FixtureRequest, tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
+    """What trains on two nodes for some seconds, with a checkpoint every few hundred images."""
+    kind = {"strategy": tiny_run["strategy"] | {"experts": tiny_run["strategy"]["experts"][:2]}}
+    if request.param != "two experts":
+        kind = {
+            "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+            "strategy": {"kind": "remix", "num_experts": 4, "num_bases": 2},
+            "execution": {"num_workers": 2},
+        }
     training = tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256}
-    return RunConfig.model_validate(tiny_run | {"strategy": strategy, "training": training, "reference": few_images})
+    return RunConfig.model_validate(tiny_run | kind | {"training": training, "reference": few_images})
 
 
 def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
     nodes: Cluster, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Driver and nodes are lost with their disks; others end in the weights, samples and score of an unbroken run."""
-    uri = "s3://bucket/runs"
+    uri, names = f"s3://bucket/{config.strategy.kind}", ("a", "b", "c", "d")
     # One database, for making one takes seconds.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    lost = [add_node(nodes, tmp_path / name) for name in ("a", "b")]
+    lost = [add_node(nodes, tmp_path / name) for name in names[:2]]
     kept = killed_after_checkpoints(config, uri, nodes.address, tmp_path / "driver-a")
     for node in lost:
         nodes.remove_node(node)
-    for name in ("c", "d"):
-        add_node(nodes, tmp_path / name)
+    others = [add_node(nodes, tmp_path / name) for name in names[2:]]
     # Of a driver that is gone, as soon as this one has watched it for a moment.
     monkeypatch.setattr(remote_store, "LEASE_S", 2.0)
     with connect(nodes.address):
@@ -80,12 +85,14 @@ def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
     for key, records in kept.items():
         assert RunsDir(tmp_path / "driver-b").job(key).records.read_text().startswith(records)
     check_storage(resumed, uri)
-    for name in ("c", "d"):  # nothing but what the cache holds
-        assert list((tmp_path / name / "jobs").iterdir()) == []
+    for name in names[2:]:  # nothing but what the cache holds
+        assert not any((tmp_path / name / "jobs").glob("*"))
+    for node in others:
+        nodes.remove_node(node)
 
 
 def killed_after_checkpoints(config: RunConfig, uri: str, address: str, folder: Path) -> dict[str, str]:
-    """Kill a driver when every expert has a checkpoint in the storage; the records that lie with it, by key."""
+    """Kill a driver when every job has a checkpoint in the storage; the records that lie with it, by key."""
     folder.mkdir()
     (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "orchestrator.cli", "train", "run.yaml", "--storage", uri, "--address", address]
@@ -94,7 +101,7 @@ def killed_after_checkpoints(config: RunConfig, uri: str, address: str, folder: 
     files, deadline_s = S3FileSystem(), time.monotonic() + CHECKPOINT_TIMEOUT_S
     found: dict[str, str] = {}
     try:
-        while len(found) < 2:
+        while len(found) < config.strategy.num_jobs:
             assert driver.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline_s, (folder / "log").read_text()
             time.sleep(0.2)
@@ -115,7 +122,7 @@ def check_storage(outcome: Outcome, uri: str) -> None:
     """Everything a user looks at is there; what served training only is not."""
     files, run = S3FileSystem(), outcome.run.path.name
     files.invalidate_cache()
-    there = {path.removeprefix(f"bucket/runs/{run}/") for path in files.find(f"{uri}/{run}")}
+    there = {path.removeprefix(f"{uri.removeprefix('s3://')}/{run}/") for path in files.find(f"{uri}/{run}")}
     assert {"config.yaml", "scores.json", "grid.png", "figures/training_loss.png", "ensemble/ensemble.json"} <= there
     (score,) = json.loads(files.cat_file(f"{uri}/{run}/scores.json")).values()
     assert outcome.score is not None

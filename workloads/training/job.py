@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from workloads.checkpoint import CheckpointFolder
+from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.config.intervals import Interval
 from workloads.config.job import Job
 from workloads.data.prepared import PreparedDataset
@@ -55,28 +55,38 @@ def train_job(
     In the end work_dir holds the averaged weights (expert/ as save_pretrained writes them, or remix/), records.jsonl
     and, written last, result.json. on_checkpoint hears the images_seen of every checkpoint once it is whole. Raises
     TrainingStopped after writing a checkpoint when should_stop() says so.
-    Several workers that see the same work_dir may train it together; all call this, the first one writes.
+    Several workers may train it together; all call this, and the first one alone reads and writes its work_dir.
     """
-    if (result := completed(work_dir)) is not None:
+    workers = workers or Workers()
+    if (result := _result(work_dir, workers)) is not None:
         return result
     # The last bits depend on it, and a process that is used again has the number of its last job.
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
-    workers = workers or Workers()
     assert job.training.batch_size % workers.world_size == 0, "every worker has an equal part of a batch"
     with _sole_writer(work_dir) if workers.is_first else nullcontext():
-        workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
-        if (result := completed(work_dir)) is not None:
+        if (result := _result(work_dir, workers)) is not None:
             return result
         training = _Training(job, dataset, work_dir, torch.device(device), workers)
         training.run(report, on_checkpoint, should_stop)
         if workers.is_first:
             training.finish()
-        workers.any(False)  # the others wait until it is there
-    result = completed(work_dir)
+        result = _result(work_dir, workers)  # the others wait until it is there
     assert result is not None
     return result
+
+
+def _result(work_dir: Path, workers: Workers) -> JobResult | None:
+    return workers.from_first(completed(work_dir) if workers.is_first else None)
+
+
+def _start(checkpoints: CheckpointFolder, workers: Workers) -> Checkpoint | None:
+    """The newest that the first worker finds, the same for all; None if there is none."""
+    newest = checkpoints.load_latest() if workers.is_first else None
+    if (images_seen := workers.from_first(newest.images_seen if newest else None)) is None:
+        return None
+    return Checkpoint(images_seen, workers.tensors_from_first(newest.tensors if newest else {}))
 
 
 @contextmanager
@@ -121,7 +131,7 @@ class _Training:
         self._checkpoints = CheckpointFolder(self._place.checkpoints, job.key)
         self._trainer = trainer_of(job)
         self._state, self._step = self._trainer.begin(device, workers)
-        if (checkpoint := self._checkpoints.load_latest()) is not None:
+        if (checkpoint := _start(self._checkpoints, workers)) is not None:
             self._state.restore(checkpoint)
 
     def run(
