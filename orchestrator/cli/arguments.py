@@ -32,6 +32,24 @@ StorageOption = Annotated[
         show_default=False,
     ),
 ]
+RunStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="REMEME_STORAGE",
+        help="URI of a storage that holds the run, which is then named, brought into --runs-dir and kept up to date.",
+        show_default=False,
+    ),
+]
+StandingStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="REMEME_STORAGE",
+        help="URI of a storage to look into instead of --runs-dir.",
+        show_default=False,
+    ),
+]
 JOB_SERVER = typer.Option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",

@@ -12,6 +12,7 @@ from orchestrator.cli.arguments import (
     Overrides,
     RunPath,
     RunsDirOption,
+    RunStorage,
     StorageOption,
     Store,
 )
@@ -112,9 +113,12 @@ def evaluate(
     ] = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
+    storage: RunStorage = None,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
     environment.prepare_ray_environment(address)
     from orchestrator.runs.configuration import evaluate_run
+    from orchestrator.runs.stored import run_at_hand
 
-    evaluate_run(run, runs_dir, protocol=protocol, overrides=overrides or (), address=address)
+    with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
+        evaluate_run(folder, runs_dir, protocol=protocol, overrides=overrides or (), address=address, storage=storage)

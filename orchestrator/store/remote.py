@@ -95,13 +95,17 @@ class RemoteStore:
                 self._bring(name, index, file, scratch / file)
         return True
 
-    def fetch_missing(self, name: str, target: Path) -> None:
-        """Bring those files of a folder that `target` lacks. StorageError if one is damaged."""
+    def refresh(self, name: str, target: Path) -> bool:
+        """Bring those files of a folder that `target` lacks or has otherwise; False if there is no such folder.
+
+        What `target` has besides stays. StorageError if a file is damaged.
+        """
         if (index := self.index(name)) is None:
-            return
-        for file in index.files:
-            if not (target / file).exists():
+            return False
+        for file, digest in index.files.items():
+            if not ((target / file).is_file() and sha256_file(target / file) == digest):
                 self._bring(name, index, file, target / file)
+        return True
 
     def publish(self, name: str, source: Path, left_out: Collection[str] = LEFT_OUT) -> None:
         """Put a folder there, unless it is there already; left_out names entries of `source` that stay here."""

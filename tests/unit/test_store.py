@@ -184,7 +184,7 @@ def test_where_nothing_is_made_exclusively_the_last_to_write_has_the_lease(
 
 
 def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
-    """Only what changed is sent again, and only what is missing is brought."""
+    """Only what changed is sent again, and only what is missing or other is brought."""
     here, there, uri = tmp_path / "here", tmp_path / "remote" / "run", (tmp_path / "remote").as_uri()
     (here / "figures").mkdir(parents=True)
     (here / "config.yaml").write_text("a")
@@ -197,7 +197,14 @@ def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
     assert (there / "figures" / "loss.png").read_bytes() == b"c"
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.yaml").write_text("mine")
-    RemoteStore(uri).fetch_missing("run", other)
-    assert (other / "config.yaml").read_text() == "mine"
-    assert (other / "figures" / "loss.png").read_bytes() == b"c"
+    (other / "config.yaml").write_text("a")
+    (other / "figures").mkdir()
+    (other / "figures" / "loss.png").write_bytes(b"b")
+    (other / "mine").write_text("not sent yet")
+    assert RemoteStore(uri).refresh("run", other)
+    assert [(other / name).read_bytes() for name in ("config.yaml", "figures/loss.png", "mine")] == [
+        b"a",
+        b"c",
+        b"not sent yet",
+    ]
+    assert not RemoteStore(uri).refresh("nothing", other)
