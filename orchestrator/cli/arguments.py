@@ -37,7 +37,7 @@ RunStorage = Annotated[
     typer.Option(
         "--storage",
         envvar="REMEME_STORAGE",
-        help="URI of a storage that holds the run, which is then named, brought into --runs-dir and kept up to date.",
+        help="URI of a storage where it is looked for by name; it is brought into --runs-dir and kept up to date.",
         show_default=False,
     ),
 ]

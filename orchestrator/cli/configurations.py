@@ -92,6 +92,7 @@ def compare(
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
+    storage: StorageOption = None,
 ) -> None:
     """Train and score several strategies from one base network, same budget and protocol, and print the table."""
     from workloads.config.load import load_comparison
@@ -100,7 +101,7 @@ def compare(
     environment.prepare_ray_environment(address)
     from orchestrator.runs.comparison import run_comparison
 
-    run_comparison(loaded, runs_dir, address=address)
+    run_comparison(loaded, runs_dir, address=address, storage=storage)
 
 
 def evaluate(

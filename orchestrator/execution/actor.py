@@ -93,7 +93,7 @@ class ExpertActor:
             self._group(job, rank, address) as workers,
         ):
             result = self._train_job(
-                job.job,
+                self._site.job_here(job.job),
                 here(data),
                 place.path,
                 device=job.resources.device,

@@ -16,9 +16,9 @@ from orchestrator.execution.cluster import alive_nodes, with_resources
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import num_slots
-from orchestrator.store.storage import Folder, StoredFolder, here
+from orchestrator.store.storage import Folder, here
 from workloads.analysis.curves import LossCurve
-from workloads.analysis.held_out import held_out_curve
+from workloads.analysis.held_out import measure_curve
 from workloads.analysis.latency import latency_s
 from workloads.config import Job, ProtocolConfig, Resources
 from workloads.config.evaluation import HeldOutSpec
@@ -61,12 +61,12 @@ def generate_samples(
     out: SampleStore,
     *,
     resources: Resources,
+    folder: Folder,
     on_progress: Callable[[int, int], None] | None = None,
-    stored: StoredFolder | None = None,
 ) -> None:
     """Draw the batches `out` lacks, each with `resources` of the connected cluster, and write them as they come.
 
-    stored: where the ensemble is for nodes that do not see its directory.
+    folder: where the nodes find the ensemble.
     """
     missing = out.missing(protocol)
     num_batches = len(batch_indices(protocol))
@@ -79,9 +79,7 @@ def generate_samples(
     while waiting or in_flight:
         while waiting and len(in_flight) < num_ahead:
             index = waiting.pop()
-            in_flight[task.remote(stored or ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = (
-                index
-            )
+            in_flight[task.remote(folder, ensemble.fingerprint, protocol, index, resources.device)] = index
         finished, _ = ray.wait(list(in_flight), num_returns=1)
         for reference in finished:
             out.write(in_flight.pop(reference), _take(reference))
@@ -128,29 +126,29 @@ def score_on_cluster(
 
 
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _curve(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
-    return held_out_curve(work_dir, job, data_path, spec, device=device, num_threads=num_threads)
+def _curve(folder: Folder, job: Job, data: Folder, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
+    return measure_curve(here(folder), job, here(data), spec, device=device, num_threads=num_threads)
 
 
-def held_out_curves(
-    jobs: Sequence[PlannedJob], folders: Sequence[Path], data_path: Path, spec: HeldOutSpec
+def measure_curves(
+    jobs: Sequence[PlannedJob], folders: Sequence[Folder], data: Folder, spec: HeldOutSpec
 ) -> list[LossCurve]:
     """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
     asked = []
     for job, folder in zip(jobs, folders, strict=True):
         resources = job.resources
         task = with_resources(_curve, resources)
-        asked.append(task.remote(folder, job.job, data_path, spec, resources.device, resources.num_threads))
+        asked.append(task.remote(folder, job.job, data, spec, resources.device, resources.num_threads))
     return [_take(reference) for reference in asked]
 
 
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _latencies(path: Path, device: str) -> list[float]:
-    ensemble = Ensemble.load(path, device)
+def _latencies(folder: Folder, device: str) -> list[float]:
+    ensemble = Ensemble.load(here(folder), device)
     return [latency_s(ensemble, interval.lo) for interval in ensemble.intervals]
 
 
-def latencies_s(ensemble: Ensemble, resources: Resources) -> list[float]:
+def latencies_s(ensemble: Folder, resources: Resources) -> list[float]:
     """Seconds of one call of each expert for one image, measured in one task with `resources`."""
-    found: list[float] = _take(with_resources(_latencies, resources).remote(ensemble.path, resources.device))
+    found: list[float] = _take(with_resources(_latencies, resources).remote(ensemble, resources.device))
     return found

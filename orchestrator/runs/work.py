@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.execution.supervisor import train_experts
-from orchestrator.execution.tasks import generate_samples, score_on_cluster
+from orchestrator.execution.tasks import generate_samples, measure_curves, score_on_cluster
 from orchestrator.plan.description import to_yaml
 from orchestrator.plan.errors import ExpertsFailedError, RunStoppedError
 from orchestrator.plan.events import EventListener
@@ -19,7 +19,10 @@ from orchestrator.runs.sampling import default_device
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Folder, Storage
 from orchestrator.terminal.progress import ProgressListener, progress
+from workloads.analysis.curves import LossCurve, read_curve
+from workloads.analysis.held_out import curve_file
 from workloads.config import ProtocolConfig
+from workloads.config.evaluation import HeldOutSpec
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
@@ -67,10 +70,32 @@ class Work:
     ) -> TrainingOutcome:
         """Train what the store lacks. Look at the outcome with require_complete."""
         jobs, execution = self.plan.jobs, self.plan.config.execution
-        data: Folder = dataset.path
         if self.storage is not None:
-            data = self.storage.keep_data(dataset.path, dataset.fingerprint)
+            for initial in {job.job.initial for job in jobs if job.job.initial is not None}:
+                self.storage.keep_initial(initial)
+        data = self._data_at_nodes(dataset)
         return train_experts(jobs, data, self.store, execution, listeners, should_stop=should_stop)
+
+    def _data_at_nodes(self, dataset: PreparedDataset) -> Folder:
+        return dataset.path if self.storage is None else self.storage.keep_data(dataset.path, dataset.fingerprint)
+
+    def ensemble_at_nodes(self, ensemble: Ensemble) -> Folder:
+        """Where nodes find the run's ensemble."""
+        return ensemble.path if self.storage is None else self.storage.keep_ensemble(self.run)
+
+    def held_out_curves(self, dataset: PreparedDataset, spec: HeldOutSpec) -> list[LossCurve]:
+        """The held-out loss of every finished job at every timestep; each is measured once, on the cluster."""
+        for job in self.plan.jobs:
+            self.store.bring(job.key)
+        files = {job.key: curve_file(self.store.path(job.key), job.job, spec) for job in self.plan.jobs}
+        curves = {key: curve for key, file in files.items() if (curve := read_curve(file)) is not None}
+        missing = [job for job in self.plan.jobs if job.key not in curves]
+        folders = [self.store.at_nodes(job.key) for job in missing]
+        measured = measure_curves(missing, folders, self._data_at_nodes(dataset), spec)
+        for job, curve in zip(missing, measured, strict=True):
+            write_text(files[job.key], curve.to_json())
+            curves[job.key] = curve
+        return [curves[job.key] for job in self.plan.jobs]
 
     def require_complete(self, outcome: TrainingOutcome) -> list[JobResult]:
         """Results in the order of the plan. Raises RunStoppedError or ExpertsFailedError unless all are there."""
@@ -121,22 +146,23 @@ class Work:
     ) -> Scored:
         """Sample on the connected cluster, measure, and keep the score with its protocol and a grid of samples.
 
-        on_cluster: measure there too, with what the configuration asks for; else here, with a progress bar.
+        on_cluster: measure there too, with what the configuration asks for, unless no node but this one has the
+        samples, since there is a storage; else here, with a progress bar.
         """
         resources = ensemble.config.execution.resources
-        stored = self.storage.keep_ensemble(self.run) if self.storage is not None else None
+        folder = self.ensemble_at_nodes(ensemble)
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:
                 with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
                     generate_samples(
-                        ensemble, protocol, samples, resources=resources, on_progress=advance, stored=stored
+                        ensemble, protocol, samples, resources=resources, folder=folder, on_progress=advance
                     )
             finally:  # one that is stopped goes on from the batches it has, on whichever machine
                 self.keep()
 
-        here = partial(_measure_here, listener=listener)
-        measure = partial(score_on_cluster, resources=resources) if on_cluster else here
+        here = partial(_measure_here, listener=listener, shown=not on_cluster)
+        measure = partial(score_on_cluster, resources=resources) if on_cluster and self.storage is None else here
         scored = score_ensemble(
             ensemble,
             protocol,
@@ -159,8 +185,9 @@ def _measure_here(
     with_others: bool,
     with_stderr: bool,
     listener: ProgressListener | None,
+    shown: bool,
 ) -> Score:
-    with progress("scoring", "images", listener=listener) as advance:
+    with progress("scoring", "images", shown=shown, listener=listener) as advance:
         return evaluate_samples(
             samples,
             reference,

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -95,24 +96,34 @@ class RemoteStore:
                 self._bring(name, index, file, scratch / file)
         return True
 
-    def refresh(self, name: str, target: Path) -> bool:
+    def refresh(self, name: str, target: Path, only: str = "*") -> bool:
         """Bring those files of a folder that `target` lacks or has otherwise; False if there is no such folder.
 
-        What `target` has besides stays. StorageError if a file is damaged.
+        only: a pattern of their names. What `target` has besides stays. StorageError if a file is damaged.
         """
         if (index := self.index(name)) is None:
             return False
         for file, digest in index.files.items():
-            if not ((target / file).is_file() and sha256_file(target / file) == digest):
+            if fnmatchcase(file, only) and not ((target / file).is_file() and sha256_file(target / file) == digest):
                 self._bring(name, index, file, target / file)
         return True
 
-    def publish(self, name: str, source: Path, left_out: Collection[str] = LEFT_OUT) -> None:
-        """Put a folder there, unless it is there already; left_out names entries of `source` that stay here."""
+    def publish(
+        self,
+        name: str,
+        source: Path,
+        left_out: Collection[str] = LEFT_OUT,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Put a folder there, unless it is there already; left_out names entries of `source` that stay here.
+
+        only: the entries that go; None: all.
+        """
         # Equal names mean equal content, so what is there will do.
         if self.index(name) is not None:
             return
-        index = _index_of(source, left_out, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
+        stays = left_out if only is None else {entry.name for entry in source.iterdir()} - set(only)
+        index = _index_of(source, stays, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
         for file in index.files:
             self.files.upload(source / file, f"{name}/{index.attempt}/{file}")
         self._write_index(name, index)
@@ -142,6 +153,16 @@ class RemoteStore:
         if not lease.take():
             return None
         lease.start()
+        return lease
+
+    def claim_after_death(self, name: str) -> "Lease | None":
+        """The same, but of somebody who is not heard of, wait until their lease has run out."""
+        _, first = self._last_lease(name)
+        while (lease := self.claim(name)) is None:
+            _, said = self._last_lease(name)
+            if said not in {first, None}:
+                return None  # it was renewed
+            time.sleep(SETTLE_S)
         return lease
 
     def _last_lease(self, name: str) -> tuple[int, bytes | None]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from orchestrator.store.cache import node_root
 from orchestrator.store.remote import DamagedError, RemoteStore
 from orchestrator.store.storage import Storage
+from workloads.config import Job
 from workloads.errors import RememeError, StorageError
 from workloads.files import clear_storage_errors
 from workloads.locks import try_lock
@@ -64,6 +65,10 @@ class SharedSite:
         """The job's own directory in the store."""
         require_same_store(self.root, self.identity, node)
         yield Workplace(self.root / key, on_checkpoint)
+
+    def job_here(self, job: Job) -> Job:
+        """The job as this node can train it: it sees what the driver sees."""
+        return job
 
     def check(self, node: str) -> None:
         """Raise StorageError, with the node's name, unless the directory is the driver's and can be written here."""
@@ -124,6 +129,10 @@ class StorageSite:
                 uploads.close()
             _insist(lambda: remote.publish(key, folder))
             remote.files.remove_folder(_checkpoints(key))
+
+    def job_here(self, job: Job) -> Job:
+        """The job as this node can train it."""
+        return self.storage.job_here(job)
 
     def check(self, node: str) -> None:
         """Raise StorageError, with the node's name, unless the storage and a disk of its own can be written here."""

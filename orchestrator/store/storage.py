@@ -1,18 +1,22 @@
 """A URI that nodes which share no directory meet at. What is there lies as under a runs directory.
 
 URI/data/FINGERPRINT            prepared data
+URI/initial/SHA256              weights that runs start from
 URI/store/KEY                   finished experts, and leases on those being trained
 URI/store/KEY/checkpoints/N     after N images, while it is trained
+URI/studies/NAME                a study: its ledger, its report, its status, and a lease while it is carried out
 URI/NAME-FINGERPRINT            a run: description, samples, scores, figures; its ensemble and its status below
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.plan.places import RunsDir, is_run_name
+from orchestrator.plan.places import RunsDir, StudyDir, is_run_name
 from orchestrator.store.cache import NodeCache, node_root
-from orchestrator.store.remote import RemoteStore
-from workloads.config import ExecutionConfig
+from orchestrator.store.remote import Lease, RemoteStore
+from workloads.config import ExecutionConfig, Job
+from workloads.config.job import InitialWeights
 from workloads.errors import ConfigError
 from workloads.files import write_text
 from workloads.places import RunDir
@@ -43,6 +47,16 @@ def here(folder: Folder) -> Path:
     return folder.here() if isinstance(folder, StoredFolder) else folder
 
 
+def _initial_name(initial: InitialWeights) -> str:
+    return f"initial/{initial.sha256[:16]}"
+
+
+def _name(folder: Path) -> str:
+    """Of a run's or a study's directory, there."""
+    is_study = folder.parent.name == _PLACES.studies.name
+    return f"{_PLACES.studies.name}/{folder.name}" if is_study else folder.name
+
+
 @dataclass(frozen=True)
 class Storage:
     """A URI, and how much each node may keep of it; travels to workers."""
@@ -62,6 +76,10 @@ class Storage:
         """Where experts are."""
         return RemoteStore(f"{self.uri.rstrip('/')}/{_PLACES.store.name}", OPTION)
 
+    def expert(self, key: str) -> StoredFolder:
+        """A finished job."""
+        return StoredFolder(self, f"{_PLACES.store.name}/{key}")
+
     def check(self) -> None:
         """Raise ConfigError unless files can be written, read and removed there."""
         self._remote.files.check()
@@ -72,13 +90,37 @@ class Storage:
         self._remote.publish(name, path, left_out=())
         return StoredFolder(self, name)
 
+    def keep_initial(self, initial: InitialWeights) -> None:
+        """Put weights to start from there, unless they are there."""
+        # Brings torch.
+        from workloads.models.weights_file import files_of
+
+        names = [file.name for file in files_of(initial.path)]
+        self._remote.publish(_initial_name(initial), initial.path.parent, only=names)
+
+    def job_here(self, job: Job) -> Job:
+        """The job as this node can train it: with its weights to start from in the node's cache."""
+        if (initial := job.initial) is None:
+            return job
+        folder = StoredFolder(self, _initial_name(initial)).here()
+        return job.model_copy(update={"initial": initial.model_copy(update={"path": folder / initial.path.name})})
+
     def keep_run(self, run: RunDir) -> None:
         """Bring what lies there of a run up to date; its ensemble and its status apart."""
         self._remote.mirror(run.path.name, run.path, left_out={run.ensemble.path.name, run.status.name})
 
+    def keep_files(self, files: Sequence[Path]) -> None:
+        """Put tables and pictures there, each under its own name."""
+        for file in files:
+            self._remote.files.upload(file, file.name)
+
     def restore_run(self, run: RunDir) -> None:
         """Bring what is missing or out of date here of a run, its ensemble apart."""
         self._remote.refresh(run.path.name, run.path)
+
+    def restore_pictures(self, run: RunDir) -> None:
+        """Bring the grids of samples of a run."""
+        self._remote.refresh(run.path.name, run.path, only=f"{run.grid.stem}*")
 
     def restore_ensemble(self, run: RunDir) -> None:
         """Bring a run's ensemble. ConfigError if it has none yet."""
@@ -87,13 +129,39 @@ class Storage:
 
     def keep_status(self, run: RunDir, text: str) -> None:
         """Put there what a run's driver says of it, for who looks from elsewhere."""
-        self._remote.files.write(f"{run.path.name}/{run.status.name}", text.encode())
+        self._remote.files.write(f"{_name(run.path)}/{run.status.name}", text.encode())
 
     def restore_standings(self, copy: RunsDir) -> None:
-        """Bring what drivers say of their runs."""
-        for run in map(copy.run_named, self.run_names()):
-            if (text := self._remote.files.read(f"{run.path.name}/{run.status.name}")) is not None:
+        """Bring what drivers say of their runs and studies, and the ledgers of these."""
+        studies = [copy.study(name) for name in self._remote.files.names(_PLACES.studies.name)]
+        for study in studies:
+            self.restore_study(study)
+        for run in [*map(copy.run_named, self.run_names()), *(RunDir(study.path) for study in studies)]:
+            if (text := self._remote.files.read(f"{_name(run.path)}/{run.status.name}")) is not None:
                 write_text(run.status, text.decode(errors="replace"))
+
+    def keep_study(self, study: StudyDir) -> None:
+        """Bring what lies there of a study up to date."""
+        progress, status = study.progress_file(0).parent, RunDir(study.path).status
+        left_out = {path.name for path in (study.tune_dir, study.stop_file, study.owner_file, progress, status)}
+        self._remote.mirror(_name(study.path), study.path, left_out)
+
+    def restore_study(self, study: StudyDir) -> bool:
+        """Bring what is missing or out of date here of a study; False if there is none there."""
+        return self._remote.refresh(_name(study.path), study.path)
+
+    def claim_study(self, study: StudyDir) -> Lease:
+        """The right to carry it out, until it is released. Waits for the lease of a driver that died to run out.
+
+        ConfigError if the driver lives.
+        """
+        lease = self._remote.claim_after_death(_name(study.path))
+        if lease is None:
+            raise ConfigError(
+                f"study {study.name} in {self._remote.uri} is being run by another driver; wait for it, stop it, or "
+                "give this one a name"
+            )
+        return lease
 
     def run_names(self) -> list[str]:
         """Of all runs there."""

@@ -18,12 +18,19 @@ from s3fs import S3FileSystem
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.places import RunsDir
-from orchestrator.runs.configuration import Outcome, train_configuration
+from orchestrator.runs.configuration import Outcome, evaluate_run, train_configuration
+from orchestrator.runs.stored import run_at_hand, runs_to_look_at
+from orchestrator.search.report.page import write_report
+from orchestrator.search.running.search import SearchOptions, run_study
+from orchestrator.search.running.status import status_here
+from orchestrator.search.study.stored import study_at_hand
+from orchestrator.search.study.study import Study
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.sites import SharedSite, StorageSite
 from orchestrator.store.storage import Storage
 from workloads.config import RunConfig
+from workloads.config.load import validate
 from workloads.errors import ConfigError
 
 pytestmark = pytest.mark.ray
@@ -129,6 +136,60 @@ def check_storage(outcome: Outcome, uri: str) -> None:
     assert score["value"] == outcome.score.value
     assert files.glob(f"{uri}/store/*/checkpoints/*") == []
     assert files.glob(f"{uri}/store/*/lease-*") == []
+
+
+def test_a_study_goes_on_elsewhere_and_is_read_there(
+    nodes: Cluster,
+    tiny_run: dict[str, Any],
+    few_images: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two drivers with directories of their own, then a third who only looks: the storage is all they share."""
+    uri = "s3://bucket/search"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    add_node(nodes, tmp_path / "node")
+    options = SearchOptions(storage_uri=uri)
+    with connect(nodes.address):
+        (begun,) = run_study(study_of(tiny_run, few_images, 1), tmp_path / "first", options)
+        known, other = run_study(study_of(tiny_run, few_images, 2), tmp_path / "second", options)
+        assert known == begun
+        assert [(job.trained, job.brief) for job in other.jobs] == [(False, False), (True, False)]
+        run = run_at_hand(Path(other.runs[0]), tmp_path / "third", uri, is_changed=True)
+        with run as folder:
+            changed = {"protocol": None, "overrides": ["num_samples=24"], "address": None}
+            evaluate_run(folder, tmp_path / "third", storage=uri, **changed)
+    files = S3FileSystem()
+    files.invalidate_cache()
+    assert len(json.loads(files.cat_file(f"{uri}/{other.runs[0]}/scores.json"))) == 2
+    assert files.exists(f"{uri}/shares.csv")
+    assert files.glob(f"{uri}/studies/shares/lease-*") == []
+    with study_at_hand("shares", tmp_path / "third", uri):
+        page = write_report(tmp_path / "third", "shares", None).read_text()
+    assert "4 experts together: 3 were trained for it and 1 reused" in page
+    with runs_to_look_at(tmp_path, uri) as runs:
+        assert [one.state for one in status_here("shares", runs).configurations] == ["finished"] * 2
+
+
+def study_of(tiny_run: dict[str, Any], few_images: dict[str, Any], num_configurations: int) -> Study:
+    """Configurations of two experts of which the first is always the same."""
+    experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
+    base = {
+        "data": tiny_run["data"] | {"held_out": 200},
+        "strategy": {"kind": "meme", "experts": experts},
+        "reference": few_images,
+    }
+    return validate(
+        Study,
+        {
+            "name": "shares",
+            "base": tiny_run | base,
+            "space": {"strategy.experts.1.specialisation": {"choice": [0.2, 0.4]}},
+            "sampler": "grid",
+            "budget": {"num_configurations": num_configurations},
+            "ladder": {"held_out": {"num_images": 32, "num_bins": 8}},
+        },
+    )
 
 
 def test_a_directory_that_one_node_does_not_see_is_refused_with_its_name(nodes: Cluster, tmp_path: Path) -> None:

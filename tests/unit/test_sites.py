@@ -1,5 +1,6 @@
 """A job in a node's own directory: where it goes on, what of it reaches the storage, and that training never waits."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from orchestrator.store import sites
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.sites import OnCheckpoint, StorageSite, Workplace
 from orchestrator.store.storage import Storage
+from workloads.config import DataSpec, RunConfig
 from workloads.errors import StorageError
+from workloads.models.initial import resolve_initial
 from workloads.places import JobDir
 from workloads.training.result import TrainingStopped
 
@@ -23,7 +26,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageSit
     monkeypatch.setenv("REMEME_CACHE_DIR", str(tmp_path / "node"))
     monkeypatch.setattr(sites, "PAUSES_S", (0.01, 0.05))
     yield StorageSite(Storage((tmp_path / "remote").as_uri(), 10**9))
-    assert list((tmp_path / "node" / "jobs").iterdir()) == []
+    assert list((tmp_path / "node" / "jobs").glob("*")) == []
 
 
 @contextmanager
@@ -139,6 +142,32 @@ def test_an_outage_costs_nothing_but_the_checkpoints_of_its_time(
     with pytest.raises(StorageError, match="no answer"), site.job("other", sent.append, "here") as place:
         JobDir(place.path).result.write_text("{}")
     assert site.storage.store.index("other") is None
+
+
+def test_weights_to_start_from_come_from_the_storage(
+    site: StorageSite, tiny_run: dict[str, Any], tmp_path: Path
+) -> None:
+    """With all parts of them, and nothing else that lies beside them."""
+    (tmp_path / "given").mkdir()
+    index = tmp_path / "given" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}))
+    for name in ("part-1.safetensors", "part-2.safetensors", "other"):
+        (tmp_path / "given" / name).write_bytes(name.encode())
+    config = RunConfig.model_validate(tiny_run)
+    data = DataSpec(fingerprint="f", channels=1, image_size=8, num_classes=10)
+    job = config.jobs(data, resolve_initial(index))[0]
+    assert job.initial is not None
+    site.storage.keep_initial(job.initial)
+    index.unlink()  # another machine's
+    found = site.job_here(job)
+    assert found.key == job.key
+    assert found.initial is not None
+    assert sorted(path.name for path in found.initial.path.parent.iterdir()) == sorted(
+        [index.name, "part-1.safetensors", "part-2.safetensors"]
+    )
+    assert resolve_initial(found.initial.path).sha256 == job.initial.sha256
+    without = config.jobs(data)[0]
+    assert site.job_here(without) is without
 
 
 def test_what_a_killed_attempt_has_left_is_removed_and_a_living_one_is_not(site: StorageSite) -> None:

@@ -1,5 +1,6 @@
 """`rememe search`: carry out a study, each network trained once; the same command again goes on where it stopped."""
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
+from orchestrator.runs.configuration import open_storage
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import STUDY_KIND, StatusFile
 from orchestrator.search.running.csv_file import write_csv
@@ -29,10 +31,14 @@ from orchestrator.search.study.trial import Trial
 from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.remote_files import RemoteFiles
+from orchestrator.store.storage import Storage
 from orchestrator.tracking.tracker import Tracker, run_url
-from workloads.errors import ConfigError, RememeError
+from workloads.config import RunConfig
+from workloads.errors import ConfigError, RememeError, StorageError
 from workloads.evaluation.extractors import check_extractor
 from workloads.places import RunDir
+
+logger = logging.getLogger(__name__)
 
 NUM_CHECKED = 200
 """Configurations looked at for one that the budget admits."""
@@ -50,6 +56,7 @@ class SearchOptions:
     max_failures: int = 0
     plan_from: str | None = None
     num_planned: int = NUM_PLANNED
+    storage_uri: str | None = None
 
 
 def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Trial]:
@@ -62,23 +69,54 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     configurations = Configurations(study)
     # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
+    storage = _open(study, configurations.first()[1], runs, options)
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
     plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
     forecast = _prepare(configurations, runs, plans_of, options)
-    with ledger.locked():
+    with ledger.locked(), _sole_driver(ledger, storage):
         ledger.begin(identity)
         # One configuration stands for all: hardly any space varies what experts ask for.
         jobs = plans_of(configurations.first()[0], 0)[-1].jobs
-        status = StatusFile(RunDir(ledger.dir.path), STUDY_KIND)
+        status = StatusFile(RunDir(ledger.dir.path), STUDY_KIND, storage=storage)
         with connect(options.address, jobs), status, Tracker(runs.path) as tracker:
-            refuse_unfit_nodes(ExpertStore(runs.store).site)
+            store = ExpertStore(runs.store, options.store_uri, storage)
+            refuse_unfit_nodes(store.site)
             status.doing("searching")
-            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
+            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker, store, storage)
             with search.logged():
                 search.carry_out()
                 search.conclude()
     return list(search.driver.trials.values())
+
+
+def _open(study: Study, first: RunConfig, runs: RunsDir, options: SearchOptions) -> Storage | None:
+    """Where the study is kept, if it is in a storage; what lies there of it is here then. ConfigError if it cannot."""
+    storage = open_storage(first, options.store_uri, options.storage_uri)
+    if storage is not None:
+        if study.warm_growth is not None:
+            raise ConfigError(
+                "--storage does not take a study with warm_growth, whose networks start from directories of this "
+                "machine; give a --runs-dir all nodes see"
+            )
+        storage.check()
+        for name in filter(None, (study.name, options.plan_from)):
+            storage.restore_study(runs.study(name))
+    return storage
+
+
+@contextmanager
+def _sole_driver(ledger: Ledger, storage: Storage | None) -> Iterator[None]:
+    """On whichever machine: nobody else carries the study out, and what they have done before is here."""
+    if storage is None:
+        yield
+        return
+    lease = storage.claim_study(ledger.dir)
+    try:
+        storage.restore_study(ledger.dir)
+        yield
+    finally:
+        lease.release()
 
 
 def _prepare(
@@ -123,14 +161,16 @@ class _Search:
         forecast: Forecast | None,
         options: SearchOptions,
         tracker: Tracker,
+        store: ExpertStore,
+        storage: Storage | None,
     ) -> None:
         self._study, self._runs, self._ledger, self._options, self._tracker = study, runs, ledger, options, tracker
+        self._storage = storage
         self._report: Path | None = None
         known = ledger.trials()
-        store = ExpertStore(runs.store, options.store_uri)
         self._log = StudyLog(study, tracker, runs, store, plans_of, known)
         self._display = StudyDisplay(study, ledger.dir, known, Configurations(study).count())
-        self._runner = TrialRunner(study, runs, options.store_uri)
+        self._runner = TrialRunner(study, runs, options.store_uri, storage)
         self.driver = Driver(
             study,
             ledger,
@@ -140,8 +180,16 @@ class _Search:
             predict=forecast.predict if forecast else lambda _: None,
             proposals=forecast.proposals if forecast else (),
             growth=Growth(study, runs) if study.warm_growth is not None else None,
-            listeners=[self._log, self._display],
+            listeners=[self._log, self._display, self._keep],
         )
+
+    def _keep(self, _: Trial) -> None:
+        """Have what the ledger says in the storage too, from where another machine goes on."""
+        if self._storage is not None:
+            try:
+                self._storage.keep_study(self._ledger.dir)
+            except StorageError as error:  # the next change brings this one too
+                logger.warning("%s. The search goes on", error)
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -170,6 +218,7 @@ class _Search:
                 max_concurrent=study.max_concurrent,
                 early_stop=study.early_stop,
                 first_percent=round(100 * study.ladder.shares[0]),
+                is_here=self._storage is not None,
             )
             self._raise_if_over(stop)
             # Only now is it known who is best. One after the other, as each fills the cluster with sampling.
@@ -199,6 +248,9 @@ class _Search:
         file = self._ledger.dir.table_file
         write_csv(file, self._study, trials)
         self._report = write_report(self._runs.path, self._study.name, None)
+        if self._storage is not None:
+            self._storage.keep_study(self._ledger.dir)
+            self._storage.keep_files([file])
         # So that whoever opens the address below finds all of it there.
         self._tracker.flush()
         print(f"kept in      {file}")
