@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, Store
+from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StorageOption, Store
 from orchestrator.execution import environment
 
 
@@ -26,6 +26,7 @@ def doctor(
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     store: Store = None,
+    storage: StorageOption = None,
 ) -> None:
     """Say what is wrong with this machine or cluster, and how to fix it."""
     from workloads.config.load import load_config
@@ -36,7 +37,7 @@ def doctor(
     from orchestrator.terminal.tables import print_finding
 
     all_ok = True
-    for finding in examine(runs_dir, address, config=loaded, store=store):
+    for finding in examine(runs_dir, address, config=loaded, store=store, storage=storage):
         print_finding(finding.subject, finding.text, is_ok=finding.is_ok)
         all_ok = all_ok and finding.is_ok
     raise typer.Exit(0 if all_ok else 1)

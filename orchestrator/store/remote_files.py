@@ -53,15 +53,15 @@ class RemoteFiles:
         self._is_object_store = not OBJECT_STORES.isdisjoint([known] if isinstance(known, str) else known)
 
     def check(self) -> None:
-        """Raise ConfigError unless files can be written, read and removed here."""
-        name = _probe()
+        """Raise ConfigError unless files can be written, listed, read and removed here."""
+        folder = _probe()
         try:
-            self.write(name, b"rememe")
-            found = self.read(name)
-            self.remove(name)
+            self.write(f"{folder}/file", b"rememe")
+            listed, found = self.names(folder), self.read(f"{folder}/file")
+            self.remove_folder(folder)
         except StorageError as error:
             raise ConfigError(f"{self.option} cannot be used: {error}") from error
-        if found != b"rememe":
+        if listed != ["file"] or found != b"rememe":
             raise ConfigError(f"{self.option} {self.uri} does not give back what was written; choose another place")
 
     def read(self, name: str) -> bytes | None:
