@@ -59,6 +59,11 @@ class JobDir:
         return self.path / ".lock"
 
     @property
+    def writer(self) -> Path:
+        """A random word of that process."""
+        return self.path / ".writer"
+
+    @property
     def first_for(self) -> Path:
         """Which configuration of which study the job was begun for."""
         return self.path / "first-for"

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.store.cache import node_root
-from orchestrator.store.remote import DamagedError, RemoteStore
+from orchestrator.store.remote import DamagedError, Lease, RemoteStore
 from orchestrator.store.storage import Storage
 from workloads.config import Job
-from workloads.errors import RememeError, StorageError
+from workloads.errors import RememeError, StorageError, TakenOverError
 from workloads.files import clear_storage_errors
 from workloads.locks import try_lock
 from workloads.places import JobDir
@@ -31,6 +31,9 @@ ID_FILE = "store-id"
 
 PAUSES_S = (1.0, 4.0, 15.0, 40.0)
 """Between tries to send what must not be lost. A last checkpoint must be there before the driver stops waiting."""
+
+TENURES = "tenures"
+"""Where in a key's folder of the storage it is said who trains it."""
 
 NUM_KEPT = 2
 """Checkpoints in a storage, as on a disk."""
@@ -117,9 +120,9 @@ class StorageSite:
             yield Workplace(node_root() / "jobs" / key, on_checkpoint)
             return
         remote = self.storage.store
-        with _scratch(key) as folder:
+        with _scratch(key) as folder, _tenure(remote, key) as tenure:
             _fetch_checkpoint(remote, key, folder)
-            uploads = _Uploads(remote, key, JobDir(folder), on_checkpoint)
+            uploads = _Uploads(remote, key, JobDir(folder), on_checkpoint, tenure)
             try:
                 yield Workplace(folder, uploads.offer)
             except TrainingStopped:
@@ -127,8 +130,7 @@ class StorageSite:
                 raise
             finally:
                 uploads.close()
-            _insist(lambda: remote.publish(key, folder))
-            remote.files.remove_folder(_checkpoints(key))
+            _insist(lambda: _publish(remote, key, folder, tenure))
 
     def job_here(self, job: Job) -> Job:
         """The job as this node can train it."""
@@ -168,6 +170,30 @@ def _scratch(key: str) -> Iterator[Path]:
         lock.release()
 
 
+@contextmanager
+def _tenure(remote: RemoteStore, key: str) -> Iterator[Lease]:
+    """The right to send what is trained, until the next who trains the key takes it.
+
+    A node that was cut off and comes back has lost it: its driver, or another, has started the expert elsewhere.
+    """
+    tenure = remote.take_over(f"{key}/{TENURES}")
+    try:
+        yield tenure
+    finally:
+        tenure.release()
+
+
+def _require(tenure: Lease, key: str) -> None:
+    if not tenure.is_held():
+        raise TakenOverError(f"another node has taken over the training of {key}; this one ends")
+
+
+def _publish(remote: RemoteStore, key: str, folder: Path, tenure: Lease) -> None:
+    _require(tenure, key)
+    remote.publish(key, folder)
+    remote.files.remove_folder(_checkpoints(key))
+
+
 def _outgoing(folder: Path) -> Path:
     return folder.with_suffix(".outgoing")
 
@@ -201,8 +227,11 @@ def _fetch_checkpoint(remote: RemoteStore, key: str, folder: Path) -> None:
 class _Uploads:
     """Sends checkpoints from a thread of its own, so that training never waits; only the newest, if it is faster."""
 
-    def __init__(self, remote: RemoteStore, key: str, job: JobDir, on_sent: OnCheckpoint) -> None:
-        self._remote, self._key, self._job, self._on_sent = remote, key, job, on_sent
+    def __init__(self, remote: RemoteStore, key: str, job: JobDir, on_sent: OnCheckpoint, tenure: Lease) -> None:
+        self._remote, self._key, self._job, self._on_sent, self._tenure = remote, key, job, on_sent, tenure
+        self._lost: TakenOverError | None = None
+        """Set when another has taken over."""
+
         self._outgoing = _outgoing(job.path)
         self._newest: int | None = None
         """Images seen at the checkpoint that is to be sent next."""
@@ -213,7 +242,9 @@ class _Uploads:
         self._thread.start()
 
     def offer(self, images_seen: int) -> None:
-        """Have a checkpoint sent that was just written."""
+        """Have a checkpoint sent that was just written. TakenOverError if another node goes on with the job."""
+        if self._lost is not None:
+            raise self._lost
         self._snapshot(images_seen)
         with self._changed:
             skipped, self._newest = self._newest, images_seen
@@ -261,6 +292,9 @@ class _Uploads:
             assert images_seen is not None
             try:
                 self._send(images_seen)
+            except TakenOverError as error:
+                self._lost = error
+                return
             except StorageError as error:
                 logger.warning("%s. Training goes on", error)
                 self._offer_again(images_seen)
@@ -276,6 +310,7 @@ class _Uploads:
 
     def _send(self, images_seen: int) -> None:
         place = self._place(images_seen)
+        _require(self._tenure, self._key)
         self._remote.publish(f"{_checkpoints(self._key)}/{place.path.name}", place.path, left_out=())
         shutil.rmtree(place.path)
         self._on_sent(images_seen)

@@ -4,7 +4,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.sites import OnCheckpoint, StorageSite, Workplace
 from orchestrator.store.storage import Storage
 from workloads.config import DataSpec, RunConfig
-from workloads.errors import StorageError
+from workloads.errors import StorageError, TakenOverError
 from workloads.models.initial import resolve_initial
 from workloads.places import JobDir
 from workloads.training.result import TrainingStopped
@@ -142,6 +143,34 @@ def test_an_outage_costs_nothing_but_the_checkpoints_of_its_time(
     with pytest.raises(StorageError, match="no answer"), site.job("other", sent.append, "here") as place:
         JobDir(place.path).result.write_text("{}")
     assert site.storage.store.index("other") is None
+
+
+def test_a_node_that_was_cut_off_sends_nothing_after_its_heir(site: StorageSite) -> None:
+    numbers = count(32, 16)
+
+    def go_on(place: Workplace) -> bool:
+        checkpoint(place.path, images_seen := next(numbers))
+        place.on_checkpoint(images_seen)
+        return False
+
+    with ExitStack() as first:
+        place = first.enter_context(site.job("k", ignore, "first"))
+        checkpoint(place.path, 16)
+        place.on_checkpoint(16)
+        wait_for(lambda: known(site) == [16])
+        with site.job("k", ignore, "heir") as heir:
+            assert JobDir(heir.path).checkpointed_images() == 16
+            with pytest.raises(TakenOverError, match="another node has taken over the training of k; this one ends"):
+                wait_for(lambda: go_on(place))
+            assert known(site) == [16]
+            JobDir(heir.path).result.write_text("heir")
+        published = site.storage.store.index("k")
+        JobDir(place.path).result.write_text("first")
+        with pytest.raises(TakenOverError):
+            first.close()
+    assert known(site) == []
+    assert site.storage.store.index("k") == published
+    assert not site.storage.store.files.names(f"k/{sites.TENURES}")
 
 
 def test_weights_to_start_from_come_from_the_storage(

@@ -183,6 +183,21 @@ def test_where_nothing_is_made_exclusively_the_last_to_write_has_the_lease(
     held.release()
 
 
+def test_of_two_that_publish_at_once_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has looked before the first was done."""
+    uri, folders = (tmp_path / "remote").as_uri(), [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "result.json").write_text(folder.name)
+    first, second = RemoteStore(uri), RemoteStore(uri)
+    first.publish("k", folders[0])
+    monkeypatch.setattr(second, "index", lambda _: None)
+    second.publish("k", folders[1])
+    assert first.fetch("k", tmp_path / "c")
+    assert (tmp_path / "c" / "result.json").read_text() == "a"
+    assert len([name for name in first.files.names("k") if name.startswith("attempt-")]) == 1
+
+
 def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
     """Only what changed is sent again, and only what is missing or other is brought."""
     here, there, uri = tmp_path / "here", tmp_path / "remote" / "run", (tmp_path / "remote").as_uri()

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import resource
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from workloads.config.job import Job
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
-from workloads.errors import CheckpointError, DataError
+from workloads.errors import CheckpointError, DataError, TakenOverError
 from workloads.files import remove_unfinished, sha256_file, write_text
 from workloads.locks import try_lock
 from workloads.places import JobDir
@@ -65,10 +66,10 @@ def train_job(
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
     assert job.training.batch_size % workers.world_size == 0, "every worker has an equal part of a batch"
-    with _sole_writer(work_dir) if workers.is_first else nullcontext():
+    with _sole_writer(work_dir) if workers.is_first else nullcontext(_nothing) as insist:
         if (result := _result(work_dir, workers)) is not None:
             return result
-        training = _Training(job, dataset, work_dir, torch.device(device), workers)
+        training = _Training(job, dataset, work_dir, torch.device(device), workers, insist)
         training.run(report, on_checkpoint, should_stop)
         if workers.is_first:
             training.finish()
@@ -89,16 +90,36 @@ def _start(checkpoints: CheckpointFolder, workers: Workers) -> Checkpoint | None
     return Checkpoint(images_seen, workers.tensors_from_first(newest.tensors if newest else {}))
 
 
+def _nothing() -> None:
+    """For who writes nothing."""
+
+
 @contextmanager
-def _sole_writer(work_dir: Path) -> Iterator[None]:
-    """Wait until no other process writes here. Raises CheckpointError if one stays."""
+def _sole_writer(work_dir: Path) -> Iterator[Callable[[], None]]:
+    """Wait until no other process writes here. Raises CheckpointError if one stays.
+
+    What is yielded raises TakenOverError once another one does: a shared file system frees the lock of a host that it
+    does not hear of, and that host may come back.
+    """
     lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
     if lock is None:
         raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it")
+    word, file = uuid.uuid4().hex, JobDir(work_dir).writer
+
+    def is_sole() -> bool:
+        return file.is_file() and file.read_text() == word
+
+    def insist() -> None:
+        if not is_sole():
+            raise TakenOverError(f"another process has taken over what was trained in {work_dir}; this one ends")
+
     try:
         remove_unfinished(work_dir)
-        yield
+        write_text(file, word)
+        yield insist
     finally:
+        if is_sole():
+            file.unlink()
         lock.release()
 
 
@@ -119,9 +140,16 @@ class _Training:
     """What the steps of one job share."""
 
     def __init__(
-        self, job: Job, dataset: PreparedDataset, work_dir: Path, device: torch.device, workers: Workers
+        self,
+        job: Job,
+        dataset: PreparedDataset,
+        work_dir: Path,
+        device: torch.device,
+        workers: Workers,
+        insist: Callable[[], None],
     ) -> None:
-        self._job = job
+        """insist: asked before anything is written; raises if this process may not any more."""
+        self._job, self._insist = job, insist
         self._dataset = dataset
         self._indices = dataset.split(job.data.held_out).training
         self._device = device
@@ -156,6 +184,7 @@ class _Training:
             start_images=start,
             every_images=config.checkpoint_every_images,
             should_stop=should_stop,
+            before_save=self._insist,
             on_checkpoint=on_checkpoint,
         )
         recorder = None
@@ -182,6 +211,7 @@ class _Training:
             start_images=start,
             every_images=every_images,
             file=self._place.records,
+            before_write=self._insist,
             report=report,
             told_of=lambda images_seen: f"{self._job.name}'s {self._trainer.drawn_at(images_seen)}",
         )
@@ -190,6 +220,7 @@ class _Training:
         """Measure, save the averaged weights, and only then say that the job is done."""
         self._state.use_average()
         curve = self._loss_by_timestep()
+        self._insist()
         weights = self._state.save(self._place.path)
         records = read_records(self._place.records)
         spans = pairwise([0, *(record.images_seen for record in records)])
@@ -203,6 +234,7 @@ class _Training:
             weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
         )
+        self._insist()
         write_text(self._place.description, self._job.model_dump_json(indent=2))
         write_text(self._place.result, json.dumps(asdict(result), indent=2))
         # Last: a process killed before the result is written still has them.
