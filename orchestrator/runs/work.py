@@ -87,6 +87,8 @@ class Work:
         """The held-out loss of every finished job at every timestep; each is measured once, on the cluster."""
         for job in self.plan.jobs:
             self.store.bring(job.key)
+            if self.storage is not None:
+                self.storage.restore_curves(self.runs.job(job.key))
         files = {job.key: curve_file(self.store.path(job.key), job.job, spec) for job in self.plan.jobs}
         curves = {key: curve for key, file in files.items() if (curve := read_curve(file)) is not None}
         missing = [job for job in self.plan.jobs if job.key not in curves]
@@ -94,6 +96,8 @@ class Work:
         measured = measure_curves(missing, folders, self._data_at_nodes(dataset), spec)
         for job, curve in zip(missing, measured, strict=True):
             write_text(files[job.key], curve.to_json())
+            if self.storage is not None:
+                self.storage.keep_curve(self.runs.job(job.key), files[job.key])
             curves[job.key] = curve
         return [curves[job.key] for job in self.plan.jobs]
 

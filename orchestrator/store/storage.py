@@ -4,6 +4,7 @@ URI/data/FINGERPRINT            prepared data
 URI/initial/SHA256              weights that runs start from
 URI/store/KEY                   finished experts, and leases on those being trained
 URI/store/KEY/checkpoints/N     after N images, while it is trained
+URI/store/KEY/curves            losses measured of it
 URI/studies/NAME                a study: its ledger, its report, its status, and a lease while it is carried out
 URI/NAME-FINGERPRINT            a run: description, samples, scores, figures; its ensemble and its status below
 """
@@ -18,8 +19,8 @@ from orchestrator.store.remote import Lease, RemoteStore
 from workloads.config import ExecutionConfig, Job
 from workloads.config.job import InitialWeights
 from workloads.errors import ConfigError
-from workloads.files import write_text
-from workloads.places import RunDir
+from workloads.files import sha256_file, write_text
+from workloads.places import JobDir, RunDir
 
 OPTION = "--storage"
 _PLACES = RunsDir(Path())
@@ -146,9 +147,33 @@ class Storage:
         left_out = {path.name for path in (study.tune_dir, study.stop_file, study.owner_file, progress, status)}
         self._remote.mirror(_name(study.path), study.path, left_out)
 
+    def require_same_study(self, study: StudyDir) -> None:
+        """Raise ConfigError if what is here under its name is another study; bring its description if there is none."""
+        file, index = study.description_file, self._remote.index(_name(study.path))
+        if index is None:
+            return
+        if file.exists() and sha256_file(file) != index.files.get(file.name):
+            raise ConfigError(
+                f"{study.path} is another study than {study.name} in {self._remote.uri}; give this one a name, or "
+                "choose another --runs-dir"
+            )
+        self._remote.refresh(_name(study.path), study.path, only=file.name)
+
     def restore_study(self, study: StudyDir) -> bool:
         """Bring what is missing or out of date here of a study; False if there is none there."""
+        self.require_same_study(study)
         return self._remote.refresh(_name(study.path), study.path)
+
+    def keep_curve(self, job: JobDir, file: Path) -> None:
+        """Put there what was measured of a finished job."""
+        self.store.files.upload(file, f"{job.path.name}/{job.curves.name}/{file.name}")
+
+    def restore_curves(self, job: JobDir) -> None:
+        """Bring what was measured of it."""
+        files, folder = self.store.files, f"{job.path.name}/{job.curves.name}"
+        for name in files.names(folder):
+            if not (job.curves / name).exists():
+                files.download(f"{folder}/{name}", job.curves / name)
 
     def claim_study(self, study: StudyDir) -> Lease:
         """The right to carry it out, until it is released. Waits for the lease of a driver that died to run out.

@@ -55,25 +55,24 @@ def add_node(cluster: Cluster, folder: Path) -> Any:
     return cluster.add_node(num_cpus=1, env_vars={"REMEME_CACHE_DIR": str(folder)}, **OBJECT_STORE)
 
 
-@pytest.fixture(params=["two experts", "a remix of two workers"])
-def config(request: pytest.FixtureRequest, tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
-    """What trains on two nodes for some seconds, with a checkpoint every few hundred images."""
-    kind = {"strategy": tiny_run["strategy"] | {"experts": tiny_run["strategy"]["experts"][:2]}}
-    if request.param != "two experts":
-        kind = {
-            "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
-            "strategy": {"kind": "remix", "num_experts": 4, "num_bases": 2},
-            "execution": {"num_workers": 2},
-        }
-    training = tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256}
-    return RunConfig.model_validate(tiny_run | kind | {"training": training, "reference": few_images})
+@pytest.fixture
+def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
+    """What two nodes train together for some seconds, with a checkpoint every few hundred images."""
+    changes = {
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 4, "num_bases": 2},
+        "execution": {"num_workers": 2},
+        "training": tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256},
+        "reference": few_images,
+    }
+    return RunConfig.model_validate(tiny_run | changes)
 
 
 def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
     nodes: Cluster, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Driver and nodes are lost with their disks; others end in the weights, samples and score of an unbroken run."""
-    uri, names = f"s3://bucket/{config.strategy.kind}", ("a", "b", "c", "d")
+    uri, names = "s3://bucket/runs", ("a", "b", "c", "d")
     # One database, for making one takes seconds.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     lost = [add_node(nodes, tmp_path / name) for name in names[:2]]
@@ -129,7 +128,7 @@ def check_storage(outcome: Outcome, uri: str) -> None:
     """Everything a user looks at is there; what served training only is not."""
     files, run = S3FileSystem(), outcome.run.path.name
     files.invalidate_cache()
-    there = {path.removeprefix(f"{uri.removeprefix('s3://')}/{run}/") for path in files.find(f"{uri}/{run}")}
+    there = {path.removeprefix(f"bucket/runs/{run}/") for path in files.find(f"{uri}/{run}")}
     assert {"config.yaml", "scores.json", "grid.png", "figures/training_loss.png", "ensemble/ensemble.json"} <= there
     (score,) = json.loads(files.cat_file(f"{uri}/{run}/scores.json")).values()
     assert outcome.score is not None

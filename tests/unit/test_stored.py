@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState
 from orchestrator.runs import status as run_status
 from orchestrator.runs.status import StatusFile, find_run, view_runs
 from orchestrator.runs.stored import run_at_hand, runs_to_look_at
+from orchestrator.store import remote as remote_store
 from orchestrator.store.storage import Storage
 from workloads.errors import ConfigError
+from workloads.files import write_text
 from workloads.places import RunDir
 
 
@@ -56,6 +59,28 @@ def test_a_run_that_cannot_be_told_is_refused_with_those_there(uri: str, tmp_pat
             pass
     with pytest.raises(ConfigError, match="is 'bucket/x', which is no URI"):
         Storage.at("bucket/x")
+
+
+def test_one_driver_at_a_time_carries_a_study_out(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RENEW_INTERVAL_S", 0.05), ("LEASE_S", 0.5), ("SETTLE_S", 0.02)):
+        monkeypatch.setattr(remote_store, name, value)
+    study, there = RunsDir(tmp_path / "mine").study("s"), RunsDir(tmp_path / "other").study("s")
+    lease = Storage.at(uri).claim_study(study)
+    with pytest.raises(ConfigError, match=r"study s in .* is being run by another driver; wait for it"):
+        Storage.at(uri).claim_study(there)
+    lease._ended.set()  # its process is killed
+    heir = Storage.at(uri).claim_study(there)
+    assert not lease.is_held()
+    write_text(there.description_file, '{"a": 1}')
+    write_text(there.trial_file(0), "{}")
+    write_text(there.stop_file, "")
+    Storage.at(uri).keep_study(there)
+    heir.release()
+    assert Storage.at(uri).restore_study(study)
+    assert (study.trial_file(0).exists(), study.stop_file.exists()) == (True, False)
+    write_text(study.description_file, '{"a": 2}')
+    with pytest.raises(ConfigError, match=r"is another study than s in .*; give this one a name"):
+        Storage.at(uri).restore_study(study)
 
 
 def test_a_driver_is_seen_through_the_storage_alone(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

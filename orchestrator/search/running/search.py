@@ -26,15 +26,17 @@ from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
 from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.stored import bring_study
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial
 from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.remote import Lease
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.storage import Storage
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.config import RunConfig
-from workloads.errors import ConfigError, RememeError, StorageError
+from workloads.errors import ConfigError, RememeError, StorageError, TakenOverError
 from workloads.evaluation.extractors import check_extractor
 from workloads.places import RunDir
 
@@ -74,7 +76,8 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     ledger.require_same(identity)
     plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
     forecast = _prepare(configurations, runs, plans_of, options)
-    with ledger.locked(), _sole_driver(ledger, storage):
+    with ledger.locked(), _sole_driver(ledger, storage) as lease:
+        ledger.require_same(identity)
         ledger.begin(identity)
         # One configuration stands for all: hardly any space varies what experts ask for.
         jobs = plans_of(configurations.first()[0], 0)[-1].jobs
@@ -83,7 +86,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
             store = ExpertStore(runs.store, options.store_uri, storage)
             refuse_unfit_nodes(store.site)
             status.doing("searching")
-            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker, store, storage)
+            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker, store, storage, lease)
             with search.logged():
                 search.carry_out()
                 search.conclude()
@@ -91,7 +94,7 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
 
 
 def _open(study: Study, first: RunConfig, runs: RunsDir, options: SearchOptions) -> Storage | None:
-    """Where the study is kept, if it is in a storage; what lies there of it is here then. ConfigError if it cannot."""
+    """Where the study is kept, if it is in a storage. ConfigError if it cannot be, or if another of its name is."""
     storage = open_storage(first, options.store_uri, options.storage_uri)
     if storage is not None:
         if study.warm_growth is not None:
@@ -100,21 +103,22 @@ def _open(study: Study, first: RunConfig, runs: RunsDir, options: SearchOptions)
                 "machine; give a --runs-dir all nodes see"
             )
         storage.check()
-        for name in filter(None, (study.name, options.plan_from)):
-            storage.restore_study(runs.study(name))
+        storage.require_same_study(runs.study(study.name))
+        if options.plan_from is not None:
+            bring_study(options.plan_from, runs, storage)
     return storage
 
 
 @contextmanager
-def _sole_driver(ledger: Ledger, storage: Storage | None) -> Iterator[None]:
+def _sole_driver(ledger: Ledger, storage: Storage | None) -> Iterator[Lease | None]:
     """On whichever machine: nobody else carries the study out, and what they have done before is here."""
     if storage is None:
-        yield
+        yield None
         return
     lease = storage.claim_study(ledger.dir)
     try:
         storage.restore_study(ledger.dir)
-        yield
+        yield lease
     finally:
         lease.release()
 
@@ -163,9 +167,10 @@ class _Search:
         tracker: Tracker,
         store: ExpertStore,
         storage: Storage | None,
+        lease: Lease | None,
     ) -> None:
         self._study, self._runs, self._ledger, self._options, self._tracker = study, runs, ledger, options, tracker
-        self._storage = storage
+        self._storage, self._lease, self._is_taken_over = storage, lease, False
         self._report: Path | None = None
         known = ledger.trials()
         self._log = StudyLog(study, tracker, runs, store, plans_of, known)
@@ -185,11 +190,16 @@ class _Search:
 
     def _keep(self, _: Trial) -> None:
         """Have what the ledger says in the storage too, from where another machine goes on."""
-        if self._storage is not None:
-            try:
+        if self._storage is None or self._lease is None or self._is_taken_over:
+            return
+        try:
+            if self._lease.is_held():
                 self._storage.keep_study(self._ledger.dir)
-            except StorageError as error:  # the next change brings this one too
-                logger.warning("%s. The search goes on", error)
+            else:  # this machine was cut off for longer than others wait
+                self._is_taken_over = True
+                self._ledger.dir.stop_file.touch()
+        except StorageError as error:  # the next change brings this one too
+            logger.warning("%s. The search goes on", error)
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -232,6 +242,8 @@ class _Search:
         self._ledger.dir.stop_file.touch()
 
     def _raise_if_over(self, stop: threading.Event) -> None:
+        if self._is_taken_over:
+            raise TakenOverError(f"another driver has taken over study {self._study.name}; this one ends")
         trials = list(self.driver.trials.values())
         problem = _why_over(trials, stopped=stop.is_set(), max_failures=self._options.max_failures)
         if problem is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.store.storage import Storage
+from workloads.locks import is_locked
 
 
 @contextmanager
@@ -19,9 +20,19 @@ def study_at_hand(name: str, runs_dir: Path, storage: str | None) -> Iterator[No
         yield
         return
     runs, kept = RunsDir(runs_dir), Storage.at(storage)
-    study = runs.study(name)
-    if kept.restore_study(study):
-        for run in {run for trial in Ledger(runs, name).trials() for run in trial.runs}:
-            kept.restore_pictures(runs.run_named(run))
+    bring_study(name, runs, kept)
     yield
-    kept.keep_study(study)
+    kept.keep_study(runs.study(name))
+
+
+def bring_study(name: str, runs: RunsDir, storage: Storage) -> None:
+    """Have a study here as it is in a storage, with samples of its runs and what was measured of its experts."""
+    study = runs.study(name)
+    # Its driver, on this machine, is ahead of what it has sent.
+    if is_locked(study.lock_file) or not storage.restore_study(study):
+        return
+    trials = Ledger(runs, name).trials()
+    for run in {run for trial in trials for run in trial.runs}:
+        storage.restore_pictures(runs.run_named(run))
+    for key in {job.key for trial in trials for job in trial.jobs}:
+        storage.restore_curves(runs.job(key))
