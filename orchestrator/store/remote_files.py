@@ -16,7 +16,10 @@ from workloads.files import new_file
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Where a file appears in one step and there are no directories: to ask for one may create a bucket."""
 
-EXTRAS = {"s3": "pip install 'rememe[s3]'", "s3a": "pip install 'rememe[s3]'"}
+EXTRAS = {
+    scheme: f"pip install 'rememe[{extra}]'"
+    for scheme, extra in (("s3", "s3"), ("s3a", "s3"), ("gs", "gs"), ("gcs", "gs"))
+}
 """How what a URI needs is installed, where fsspec's own sentence does not say it."""
 
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2}}}
