@@ -27,7 +27,7 @@ S3_ENVIRONMENT = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--num-fuzzed 5000` looks longer than CI can."""
-    parser.addoption("--num-fuzzed", type=int, default=300, help="run descriptions of test_hostile.py")
+    parser.addoption("--num-fuzzed", type=int, default=300, help="cases of test_hostile.py and test_data_sources.py")
 
 
 @pytest.fixture(scope="module")

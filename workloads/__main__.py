@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> None:
     import torch
 
-    from workloads.evaluation.extractors import check_extractor
-    from workloads.pipeline import gather, reference_data, training_data
+    from workloads.pipeline import check_score, gather, reference_data, training_data
     from workloads.training.jobs import check_memory, jobs_of
 
     num_threads = torch.get_num_threads()
@@ -65,7 +64,7 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     if world_size > 1:
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     if score:
-        check_extractor(config.evaluation)
+        check_score(config)
     if rank == 0:
         training_data(config, SharedDir(out).data)
         if score:  # data that cannot be had is to be known before training

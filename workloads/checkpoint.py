@@ -4,7 +4,6 @@ A checkpoint is a directory named by images seen, holding one safetensors file a
 reported, skipped, and the one before it is used.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,12 +13,17 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from workloads.files import new_directory, sha256_file, write_text
+from workloads.errors import DamagedFileError
+from workloads.files import new_directory, sha256_file
+from workloads.sealed import read_json, require_intact, write_json
 
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
 """The newest may be unproven, so one before it is kept."""
+
+MANIFEST = "manifest.json"
+NEXT_STEP = "the one before it is used, or training begins anew"
 
 
 class Checkpoint(NamedTuple):
@@ -44,7 +48,7 @@ class CheckpointFolder:
             file = scratch / "state.safetensors"
             safetensors.torch.save_file(tensors, file)
             manifest = {"images_seen": checkpoint.images_seen, "key": self.key, "sha256": sha256_file(file)}
-            write_text(scratch / "manifest.json", json.dumps(manifest))
+            write_json(scratch / MANIFEST, manifest)
         for old in self._folders()[NUM_KEPT:]:
             shutil.rmtree(old)
 
@@ -53,9 +57,19 @@ class CheckpointFolder:
         for folder in self._folders():
             try:
                 return self._load(folder)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("checkpoint %s is damaged (%s); using the one before it", folder, error)
+            except (DamagedFileError, OSError, SafetensorError) as error:
+                logger.warning("checkpoint %s is damaged (%s)", folder, error)
         return None
+
+    def damage(self) -> dict[Path, str]:
+        """What is wrong with the checkpoints that are not whole. Changes nothing."""
+        found = {}
+        for folder in self._folders():
+            try:
+                self._verified(folder)
+            except (DamagedFileError, OSError) as error:
+                found[folder] = str(error)
+        return found
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -66,10 +80,16 @@ class CheckpointFolder:
         return sorted((path for path in self.path.glob("[0-9]*") if path.is_dir()), reverse=True)
 
     def _load(self, folder: Path) -> Checkpoint:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        file = self._verified(folder)
+        return Checkpoint(int(folder.name), safetensors.torch.load_file(file))
+
+    def _verified(self, folder: Path) -> Path:
+        """The file with the tensors. DamagedFileError if it, or its manifest, is not as it was written."""
         file = folder / "state.safetensors"
-        if manifest["key"] != self.key:
-            raise ValueError(f"it belongs to job {manifest['key']}")
-        if sha256_file(file) != manifest["sha256"]:
-            raise ValueError("its content does not match its checksum")
-        return Checkpoint(manifest["images_seen"], safetensors.torch.load_file(file))
+        manifest = read_json(folder / MANIFEST, dict, NEXT_STEP)
+        if manifest.get("key") != self.key or manifest.get("images_seen") != int(folder.name):
+            raise DamagedFileError(
+                f"{folder} belongs to job {manifest.get('key')} after {manifest.get('images_seen')} images; {NEXT_STEP}"
+            )
+        require_intact(file, str(manifest.get("sha256")), NEXT_STEP)
+        return file

@@ -1,14 +1,14 @@
 """An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes."""
 
-import json
 import shutil
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,21 +17,18 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.intervals import IntervalTable
 from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
+from workloads.data.latents import load_first_stage
 from workloads.data.prepared import LatentInfo, PreparedDataset
-from workloads.diffusion.process import split_variance
 from workloads.errors import CheckpointError, ConfigError
-from workloads.files import new_directory, sha256_file, write_text
-from workloads.models.build import WEIGHTS, load_model, new_model
+from workloads.files import new_directory, sha256_file
+from workloads.models.build import NETWORK, WEIGHTS, load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
 from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.progress import Progress
+from workloads.sealed import read_json, require_intact, write_json
 from workloads.training.result import completed
 
-NETWORK = "config.json"
-"""The file save_pretrained writes the architecture to."""
-
-CHECKSUM = "checksum"
-"""Of all else in ensemble.json."""
+MADE_ANEW = "run rememe train again, which gathers the ensemble anew"
 
 MAX_MIXED = 2
 """Mixed experts kept at once. Sampling goes through them in order and comes back only with the next batch."""
@@ -47,6 +44,9 @@ class EnsembleIndex(StrictConfig):
     weights_sha256: tuple[str, ...]
     networks_sha256: tuple[str, ...] = ()
     """Of what says how each network is built; empty in files of earlier versions."""
+
+    vae_sha256: dict[str, str] = Field(default_factory=dict)
+    """Of the files of the VAE by name; empty in files of earlier versions."""
 
     latent: LatentInfo | None = None
 
@@ -74,9 +74,10 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
             class_names=dataset.class_names,
             weights_sha256=tuple(digests),
             networks_sha256=tuple(networks),
+            vae_sha256=_vae_sha256(place),
             latent=latent,
         )
-        _write_index(place.index, index_file)
+        write_json(place.index, index_file.model_dump(mode="json"))
     return Ensemble.load(target)
 
 
@@ -93,29 +94,18 @@ def bake(ensemble: "Ensemble", target: Path, on_progress: Progress) -> "Ensemble
             on_progress(index + 1, num_experts)
         if ensemble.index.latent is not None:
             shutil.copytree(EnsembleDir(ensemble.path).vae, place.vae)
-        sums = {"weights_sha256": tuple(digests), "networks_sha256": tuple(networks)}
-        _write_index(place.index, ensemble.index.model_copy(update=sums))
+        sums = {
+            "weights_sha256": tuple(digests),
+            "networks_sha256": tuple(networks),
+            "vae_sha256": _vae_sha256(place),
+        }
+        write_json(place.index, ensemble.index.model_copy(update=sums).model_dump(mode="json"))
     return Ensemble.load(target)
 
 
-def _write_index(file: Path, index: EnsembleIndex) -> None:
-    raw = index.model_dump(mode="json")
-    write_text(file, json.dumps(raw | {CHECKSUM: content_hash(raw)}, indent=2))
-
-
-def _read_index(file: Path) -> EnsembleIndex:
-    """CheckpointError if it is not as it was written."""
-    try:
-        raw = json.loads(file.read_text())
-        # Of what stands there, not of what this version makes of it; files of earlier versions have none.
-        checksum = raw.pop(CHECKSUM, None)
-        index = EnsembleIndex.model_validate(raw)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{file} is damaged: {reason}; run rememe train again") from None
-    if checksum is not None and checksum != content_hash(raw):
-        raise CheckpointError(f"{file} was changed since it was written; run rememe train again")
-    return index
+def _vae_sha256(place: EnsembleDir) -> dict[str, str]:
+    files = sorted(file for file in place.vae.rglob("*") if file.is_file())
+    return {str(file.relative_to(place.vae)): sha256_file(file) for file in files}
 
 
 class Ensemble:
@@ -132,22 +122,31 @@ class Ensemble:
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> "Ensemble":
-        """From a run directory or its ensemble/ folder. Raises ConfigError if there is none."""
+        """From a run directory or its ensemble/ folder. Raises ConfigError if there is none.
+
+        DamagedFileError if it says not what it said when it was written.
+        """
         place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble
         if not place.index.is_file():
             missing = place.index.name
             raise ConfigError(
                 f"{path} holds no ensemble ({missing} is missing); train one with: rememe train demo-meme"
             )
-        return cls(place.path, _read_index(place.index), device)
+        return cls(place.path, read_json(place.index, EnsembleIndex.model_validate, MADE_ANEW), device)
 
     def verify(self) -> None:
-        """Compare all networks with their checksums. CheckpointError about the first that is not what was gathered."""
+        """Compare all networks with their checksums. DamagedFileError about the first that is not what was gathered."""
+        for check in self.checks():
+            check()
+
+    def checks(self) -> Iterator[Callable[[], None]]:
+        """One per network, and one of the VAE; each raises DamagedFileError if that is not what was gathered."""
         if self.is_mixed:
-            self._check(self._place.remix / REMIX_WEIGHTS, 0)
+            yield partial(self._check, self._place.remix / REMIX_WEIGHTS, 0)
         else:
             for index in range(len(self.intervals)):
-                self._check(self._place.expert(index) / WEIGHTS, index)
+                yield partial(self._check, self._place.expert(index) / WEIGHTS, index)
+        yield self._check_vae
 
     @property
     def diffusion(self) -> DiffusionConfig:
@@ -186,7 +185,7 @@ class Ensemble:
         )
 
     def expert(self, index: int) -> nn.Module:
-        """The expert's network in evaluation mode. CheckpointError if its weights are not those it was made with.
+        """The expert's network in evaluation mode. DamagedFileError if it is not as it was gathered.
 
         Experts of a remix are mixed when asked for; the last MAX_MIXED are kept.
         """
@@ -216,19 +215,21 @@ class Ensemble:
         tensors = load_file(folder / REMIX_WEIGHTS)
         return RemixNetwork(lambda: new_model(folder), tensors, self.device, min(MAX_MIXED, len(self.intervals)))
 
-    def _check(self, file: Path, index: int) -> None:
-        if not file.is_file() or sha256_file(file) != self.index.weights_sha256[index]:
-            raise CheckpointError(f"the weights of {file.parent} are missing or damaged; run rememe train again")
-        network, sums = file.with_name(NETWORK), self.index.networks_sha256
-        if sums and (not network.is_file() or sha256_file(network) != sums[index]):
-            raise CheckpointError(f"{network} is missing or was changed; run rememe train again")
+    def _check(self, weights: Path, index: int) -> None:
+        require_intact(weights, self.index.weights_sha256[index], MADE_ANEW)
+        if self.index.networks_sha256:
+            require_intact(weights.with_name(NETWORK), self.index.networks_sha256[index], MADE_ANEW)
 
-    def denoise(self, x_BCHW: Tensor, timestep: int, labels_B: Tensor | None = None) -> Tensor:
-        """Network output of the expert that owns the timestep."""
+    def _check_vae(self) -> None:
+        for name, sha256 in self.index.vae_sha256.items():
+            require_intact(self._place.vae / name, sha256, MADE_ANEW)
+
+    def denoise(self, x_BCHW: Tensor, timestep: float, labels_B: Tensor | None = None) -> Tensor:
+        """Output of the expert that owns the timestep: (B, C, H, W), or 2 C channels if it learned variances."""
         model: Any = self.expert(self.intervals.expert_of(timestep))
         t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
-        mean_BCHW, _ = split_variance(model(x_BCHW, t_B, class_labels=labels_B).sample, x_BCHW.shape[1])
-        return mean_BCHW
+        output_BCHW: Tensor = model(x_BCHW, t_B, class_labels=labels_B).sample
+        return output_BCHW
 
     def decode(self, x_BCHW: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) from what sampling yields; values beyond [-1, 1] are clipped."""
@@ -238,6 +239,5 @@ class Ensemble:
 
     @cached_property
     def _vae(self) -> Any:
-        from diffusers import AutoencoderKL
-
-        return AutoencoderKL.from_pretrained(self._place.vae).to(self.device).eval()
+        self._check_vae()
+        return load_first_stage(self._place.vae).to(self.device)

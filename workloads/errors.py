@@ -19,6 +19,12 @@ class DataError(RememeError, ValueError):
     exit_code = 2
 
 
+class DamagedFileError(RememeError):
+    """A file is missing or not as it was written; what it holds is not used."""
+
+    exit_code = 2
+
+
 class CheckpointError(RememeError):
     """No usable checkpoint or weights where some were expected."""
 

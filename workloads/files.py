@@ -30,10 +30,14 @@ def clear_storage_errors(target: Path) -> Iterator[None]:
             raise StorageError(f"no space left to write {target}; free some and run the same command again") from error
         raise
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        # shutil.copytree keeps of what went wrong the words only.
+        is_copy_on_full = isinstance(error, shutil.Error) and "[Errno 28]" in str(error)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} or is_copy_on_full:
             raise StorageError(f"no space left to write {target}; free some and run the same command again") from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}:
-            raise StorageError(f"{target} cannot be written ({error.strerror}); choose another --runs-dir") from error
+            raise StorageError(
+                f"{target} cannot be written ({error.strerror}); choose another place, for runs with --runs-dir"
+            ) from error
         raise
 
 

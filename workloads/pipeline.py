@@ -4,10 +4,12 @@ What Ray adds is where a step runs: who calls `score_ensemble` may say how sampl
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +18,21 @@ from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
+from workloads.diffusion.sampling import make_scheduler
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import CheckpointError
+from workloads.errors import DamagedFileError
+from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
-from workloads.files import write_text
+from workloads.files import new_file, write_text
 from workloads.places import RunDir
 from workloads.progress import Progress
+from workloads.sealed import read_json, sealed, unsealed
 from workloads.training.result import completed
+
+logger = logging.getLogger(__name__)
 
 GRID_COLUMNS = 10
 GRID_ROWS = 10
@@ -53,6 +60,12 @@ Measure = Callable[..., Score]
 """measure(samples, reference, protocol, cache_dir=...), as evaluate_samples does, wherever that is done."""
 
 
+def check_score(config: RunConfig) -> None:
+    """Raise ConfigError for what would be missed only when the networks are trained: a feature network, a sampler."""
+    check_extractor(config.evaluation)
+    make_scheduler(config.diffusion, config.evaluation.sampling)
+
+
 def training_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
     """What the run trains on, made ready in `folder` on first use. DataError if it cannot be had."""
     return _whole(ensure_prepared(config.data, folder, on_progress=on_progress))
@@ -72,11 +85,13 @@ def gather(run: RunDir, config: RunConfig, dataset: PreparedDataset, job_dirs: S
     """The finished jobs as one ensemble; what is there already is kept if it is of this run and these weights."""
     if run.ensemble.index.is_file():
         digests = tuple(result.weights_sha256 for one in job_dirs if (result := completed(one)))
-        with suppress(CheckpointError):  # a damaged one is made anew
+        try:
             ensemble = Ensemble.load(run.path)
             if ensemble.config == config and ensemble.index.weights_sha256 == digests:
                 ensemble.verify()
                 return ensemble
+        except DamagedFileError as error:
+            logger.warning("%s. That is done now", error)
     return write_ensemble(run.ensemble.path, config, dataset, job_dirs)
 
 
@@ -126,12 +141,34 @@ def score_ensemble(
     return Scored(score, protocol, grid, is_own)
 
 
+def read_scores(file: Path) -> dict[str, dict[str, Any]]:
+    """Scores of a run by the hash of their protocol. DamagedFileError if one is not as it was written."""
+    return read_json(file, _scores_of, "remove it and run rememe evaluate again") if file.exists() else {}
+
+
+def _scores_of(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    # Each is sealed by itself: a file of scores is read by others too, who expect nothing else in it.
+    scores = {key: unsealed(value) for key, value in raw.items()}
+    for key, score in scores.items():
+        if Score(**score).protocol_hash != key:
+            raise ValueError(f"the score {key} is of another protocol")
+    return scores
+
+
 def _keep(score: Score, file: Path) -> None:
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    write_text(file, json.dumps(kept | {score.protocol_hash: asdict(score)}, indent=2))
+    try:
+        kept = read_scores(file)
+    except DamagedFileError as error:
+        aside = file.with_suffix(".damaged")
+        file.replace(aside)
+        logger.warning("%s. It was moved to %s, and the score that was just measured is kept", error, aside.name)
+        kept = {}
+    scores = kept | {score.protocol_hash: asdict(score)}
+    write_text(file, json.dumps({key: sealed(one) for key, one in scores.items()}, indent=2))
 
 
 def _save_grid(samples: SampleStore, protocol: ProtocolConfig, file: Path) -> None:
     images = samples.images(protocol)
     shown = images.__getitems__(list(range(min(len(images), GRID_COLUMNS * GRID_ROWS))))
-    sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(file)
+    with new_file(file) as scratch:
+        sample_grid(np.stack(shown), num_columns=GRID_COLUMNS).save(scratch, format="png")

@@ -64,6 +64,11 @@ class JobDir:
         return self.path / ".writer"
 
     @property
+    def tenant(self) -> Path:
+        """Which process is to write here, where several might."""
+        return self.path / ".tenant"
+
+    @property
     def first_for(self) -> Path:
         """Which configuration of which study the job was begun for."""
         return self.path / "first-for"

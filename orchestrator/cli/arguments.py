@@ -9,8 +9,27 @@ Config = Annotated[str, typer.Argument(help="Preset (see: rememe presets) or YAM
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, for instance training.batch_size=64.", show_default=False)
 ]
+
+
+def _directory(path: Path) -> Path:
+    """Or what may become one; commands that only look would find nothing in a file, and say so."""
+    from workloads.errors import ConfigError
+
+    try:
+        if path.is_dir() or not path.exists():
+            return path
+    except OSError:  # what no file can be called
+        pass
+    raise ConfigError(f"--runs-dir {str(path)[:60]} cannot be a directory; choose another")
+
+
 RunsDirOption = Annotated[
-    Path, typer.Option(envvar="REMEME_RUNS_DIR", help="Where data, experts, results and the MLflow store are kept.")
+    Path,
+    typer.Option(
+        envvar="REMEME_RUNS_DIR",
+        help="Where data, experts, results and the MLflow store are kept.",
+        callback=_directory,
+    ),
 ]
 Address = Annotated[
     str | None,

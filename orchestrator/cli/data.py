@@ -17,19 +17,24 @@ Source = Annotated[
     ),
 ]
 Size = Annotated[int, typer.Option(min=4, max=8192, help="Height and width in pixels.")]
-Channels = Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 colour.")]
+Channels = Annotated[Literal["1", "3"], typer.Option(help="1 grey, 3 colour.")]
 Part = Annotated[str | None, typer.Option(help="train, val or test, where the source has parts.", show_default="train")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of a table that holds the images.", show_default=False)]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
-        help="Column of a table (field of WebDataset's .json) that holds the classes; none: all images are of one.",
+        help="Column of a table (also of one beside pictures; field of WebDataset's .json) that holds the classes; "
+        "none: all images are of one.",
         show_default=False,
     ),
 ]
 Sparse = Annotated[
     Literal["refuse", "remap", "keep"] | None,
     typer.Option(help="Labels that leave most numbers out: number them anew, or keep them.", show_default="refuse"),
+]
+AbsentParts = Annotated[
+    Literal["refuse", "accept"] | None,
+    typer.Option(help="Where a file is missing that others count, as 00001-of-00003.", show_default="refuse"),
 ]
 MaxBad = Annotated[int, typer.Option(min=0, help="Images that may fail to decode.")]
 
@@ -38,11 +43,13 @@ MaxBad = Annotated[int, typer.Option(min=0, help="Images that may fail to decode
 def data_check(
     source: Source,
     size: Size = 32,
-    channels: Channels = 3,
+    channels: Channels = "3",
+    vae: Annotated[Path | None, typer.Option(help="The diffusers AutoencoderKL that made the latents given.")] = None,
     split: Part = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     sparse_labels: Sparse = None,
+    missing_parts: AbsentParts = None,
     max_bad: MaxBad = 0,
 ) -> None:
     """Read every image as prepare does, and say what is there; nothing is written."""
@@ -52,12 +59,14 @@ def data_check(
 
     found = check_source(
         source,
+        vae=vae,
         size=size,
-        channels=channels,
+        channels=int(channels),
         split=split,
         image_column=image_column,
         label_column=label_column,
         sparse_labels=sparse_labels,
+        missing_parts=missing_parts,
     )
     print_found(found)
     check_bad(found.bad, max_bad)
@@ -68,15 +77,19 @@ def data_prepare(
     source: Source,
     out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
     size: Size = 32,
-    channels: Channels = 3,
+    channels: Channels = "3",
     vae: Annotated[
         Path | None,
-        typer.Option(help="Write latents of this diffusers AutoencoderKL instead of pixels; or it made those given."),
+        typer.Option(help="Write latents of this AutoencoderKL or VQModel (diffusers), not pixels; or it made these."),
     ] = None,
+    posterior: Annotated[
+        bool, typer.Option("--posterior", help="Of latents, keep the distribution; each epoch draws from it anew.")
+    ] = False,
     split: Part = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     sparse_labels: Sparse = None,
+    missing_parts: AbsentParts = None,
     max_bad: MaxBad = 0,
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
@@ -87,13 +100,15 @@ def data_prepare(
         source,
         out,
         vae=vae,
+        posterior=posterior,
         max_bad=max_bad,
         size=size,
-        channels=channels,
+        channels=int(channels),
         split=split,
         image_column=image_column,
         label_column=label_column,
         sparse_labels=sparse_labels,
+        missing_parts=missing_parts,
     )
     made = summary.manifest
     if summary.found is not None:

@@ -16,7 +16,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same images.")] = 0,
     grid: Annotated[Path, typer.Option(help="PNG with all images side by side.")] = Path("samples.png"),
     out: Annotated[Path | None, typer.Option(help="Folder for one PNG per image.", show_default=False)] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim or dpm++; default: the run's protocol.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, dpm++, ddpm or a diffusers scheduler; default: the run's protocol.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the run's protocol.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,

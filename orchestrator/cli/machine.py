@@ -1,11 +1,17 @@
 """Commands about this machine: ui, doctor."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StorageOption, Store
 from orchestrator.execution import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from orchestrator.plan.fitness import Finding
 
 
 def ui(
@@ -20,7 +26,13 @@ def ui(
 
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(help="Preset or YAML file whose experts are to find a place.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG|DIRECTORY]",
+            help="Preset or YAML file whose experts are to find a place; or the directory of a run, a study, an "
+            "expert, an ensemble or prepared data, whose files are compared with their checksums.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
@@ -28,16 +40,39 @@ def doctor(
     store: Store = None,
     storage: StorageOption = None,
 ) -> None:
-    """Say what is wrong with this machine or cluster, and how to fix it."""
+    """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
     from workloads.config.load import load_config
 
+    if config is not None and Path(config).is_dir():
+        raise typer.Exit(0 if _tell(_examined(Path(config))) else 1)
     loaded = None if config is None else load_config(config, overrides or ())
     environment.prepare_ray_environment(address)
     from orchestrator.runs.doctor import examine
+
+    raise typer.Exit(0 if _tell(examine(runs_dir, address, config=loaded, store=store, storage=storage)) else 1)
+
+
+def _examined(path: Path) -> "Iterable[Finding]":
+    """Findings about a directory. ConfigError if it is none of ours."""
+    from orchestrator.plan.places import RunsDir
+    from orchestrator.runs.damage import examine_directory, is_examined
+    from orchestrator.search.study.damage import examine_study
+    from workloads.errors import ConfigError
+
+    study = RunsDir(path.absolute().parent.parent).study(path.absolute().name)
+    if study.path == path.absolute() and (study.description_file.exists() or study.trial_files()):
+        return examine_study(path)
+    if not is_examined(path):
+        raise ConfigError(f"{path} is no directory of a run, a study, an expert, an ensemble or prepared data")
+    return examine_directory(path)
+
+
+def _tell(findings: "Iterable[Finding]") -> bool:
+    """Whether nothing is wrong."""
     from orchestrator.terminal.tables import print_finding
 
     all_ok = True
-    for finding in examine(runs_dir, address, config=loaded, store=store, storage=storage):
+    for finding in findings:
         print_finding(finding.subject, finding.text, is_ok=finding.is_ok)
         all_ok = all_ok and finding.is_ok
-    raise typer.Exit(0 if all_ok else 1)
+    return all_ok

@@ -1,10 +1,14 @@
 """`rememe store`: what is in the store of trained experts, whether it is whole, and what nothing needs any more."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption
+
+if TYPE_CHECKING:
+    from orchestrator.store.damage import Damage
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store of trained experts.")
 
@@ -29,18 +33,42 @@ def store_ls(runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
 
 @app.command("verify")
 def store_verify(runs_dir: RunsDirOption = RUNS) -> None:
-    """Compare the weights of every finished expert with their checksum. Changes nothing; exit code 1 if any differ."""
+    """Compare every expert, checkpoint and curve with its checksum. Changes nothing; exit code 1 if any differ."""
+    raise typer.Exit(1 if _verified(runs_dir) else 0)
+
+
+@app.command("repair")
+def store_repair(
+    runs_dir: RunsDirOption = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, ask.")] = False,
+) -> None:
+    """Set aside what verify finds damaged, so that the next run trains (or measures) it anew."""
     from orchestrator.plan.places import RunsDir
-    from orchestrator.store.inventory import damage_of, entries_of
+    from orchestrator.store.damage import repair
+    from orchestrator.store.experts import ExpertStore
+
+    damages = _verified(runs_dir)
+    if damages and (yes or typer.confirm("set aside?")):
+        for done in repair(ExpertStore(RunsDir(runs_dir).store), damages):
+            print(done)
+        print("run rememe train again to have it made anew; rememe store gc removes what was set aside")
+
+
+def _verified(runs_dir: Path) -> "list[Damage]":
+    """Damage of whatever is not being trained, told in lines."""
+    from orchestrator.plan.places import RunsDir
+    from orchestrator.store.damage import damage_of
+    from orchestrator.store.inventory import entries_of
     from orchestrator.terminal.progress import progress
 
-    entries = [entry for entry in entries_of(RunsDir(runs_dir)) if entry.state == "finished"]
+    entries = [entry for entry in entries_of(RunsDir(runs_dir)) if entry.state in {"finished", "begun"}]
     with progress("verifying", "jobs") as advance:
-        damaged = damage_of(entries, advance)
-    for problem in damaged:
-        print(problem)
-    print(f"{len(entries) - len(damaged)} of {len(entries)} finished jobs are whole")
-    raise typer.Exit(1 if damaged else 0)
+        damages = damage_of(entries, advance)
+    for damage in damages:
+        print(damage.text)
+    num_whole = sum(not any(damage.part.is_relative_to(entry.path) for damage in damages) for entry in entries)
+    print(f"{num_whole} of {len(entries)} jobs are whole")
+    return damages
 
 
 @app.command("gc")
@@ -48,19 +76,23 @@ def store_gc(
     runs_dir: RunsDirOption = RUNS,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what.")] = False,
 ) -> None:
-    """Remove experts that no configuration contains any more, and those set aside as damaged."""
+    """Remove experts that no configuration contains any more, those set aside as damaged, and what kills have left."""
     from orchestrator.plan.places import RunsDir
-    from orchestrator.store.inventory import remove, unused
+    from orchestrator.store.inventory import left_over, remove, unused
     from orchestrator.terminal.words import duration, si
 
-    doomed = unused(RunsDir(runs_dir))
+    runs = RunsDir(runs_dir)
+    doomed, others = unused(runs), left_over(runs)
     for entry in doomed:
         print(f"{entry.key}  {entry.state:9} {si(entry.num_bytes):>8}B  last written {duration(entry.age_s)} ago")
-    total = f"{len(doomed)} jobs, {si(sum(entry.num_bytes for entry in doomed))}B"
-    if not doomed:
+    for one in others:
+        print(f"{one.what}  {si(one.num_bytes):>8}B  last written {duration(one.age_s)} ago")
+    num_bytes = sum(entry.num_bytes for entry in doomed) + sum(one.num_bytes for one in others)
+    total = f"{len(doomed)} jobs, {len(others)} leftovers, {si(num_bytes)}B"
+    if not (doomed or others):
         print("nothing to remove: some configuration contains every job")
     elif not yes:
         print(f"{total} would be removed; do it with: rememe store gc --yes")
     else:
-        remove(doomed)
+        remove([*(entry.path for entry in doomed), *(one.path for one in others)])
         print(f"{total} removed")

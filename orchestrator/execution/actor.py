@@ -88,8 +88,9 @@ class ExpertActor:
         address: where a group meets, in which this is worker `rank`; None: it trains alone.
         """
         course = self._of(job.key)
+        leave = course.stop.set if rank == 0 else None  # the others follow the first
         with (
-            self._site.job(job.key, course.note_checkpoint, self._host, writes=rank == 0) as place,
+            self._site.job(job.key, course.note_checkpoint, self._host, leave, writes=rank == 0) as place,
             self._group(job, rank, address) as workers,
         ):
             result = self._train_job(

@@ -12,9 +12,9 @@ import numpy as np
 from rich.table import Table
 
 from orchestrator.execution.cluster import connect
-from orchestrator.plan.places import RunsDir
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.runs.sampling import default_device
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.store.storage import Storage
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import wide_console
@@ -25,6 +25,7 @@ from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import require_comparable, samples_key
 from workloads.evaluation.samples import SampleStore
+from workloads.files import new_file
 
 NUM_SHOWN = 20
 """Samples of each row, side by side."""
@@ -65,6 +66,7 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
         comparison.base_run(seed)
         for row in comparison.rows:
             comparison.row_run(row, seed, None)
+    runs = open_for_results(runs_dir)
     outcomes: dict[str, list[Outcome]] = {"base": [], **{row: [] for row in comparison.rows}}
     train = partial(_train, comparison, runs_dir=runs_dir, address=address, storage=storage)
     # One connection for all: a private cluster takes seconds to start.
@@ -77,7 +79,7 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
                 outcomes[row].append(train(row, seed, start))
     rows = [_ComparisonRow(name, found, _figures(found)) for name, found in outcomes.items()]
     _print(comparison, rows)
-    file, picture = RunsDir(runs_dir).table(comparison.name), RunsDir(runs_dir).picture(comparison.name)
+    file, picture = runs.table(comparison.name), runs.picture(comparison.name)
     _write(file, comparison, rows)
     _draw(picture, rows)
     if storage is not None:
@@ -188,12 +190,13 @@ def _draw(file: Path, rows: Sequence[_ComparisonRow]) -> None:
         protocol = ensemble.config.evaluation
         folder = run.samples(samples_key(protocol, ensemble.fingerprint))
         images += SampleStore(folder).images(protocol).__getitems__(list(range(min(NUM_SHOWN, protocol.num_samples))))
-    sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(file)
+    with new_file(file) as scratch:
+        sample_grid(np.stack(images), num_columns=len(images) // len(rows)).save(scratch, format="png")
 
 
 def _write(file: Path, comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
     """One line per row and seed."""
-    with file.open("w", newline="") as target:
+    with new_file(file) as scratch, scratch.open("w", newline="") as target:
         writer = csv.writer(target)
         writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS, "doubts"])
         for row in rows:

@@ -12,9 +12,9 @@ from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
-from orchestrator.plan.places import RunsDir
-from orchestrator.runs.data import prepare_data_of, prepare_reference_of
+from orchestrator.runs.data import check_network, prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import StatusFile, own_job_id
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Storage
@@ -29,9 +29,8 @@ from workloads.config.load import apply_override, validate
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
-from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.protocol import Score
-from workloads.pipeline import Scored
+from workloads.pipeline import Scored, check_score
 from workloads.places import RunDir
 from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
@@ -65,7 +64,7 @@ def train_configuration(
     Raises ExpertsFailedError when an expert failed for good, after the others have finished, and RunStoppedError
     when it was interrupted and checkpoints were written.
     """
-    runs = RunsDir(runs_dir)
+    runs = open_for_results(runs_dir)
     if own_job_id() is not None and not runs_dir.is_absolute() and storage is None:
         print_note(
             f"results go to {runs.path}, in Ray's temporary copy of the working directory; "
@@ -73,10 +72,11 @@ def train_configuration(
         )
     # Before anything is trained: what a score needs and is not there would otherwise be missed hours later.
     if evaluate:
-        check_extractor(config.evaluation)
+        check_score(config)
     kept = open_storage(config, store, storage)
     experts = ExpertStore(runs.store, store, kept)
     experts.check_remote()
+    check_network(config)
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
@@ -124,10 +124,10 @@ def evaluate_run(
 
     storage: the URI through which nodes get the ensemble where they do not see its directory.
     """
-    runs = RunsDir(runs_dir)
+    runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
     config = _with_protocol(ensemble.config, protocol, overrides)
-    check_extractor(config.evaluation)
+    check_score(config)
     reference = prepare_reference_of(config, runs)
     if config.reference is None and reference.fingerprint != ensemble.data.fingerprint:
         raise ConfigError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
+from orchestrator.runs.surroundings import require_writable
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.progress import progress
 from workloads.config import DataSpec, RunConfig
@@ -13,11 +14,11 @@ from workloads.config.base import StrictConfig
 from workloads.config.data import AnyData, LatentFilesData
 from workloads.config.load import validate
 from workloads.data.found import SourceContents
+from workloads.data.labels import NO_LABELS
 from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
-from workloads.data.tables import NO_LABELS
-from workloads.errors import DataError
+from workloads.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     from workloads.analysis.prepared import View
@@ -27,11 +28,17 @@ PREPARING = "preparing data"
 
 def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     """What would run. Works without data and initial weights too; keys are then unknown."""
+    check_network(config)
     spec = spec_of(config, runs_dir)
     if config.initial_weights is not None and not config.initial_weights.exists():
         print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")
         config, spec = config.model_copy(update={"initial_weights": None}), spec.model_copy(update={"fingerprint": ""})
     return make_plan(config, spec)
+
+
+def check_network(config: RunConfig) -> None:
+    """ConfigError if a network does not fit the data as it is configured: told before hours of preparing it."""
+    make_plan(config.model_copy(update={"initial_weights": None}), _as_configured(config.data))
 
 
 def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
@@ -45,8 +52,15 @@ def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
     try:
         with progress(PREPARING, "images") as advance:
             return ensure_prepared(data, RunsDir(runs_dir).data, on_progress=advance).spec(data)
+    except (OSError, StorageError):
+        require_writable(runs_dir)  # says so if that is why
+        raise
     except DataError as error:
         print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
+    return _as_configured(data)
+
+
+def _as_configured(data: AnyData) -> DataSpec:
     conditional = data.num_classes if data.class_conditional else None
     return DataSpec(fingerprint="", channels=data.channels, image_size=data.image_size, num_classes=conditional)
 
@@ -71,7 +85,9 @@ class _DataSection(StrictConfig):
     data: AnyData
 
 
-def prepare_source(source: str, out: Path, *, vae: Path | None, max_bad: int, **fields: Any) -> PrepareSummary:
+def prepare_source(
+    source: str, out: Path, *, vae: Path | None, max_bad: int, posterior: bool = False, **fields: Any
+) -> PrepareSummary:
     """Any source of images as shards in `out`, with a progress bar. fields: as source_config takes them."""
     config = source_config(source, vae=vae, **fields)
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
@@ -81,7 +97,7 @@ def prepare_source(source: str, out: Path, *, vae: Path | None, max_bad: int, **
     # Whoever encoded the latents that are there already is a part of their description.
     encoder = None if isinstance(config, LatentFilesData) else vae
     with progress("preparing", "images") as advance:
-        return prepare(config, out, vae=encoder, max_bad=max_bad, on_progress=advance)
+        return prepare(config, out, vae=encoder, posterior=posterior, max_bad=max_bad, on_progress=advance)
 
 
 def check_source(source: str, **fields: Any) -> SourceContents:

@@ -13,6 +13,7 @@ from workloads.config.load import validate
 from workloads.ensemble import Ensemble
 from workloads.evaluation.features import TensorImages
 from workloads.evaluation.generate import batch_indices, generate_batch
+from workloads.files import clear_storage_errors
 
 MAX_GRID_COLUMNS = 10
 
@@ -48,6 +49,7 @@ def draw_images(ensemble: Ensemble, protocol: ProtocolConfig, on_progress: Calla
 
 def write_grid(images: TensorImages, file: Path) -> None:
     """All images side by side in one PNG."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     images_NCHW: np.ndarray = images.images_NCHW.numpy()
-    sample_grid(images_NCHW, num_columns=min(len(images_NCHW), MAX_GRID_COLUMNS)).save(file)
+    with clear_storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sample_grid(images_NCHW, num_columns=min(len(images_NCHW), MAX_GRID_COLUMNS)).save(file)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from orchestrator.plan.jobs import make_plan
-from orchestrator.plan.places import RunsDir
 from orchestrator.runs.data import prepare_data_of
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.tracking.configuration import open_configuration
 from orchestrator.tracking.tracker import Tracker
 from workloads.analysis.figures import spectra_figure
 from workloads.analysis.spectra import ensemble_spectra
 from workloads.ensemble import Ensemble
+from workloads.files import new_file
 from workloads.places import RunDir
 
 FIGURE_DPI = 150
@@ -20,13 +21,13 @@ def plot_spectra(run: Path, runs_dir: Path, *, num_images: int, seed: int, out: 
 
     For `single`, one row over all of t.
     """
-    runs = RunsDir(runs_dir)
+    runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
     dataset = prepare_data_of(ensemble.config, runs)
     spectra = ensemble_spectra(ensemble, dataset, num_images=num_images, seed=seed)
     file = out or RunDir(ensemble.path.parent).figure("spectra")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    spectra_figure(spectra, ensemble.intervals).savefig(file, dpi=FIGURE_DPI)
+    with new_file(file) as scratch:
+        spectra_figure(spectra, ensemble.intervals).savefig(scratch, dpi=FIGURE_DPI, format=file.suffix[1:] or "png")
     plan = make_plan(ensemble.config, ensemble.data)
     with Tracker(runs.path) as tracker:
         tracked = open_configuration(tracker, plan, ensemble.path.parent.name)

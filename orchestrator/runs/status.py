@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import PlannedJob
@@ -24,9 +22,9 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, ExpertStanding, RunStanding
 from orchestrator.store.storage import Storage
 from workloads.errors import ConfigError, StorageError
-from workloads.files import write_text
 from workloads.locks import Lock, is_locked, try_lock
 from workloads.places import RunDir
+from workloads.sealed import UNREADABLE, load_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -111,21 +109,20 @@ class StatusFile:
             if self._lock is not None:
                 experts = tuple(self._experts.values())
                 status = self._status.model_copy(update={"experts": experts, "written_s": time.time()})
-                text = status.model_dump_json()
-                write_text(self._run.status, text)
-                self._send(text)
+                write_json(self._run.status, status.model_dump(mode="json"))
+                self._send()
         # The run does not depend on it: a full disk is told by what does.
         except (OSError, StorageError) as error:
             if not self._is_told:
                 logger.warning("the status of the run cannot be written: %s", error)
             self._is_told = True
 
-    def _send(self, text: str) -> None:
+    def _send(self) -> None:
         # Each takes a request; as a sign of life it does.
         is_due = self._status.ended or time.monotonic() - self._sent_s > LIFE_INTERVAL_S
         if self._storage is not None and is_due:
             self._sent_s = time.monotonic()
-            self._storage.keep_status(self._run, text)
+            self._storage.keep_status(self._run)
 
 
 def own_job_id() -> str | None:
@@ -151,12 +148,12 @@ def view_run(run: RunDir, *, is_copy: bool = False) -> RunView | None:
     # Before the file is read: a driver that ends in between has written so.
     locked = None if is_copy else is_locked(run.driver_lock)
     try:
-        status = RunStanding.model_validate_json(run.status.read_bytes())
+        status = RunStanding.model_validate(load_json(run.status))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, *UNREADABLE) as error:
         said = error.strerror if isinstance(error, OSError) else "it is damaged, or of another version of rememe"
-        raise ConfigError(f"{run.status} cannot be read: {said}") from None
+        raise ConfigError(f"{run.status} cannot be read: {said}; whoever runs it next writes it anew") from None
     return RunView(run, status, status.driver(here=socket.gethostname(), is_locked=locked, now_s=time.time()))
 
 

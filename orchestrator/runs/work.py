@@ -1,6 +1,5 @@
 """One configuration while it is worked on: train what is missing, gather, draw figures, sample, score. No tracker."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +27,16 @@ from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
-from workloads.files import write_text
+from workloads.files import new_file, sha256_file, write_text
 from workloads.pipeline import Scored, gather, score_ensemble
 from workloads.places import RunDir
+from workloads.sealed import write_json
 from workloads.training.result import JobResult
 
 FIGURE_DPI = 150
+
+CONFIG_SHA256 = "config_sha256"
+"""In a run's plan, of the run description beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Work:
         if self.storage is not None:
             self.storage.restore_run(self.run)
         write_text(self.run.config, to_yaml(self.plan.config))
-        write_text(self.run.plan, json.dumps(self.plan.to_json(), indent=2))
+        write_json(self.run.plan, {**self.plan.to_json(), CONFIG_SHA256: sha256_file(self.run.config)})
         self.keep()
 
     def keep(self) -> None:
@@ -95,7 +98,7 @@ class Work:
         folders = [self.store.at_nodes(job.key) for job in missing]
         measured = measure_curves(missing, folders, self._data_at_nodes(dataset), spec)
         for job, curve in zip(missing, measured, strict=True):
-            write_text(files[job.key], curve.to_json())
+            write_json(files[job.key], curve.to_json())
             if self.storage is not None:
                 self.storage.keep_curve(self.runs.job(job.key), files[job.key])
             curves[job.key] = curve
@@ -130,10 +133,10 @@ class Work:
         """Pictures of what was learned, as PNG files in the run directory."""
         with progress("measuring", "experts", listener=listener) as advance:
             figures = training_figures(self.plan, self.runs, results, ensemble, dataset, advance)
-        self.run.figures.mkdir(parents=True, exist_ok=True)
         files = [self.run.figure(name) for name in figures]
         for file, figure in zip(files, figures.values(), strict=True):
-            figure.savefig(file, dpi=FIGURE_DPI)
+            with new_file(file) as scratch:
+                figure.savefig(scratch, dpi=FIGURE_DPI, format="png")
         self.keep()
         return files
 

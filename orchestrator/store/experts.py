@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.sites import ID_FILE, SharedSite, Site, StorageSite
 from orchestrator.store.storage import Folder, Storage
-from workloads.errors import CheckpointError, StorageError
+from workloads.errors import DamagedFileError, StorageError
 from workloads.files import write_text
-from workloads.locks import try_lock
+from workloads.locks import is_locked, try_lock
 from workloads.places import JobDir
 from workloads.training.result import JobResult, completed
 
@@ -98,11 +98,8 @@ class ExpertStore:
             result = completed(self.path(key))
             if result is None and self._fetched(key):
                 result = completed(self.path(key))
-        except CheckpointError as error:
-            # Numbered at random, for a key may be damaged twice and a directory cannot be renamed onto another.
-            aside = self.root / f"{DAMAGED}{key}-{uuid.uuid4().hex[:6]}"
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                self.path(key).rename(aside)
+        except DamagedFileError as error:
+            aside = set_aside(self.path(key))
             logger.warning("%s; it was moved to %s and will be trained again", error, aside.name)
             return None
         return result
@@ -122,13 +119,7 @@ class ExpertStore:
 
     def is_claimed(self, key: str) -> bool:
         """Whether a driver on this disk trains the key now."""
-        # Trying would make the file, and who only looks leaves nothing behind.
-        if not self._claim_file(key).exists():
-            return False
-        lock = try_lock(self._claim_file(key))
-        if lock is not None:
-            lock.release()
-        return lock is None
+        return is_locked(self._claim_file(key)) is True
 
     def _claim_file(self, key: str) -> Path:
         return self.root / CLAIMS / f"{key}.lock"
@@ -156,6 +147,15 @@ class ExpertStore:
             self._silent_until_s = time.monotonic() + SILENCE_S
             logger.warning("%s. Training goes on without it", error)
             return otherwise
+
+
+def set_aside(path: Path) -> Path:
+    """Move something damaged out of the way, and say where to; it may be worth a look."""
+    # Numbered at random, for a key may be damaged twice and a directory cannot be renamed onto another.
+    aside = path.with_name(f"{DAMAGED}{path.name}-{uuid.uuid4().hex[:6]}")
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        path.rename(aside)
+    return aside
 
 
 class _Both:

@@ -1,24 +1,25 @@
 """What is in the expert store, whether it is whole, and what nothing needs any more."""
 
-import json
 import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.store.experts import DAMAGED, ExpertStore
-from workloads.errors import CheckpointError, ConfigError
+from workloads.errors import ConfigError
+from workloads.files import SCRATCH
 from workloads.places import JobDir
-from workloads.training.result import completed
+from workloads.sealed import UNREADABLE, load_json
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What reading JSON of an unexpected form raises."""
+UNTOUCHED_S = 3600.0
+"""What is being written has been written to since, however slow the network is."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class StoreEntry:
     num_users: int
     """Configurations under the runs directory that contain it."""
 
+    age_s: float
+    """Since anything was written."""
+
+
+class Leftover(NamedTuple):
+    """Something that nobody will ever look at again."""
+
+    path: Path
+    what: str
+    num_bytes: int
     age_s: float
     """Since anything was written."""
 
@@ -63,18 +74,6 @@ def entries_of(runs: RunsDir) -> list[StoreEntry]:
     return entries
 
 
-def damage_of(entries: Sequence[StoreEntry], on_progress: Callable[[int, int], None]) -> list[str]:
-    """A sentence for each finished job whose weights do not match their checksum. Changes nothing."""
-    damaged = []
-    for index, entry in enumerate(entries):
-        try:
-            completed(entry.path)
-        except CheckpointError as error:
-            damaged.append(str(error))
-        on_progress(index + 1, len(entries))
-    return damaged
-
-
 def unused(runs: RunsDir) -> list[StoreEntry]:
     """What no configuration contains, and what was set aside as damaged.
 
@@ -88,10 +87,32 @@ def unused(runs: RunsDir) -> list[StoreEntry]:
     return [entry for entry in entries_of(runs) if entry.num_users == 0 and entry.state != "training"]
 
 
-def remove(entries: Sequence[StoreEntry]) -> None:
+def left_over(runs: RunsDir) -> list[Leftover]:
+    """What processes that were killed have left: checkpoints of finished jobs, and what was only half written."""
+    store, now_s = ExpertStore(runs.store), time.time()
+    found = []
+    for entry in entries_of(runs):
+        checkpoints = JobDir(entry.path).checkpoints
+        if entry.state == "finished" and checkpoints.is_dir() and not store.is_claimed(entry.key):
+            found.append(_leftover(checkpoints, f"checkpoints of the finished job {entry.key}", now_s))
+    # Only their age tells them from what somebody is writing now, perhaps on another machine.
+    scratch = [_leftover(path, f"half-written {path.name}", now_s) for path in runs.store.rglob(SCRATCH)]
+    return found + [one for one in scratch if one.age_s > UNTOUCHED_S]
+
+
+def remove(paths: Iterable[Path]) -> None:
     """Delete them."""
-    for entry in entries:
-        shutil.rmtree(entry.path)
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _leftover(path: Path, what: str, now_s: float) -> Leftover:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    newest_s = max((file.stat().st_mtime for file in [path, *files]), default=now_s)
+    return Leftover(path, what, sum(file.stat().st_size for file in files), now_s - newest_s)
 
 
 def _state(store: ExpertStore, path: Path) -> str:
@@ -113,10 +134,10 @@ def _users(runs: RunsDir) -> tuple[Counter[str], list[Path]]:
     files += [(file, f"{study.name}/{file.stem}") for study in runs.all_studies() for file in study.trial_files()]
     for file, name in files:
         try:
-            raw = json.loads(file.read_text())
+            raw = load_json(file)
             for job in raw["jobs"]:
                 found.setdefault(str(job["key"]), set()).update(raw.get("runs") or [name])
-        except UNREADABLE:
+        except (OSError, *UNREADABLE):
             unread.append(file)
     return Counter({key: len(names) for key, names in found.items()}), unread
 
@@ -127,9 +148,9 @@ def told_of(entry: StoreEntry) -> list[str]:
     if not (job_file.exists() and result_file.exists()):
         return [""] * 5
     try:
-        job, result = json.loads(job_file.read_text()), json.loads(result_file.read_text())
+        job, result = load_json(job_file), load_json(result_file)
         interval = job.get("interval")
         where = "[{}, {})".format(*interval) if interval else "all"
         return [job["name"], where, job["model"]["kind"], f"{result['images_seen']:,}", f"{result['final_loss']:.4f}"]
-    except UNREADABLE:
+    except (OSError, *UNREADABLE):
         return [f"damaged {job_file.name} or {result_file.name}", "", "", "", ""]

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from orchestrator.store.cache import node_root
 from orchestrator.store.remote import DamagedError, Lease, RemoteStore
 from orchestrator.store.storage import Storage
+from orchestrator.store.tenancy import tenancy
 from workloads.config import Job
 from workloads.errors import RememeError, StorageError, TakenOverError
 from workloads.files import clear_storage_errors
@@ -62,12 +63,15 @@ class SharedSite:
         key: str,
         on_checkpoint: OnCheckpoint,
         node: str,
+        leave: Callable[[], None] | None = None,
         *,
         writes: bool = True,  # noqa: ARG002
     ) -> Iterator[Workplace]:
-        """The job's own directory in the store."""
+        """The job's own directory in the store. leave() is called if it is trained elsewhere from now on."""
         require_same_store(self.root, self.identity, node)
-        yield Workplace(self.root / key, on_checkpoint)
+        place = JobDir(self.root / key)
+        with nullcontext() if leave is None else tenancy(place, leave):
+            yield Workplace(place.path, on_checkpoint)
 
     def job_here(self, job: Job) -> Job:
         """The job as this node can train it: it sees what the driver sees."""
@@ -109,12 +113,15 @@ class StorageSite:
         key: str,
         on_checkpoint: OnCheckpoint,
         node: str,  # noqa: ARG002
+        leave: Callable[[], None] | None = None,  # noqa: ARG002
         *,
         writes: bool = True,
     ) -> Iterator[Workplace]:
         """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well.
 
         Of a group, only the first worker writes; the others have what they need from it, and a path where nothing is.
+        leave() is never called: who trains the job elsewhere has a directory of its own, and on_checkpoint raises
+        TakenOverError here from then on.
         """
         if not writes:
             yield Workplace(node_root() / "jobs" / key, on_checkpoint)

@@ -19,7 +19,7 @@ from orchestrator.store.remote import Lease, RemoteStore
 from workloads.config import ExecutionConfig, Job
 from workloads.config.job import InitialWeights
 from workloads.errors import ConfigError
-from workloads.files import sha256_file, write_text
+from workloads.files import new_file, sha256_file
 from workloads.places import JobDir, RunDir
 
 OPTION = "--storage"
@@ -128,9 +128,9 @@ class Storage:
         if not self._remote.refresh(f"{run.path.name}/{run.ensemble.path.name}", run.ensemble.path):
             raise ConfigError(f"run {run.path.name} in {self._remote.uri} has no ensemble yet; train it to its end")
 
-    def keep_status(self, run: RunDir, text: str) -> None:
+    def keep_status(self, run: RunDir) -> None:
         """Put there what a run's driver says of it, for who looks from elsewhere."""
-        self._remote.files.write(f"{_name(run.path)}/{run.status.name}", text.encode())
+        self._remote.files.write(f"{_name(run.path)}/{run.status.name}", run.status.read_bytes())
 
     def restore_standings(self, copy: RunsDir) -> None:
         """Bring what drivers say of their runs and studies, and the ledgers of these."""
@@ -139,7 +139,8 @@ class Storage:
             self.restore_study(study)
         for run in [*map(copy.run_named, self.run_names()), *(RunDir(study.path) for study in studies)]:
             if (text := self._remote.files.read(f"{_name(run.path)}/{run.status.name}")) is not None:
-                write_text(run.status, text.decode(errors="replace"))
+                with new_file(run.status) as scratch:
+                    scratch.write_bytes(text)
 
     def keep_study(self, study: StudyDir) -> None:
         """Bring what lies there of a study up to date."""

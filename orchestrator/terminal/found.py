@@ -17,16 +17,17 @@ def _lines(found: SourceContents) -> Iterator[str]:
     """Classes with their numbers of images, sizes, modes, what was done, and what was left out and why."""
     sized = [one for one in found.classes if one.num_images]
     yield f"{found.source}: {found.tally.num_images:,} images, {len(found.classes):,} classes"
-    width = max((len(on_one_line(one.name)) for one in found.classes[:MAX_CLASSES]), default=0)
+    width = max((len(_shown(one.name)) for one in found.classes[:MAX_CLASSES]), default=0)
     for one in found.classes[:MAX_CLASSES]:
-        name = on_one_line(one.name)
+        name = _shown(one.name)
         none = "" if one.num_images else f"  (the class {name} has no picture)"
         yield f"  class {name:{width}}  {one.num_images:>9,} images{none}"
     if len(found.classes) > MAX_CLASSES:
         counts = [one.num_images for one in sized]
         yield f"  ... and {len(found.classes) - MAX_CLASSES:,} more; {min(counts):,} to {max(counts):,} images each"
         if found.empty_classes:
-            yield f"  classes without images: {len(found.empty_classes):,} ({', '.join(found.empty_classes[:5])})"
+            names = ", ".join(map(_shown, found.empty_classes[:5]))
+            yield f"  classes without images: {len(found.empty_classes):,} ({names})"
     if found.tally.smallest is not None and found.tally.largest is not None:
         yield f"  sizes: {_size(found.tally.smallest)} to {_size(found.tally.largest)}"
     yield f"  forms: {_counts(found.tally.forms)}"
@@ -38,6 +39,12 @@ def _lines(found: SourceContents) -> Iterator[str]:
         yield f"  left out: {left.count:,} {left.reason}, for instance {on_one_line(left.example)}"
     if found.bad:
         yield f"  bad: {len(found.bad):,} images ({on_one_line(summary_of_bad(found.bad))})"
+
+
+def _shown(name: str) -> str:
+    """A name whose ends can be seen."""
+    line = on_one_line(name)
+    return line if line and line == line.strip() else f"'{line}'"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

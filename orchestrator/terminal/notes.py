@@ -18,6 +18,8 @@ class _Notes(logging.Handler):
 
 def show_warnings_as_notes() -> None:
     """Let people see what modules that know no terminal have to say: they warn through `logging`."""
+    # It has two lines to say of a home directory that cannot be written.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     for name in ("orchestrator", "workloads"):
         logger = logging.getLogger(name)
         # Once, however many commands a process runs.

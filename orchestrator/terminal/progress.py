@@ -13,6 +13,9 @@ from orchestrator.terminal.words import duration, timestamp
 PLAIN_INTERVAL_S = 10.0
 """How often work is reported where the output is a log: seldom enough to read, often enough to see that it lives."""
 
+FIRST_AFTER_S = 2.0
+"""When a log hears for the first time of work that is not done by then."""
+
 ProgressListener = Callable[[str, int, int], None]
 """Hears what is done, how much of it and of how much."""
 
@@ -68,16 +71,17 @@ class _PlainLines:
 
     def __init__(self, title: str, unit: str, console: Console) -> None:
         self._title, self._unit, self._console = title, unit, console
-        self._started_s = self._printed_s = time.monotonic()
+        self._started_s = time.monotonic()
+        self._next_s = self._started_s + FIRST_AFTER_S
         self._done_before: int | None = None
 
     def advance(self, done: int, total: int) -> None:
         now_s = time.monotonic()
         if self._done_before is None:  # what an earlier call did took no time of this one
             self._done_before, self._started_s = done, now_s
-        if self._console.is_terminal or now_s - self._printed_s < PLAIN_INTERVAL_S:
+        if self._console.is_terminal or now_s < self._next_s:
             return
-        self._printed_s = now_s
+        self._next_s = now_s + PLAIN_INTERVAL_S
         left = ""
         if done > self._done_before:
             left_s = (total - done) * (now_s - self._started_s) / (done - self._done_before)

@@ -32,7 +32,7 @@ CONNECT_TIMEOUT_S = 10
 def tracking_uri(runs_dir: Path) -> str:
     """$MLFLOW_TRACKING_URI, or the SQLite file in the runs directory.
 
-    Raises ConfigError if MLflow knows no such scheme, or lacks the driver it takes.
+    Raises ConfigError if MLflow knows no such scheme, no longer writes to a folder, or lacks the driver it takes.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{RunsDir(runs_dir).mlflow_database}"
     scheme = _scheme(uri)
@@ -40,6 +40,11 @@ def tracking_uri(runs_dir: Path) -> str:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI is {masked(uri)!r}; it must start with one of {', '.join(sorted(SCHEMES))}, "
             "for instance sqlite:////path/mlflow.db or http://host:5000"
+        )
+    if scheme == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI is {uri!r}, but MLflow no longer writes to a folder; set it to "
+            "sqlite:////path/mlflow.db or http://host:5000 (mlflow migrate-filestore takes over what is there)"
         )
     # SQLAlchemy 2.1 takes psycopg where it took psycopg2, which is what our extra brings.
     if uri.startswith("postgresql://") and find_spec("psycopg") is None:
@@ -57,7 +62,6 @@ def open_client(uri: str) -> "MlflowClient":
     quieten()
     from mlflow import MlflowClient
 
-    refuse_folder(uri)
     if _scheme(uri) in DATABASES:
         _knock(uri)
     if uri.startswith("sqlite:///"):
@@ -69,15 +73,6 @@ def open_client(uri: str) -> "MlflowClient":
             _make_database(file)
             return _answering(MlflowClient(tracking_uri=uri))
     return _answering(MlflowClient(tracking_uri=uri))
-
-
-def refuse_folder(uri: str) -> None:
-    """Raises TrackingError for a store that MLflow 3 has given up."""
-    if _scheme(uri) == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
-        raise TrackingError(
-            f"MLflow no longer writes to a folder such as {uri}; set MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db "
-            "(mlflow migrate-filestore takes over what is there)"
-        )
 
 
 def count_experiments(uri: str) -> int:

@@ -10,7 +10,8 @@ from orchestrator.plan.description import flatten, to_yaml
 from orchestrator.plan.events import ExpertEvent
 from orchestrator.plan.jobs import Plan, PlannedJob
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.tracker import TrackedRun, Tracker
+from orchestrator.tracking.names import NOTE_TAG, PROTOCOL_TAG, RUN_ID, SCORE_TAG, TRUST_TAG
+from orchestrator.tracking.tracker import TrackedRun, Tracker, own_command
 from workloads.config import ProtocolConfig
 from workloads.evaluation.protocol import Score
 from workloads.training.records import TrainingRecord, read_records
@@ -22,11 +23,17 @@ def open_configuration(
 ) -> TrackedRun:
     """The configuration's run; the same configuration goes on in its run."""
     config = plan.config
-    params = {**flatten(config), **more}
+    # The strategies name it differently, or only its cuts.
+    params = {**flatten(config), **more, "num_experts": len(config.intervals)}
     if parent is not None:
         # The run's own name says it, and MLflow's plots begin with the parameters that differ.
         del params["name"]
-    return tracker.configuration(name, plan.fingerprint, params, to_yaml(config), parent=parent)
+    run = tracker.configuration(name, plan.fingerprint, params, to_yaml(config), parent=parent)
+    data = plan.jobs[0].job.data
+    source = config.data.model_dump(mode="json")
+    title = f"{Path(source.get('path', config.data.kind)).name} {data.image_size} x {data.image_size}"
+    run.dataset(title, data.fingerprint, source, data.model_dump(mode="json"))
+    return run
 
 
 def open_expert(tracker: Tracker, parent: TrackedRun, job: PlannedJob) -> TrackedRun:
@@ -72,18 +79,26 @@ def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid:
     tracked.log_artifact(grid)
     tracked.log_text(json.dumps(asdict(score), indent=2), f"score-{protocol.name}-{short_hash}.json")
     if is_own:
-        note = f"**{score.name} {score.value:.4g}** under protocol `{protocol.name}`, {score.num_samples} samples"
-        if score.warning:
-            note = f"{note}, {score.warning}"
         tracked.set_tags(
             {
-                "rememe.trustworthy": score.warning or "yes",
-                "rememe.protocol": protocol.name,
+                SCORE_TAG: score.name,
+                TRUST_TAG: score.warning or "yes",
+                PROTOCOL_TAG: protocol.name,
                 "rememe.protocol_hash": score.protocol_hash,
-                # MLflow shows it as the run's description.
-                "mlflow.note.content": f"{note}. Samples: artifact `grid.png`.",
+                NOTE_TAG: _described(score, protocol, grid),
             }
         )
+
+
+def _described(score: Score, protocol: ProtocolConfig, grid: Path) -> str:
+    """What the page of a configuration begins with, in Markdown."""
+    spread = "" if score.stderr is None else f" ± {1.96 * score.stderr:.2g} (95 %)"
+    doubt = f" **Not trustworthy:** {score.warning}." if score.warning else ""
+    return (
+        f"**{score.name} {score.value:.4g}{spread}** under protocol `{protocol.name}`, {score.num_samples} samples."
+        f"{doubt}\n\n![samples](get-artifact?path={grid.name}&run_uuid={RUN_ID})\n\n"
+        f"    {own_command()}\n"
+    )
 
 
 class ExpertsLog:
@@ -91,6 +106,8 @@ class ExpertsLog:
 
     def __init__(self, plan: Plan, tracker: Tracker, parent: TrackedRun, runs: RunsDir) -> None:
         self._places = runs
+        self._parent = parent
+        self._names = {job.key: job.name for job in plan.jobs}
         self._runs = {job.key: open_expert(tracker, parent, job) for job in plan.jobs}
 
     def __call__(self, event: ExpertEvent) -> None:
@@ -98,6 +115,7 @@ class ExpertsLog:
         match event:
             case events.Progressed(records=records):
                 run.records(records)
+                self._parent.losses(self._names[event.key], records)
             case events.Failed(reason=reason):
                 run.finish("FAILED")
                 run.set_tags({"rememe.state": f"{event.state.value} {reason}"})
@@ -107,4 +125,6 @@ class ExpertsLog:
 
     def finish(self, key: str, result: JobResult) -> None:
         """What is known only in the end; all records again, for an expert that was trained for another run."""
-        log_expert(self._runs[key], result, read_records(self._places.job(key).records))
+        records = read_records(self._places.job(key).records)
+        log_expert(self._runs[key], result, records)
+        self._parent.losses(self._names[key], records)

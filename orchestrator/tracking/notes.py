@@ -97,13 +97,25 @@ class TagsContent(_Content):
     __pydantic_extra__: dict[str, str]
 
 
-Content = OpenContent | MetricsContent | ArtifactContent | FinishContent | TagsContent
+class DatasetContent(_Content):
+    """What a run was trained on."""
+
+    name: str = Field(min_length=1, max_length=500)
+    digest: str = Field(min_length=1, max_length=36)
+    source: str
+    """Where it came from, as JSON."""
+    profile: str
+    """Its shape, as JSON."""
+
+
+Content = OpenContent | MetricsContent | ArtifactContent | FinishContent | TagsContent | DatasetContent
 KINDS: dict[str, type[Content]] = {
     "open": OpenContent,
     "metrics": MetricsContent,
     "artifact": ArtifactContent,
     "finish": FinishContent,
     "tags": TagsContent,
+    "dataset": DatasetContent,
 }
 
 

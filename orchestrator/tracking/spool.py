@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from orchestrator.tracking.notes import Note, RefusedNoteError, halves
+from workloads.config.base import content_hash
 from workloads.locks import Lock, try_lock
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -134,7 +135,7 @@ class Spool:
         self._replay_file(self._own, apply)
         for _, group in groupby(list(self._memory), key=lambda note: note[:2]):
             while together := list(islice(group, MAX_TOGETHER)):
-                self._hand_on(self._own, [_Line(json.dumps(note), 0, note) for note in together], apply)
+                self._hand_on(self._own, [_Line(_text_of(note), 0, note) for note in together], apply)
                 del self._memory[: len(together)]
 
     def close(self) -> None:
@@ -159,7 +160,7 @@ class Spool:
         size = file.stat().st_size if file.exists() else 0
         try:
             with file.open("a") as opened:
-                opened.writelines(json.dumps(note) + "\n" for note in notes)
+                opened.writelines(_text_of(note) + "\n" for note in notes)
         except OSError:
             with suppress(OSError):
                 os.truncate(file, size)
@@ -229,15 +230,22 @@ def _read_lines(opened: BinaryIO) -> Iterator[_Line]:
             yield _Line(text[:1000], opened.tell(), None, f"is longer than {MAX_LINE_BYTES} bytes")
             continue
         try:
-            kind, identity, content = json.loads(text)
+            kind, identity, content, *checksum = json.loads(text)
         # Deeply nested brackets end in a RecursionError.
         except (ValueError, TypeError, RecursionError):
             yield _Line(text, opened.tell(), None, "is no note; it was torn or written by something else")
             continue
-        if isinstance(kind, str) and isinstance(identity, str) and isinstance(content, dict):
+        if checksum and checksum != [content_hash([kind, identity, content])]:
+            yield _Line(text, opened.tell(), None, "was changed since it was written")
+        elif isinstance(kind, str) and isinstance(identity, str) and isinstance(content, dict):
             yield _Line(text, opened.tell(), Note(kind, identity, content))
         else:
             yield _Line(text, opened.tell(), None, "is no note")
+
+
+def _text_of(note: Note) -> str:
+    """A line; its checksum shows what a disk has changed, which would be a wrong point of a curve."""
+    return json.dumps([*note, content_hash(note)])
 
 
 def _halves(lines: Sequence[_Line]) -> list[Sequence[_Line]]:
@@ -246,7 +254,7 @@ def _halves(lines: Sequence[_Line]) -> list[Sequence[_Line]]:
     if len(lines) > 1 or first.note is None:
         return [lines[: len(lines) // 2], lines[len(lines) // 2 :]]
     parts = halves(first.note)
-    return [[_Line(json.dumps(part), first.end, part)] for part in parts] if len(parts) > 1 else []
+    return [[_Line(_text_of(part), first.end, part)] for part in parts] if len(parts) > 1 else []
 
 
 def _is_plain(file: Path) -> bool:

@@ -4,8 +4,11 @@ Training never waits for it: calls put a note into a queue. When the store canno
 disk and are replayed in order when it answers again, or by the next run.
 """
 
+import json
 import queue
+import shlex
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +20,15 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.terminal.notes import print_note
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.faults import describe
-from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, STUDY_TAG
+from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, SOURCE_KIND_TAG, SOURCE_TAG, STUDY_TAG
 from orchestrator.tracking.notes import Note, RunStatus
 from orchestrator.tracking.spool import LateFile, Spool
 from orchestrator.tracking.writer import MlflowWriter
 from workloads.places import RunDir
 from workloads.training.records import TrainingRecord
 
+EXPERIMENT = "rememe"
+"""MLflow's name for all that a runs directory holds."""
 FLUSH_INTERVAL_S = 2.0
 """Notes are gathered for so long: fewer, larger calls."""
 
@@ -31,8 +36,9 @@ RETRY_INTERVAL_S = 15.0
 """Between tries of a store that does not answer; a try may take as long itself."""
 CLOSE_TIMEOUT_S = 60.0
 """How long an end waits for the store; what is not written by then stays in the spool for the next run."""
+MAX_DIGEST_LENGTH = 36
 MAX_PARAM_LENGTH = 6000
-"""MLflow's limit."""
+"""MLflow's limits."""
 
 
 class TrackedRun:
@@ -54,6 +60,17 @@ class TrackedRun:
         """
         finite = {name: float(value) for name, value in metrics.items() if abs(value) < float("inf")}
         self._tracker.put("metrics", self.identity, {"values": finite, "step": step, "time_ms": _ms(measured_s)})
+
+    def dataset(self, name: str, digest: str, source: Mapping[str, object], profile: Mapping[str, object]) -> None:
+        """What it is trained on: a name to read, a digest that no other data has, where it came from, its shape."""
+        texts = {"source": masked(json.dumps(dict(source))), "profile": json.dumps(dict(profile))}
+        self._tracker.put("dataset", self.identity, {"name": name, "digest": digest[:MAX_DIGEST_LENGTH], **texts})
+
+    def losses(self, expert: str, records: Sequence[TrainingRecord]) -> None:
+        """An expert's curve on the page of a configuration that has it."""
+        for record in records:
+            note = {"values": {f"loss/{expert}": record.loss}, "step": record.images_seen, "once": True}
+            self._tracker.put("metrics", self.identity, note | {"time_ms": _ms(record.written_s)})
 
     def records(self, records: Sequence[TrainingRecord]) -> None:
         """An expert's records, at step = images seen; steps already there are not written twice."""
@@ -88,7 +105,7 @@ class TrackedRun:
 class Tracker:
     """Use as a context manager; leaving it writes what is left, within a bounded time."""
 
-    def __init__(self, runs_dir: Path, experiment: str = "rememe") -> None:
+    def __init__(self, runs_dir: Path, experiment: str = EXPERIMENT) -> None:
         runs = RunsDir(runs_dir)
         self.uri = tracking_uri(runs_dir)
         self.spool = Spool(runs.spool)
@@ -187,7 +204,8 @@ class Tracker:
         once: bool = False,
     ) -> TrackedRun:
         texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()}
-        content = {"name": name, "tags": tags, "params": texts, "link": link or name, "once": once}
+        source = {SOURCE_TAG: own_command(), SOURCE_KIND_TAG: "LOCAL"}
+        content = {"name": name, "tags": source | tags, "params": texts, "link": link or name, "once": once}
         self.put("open", identity, content | {"parent": None if parent is None else parent.identity})
         return TrackedRun(self, identity)
 
@@ -265,6 +283,13 @@ class Tracker:
             )
             self._told.add(file)
         self.spool.rejected.clear()
+
+
+def own_command() -> str:
+    """What was typed, without what is secret in it."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    return masked(shlex.join(["rememe" if name == "__main__.py" else name, *arguments]))
 
 
 def _ms(time_s: float | None) -> int:

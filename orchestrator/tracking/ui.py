@@ -14,7 +14,9 @@ from pathlib import Path
 
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
-from orchestrator.tracking.address import refuse_folder, tracking_uri
+from orchestrator.tracking.address import open_client, tracking_uri
+from orchestrator.tracking.tracker import EXPERIMENT
+from orchestrator.tracking.view import set_first_view
 from workloads.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -27,9 +29,8 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
     """Serve until Ctrl-C; the server's exit code. ConfigError if there is no store yet or the port is taken."""
     uri = tracking_uri(runs_dir)
     if uri.startswith("http"):
-        print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}")
+        print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}/{_first_page(uri)}")
         return 0
-    refuse_folder(uri)
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():
         raise ConfigError(f"no results under {runs_dir} yet; train something first: rememe train demo-meme")
@@ -38,13 +39,15 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError:
-            raise ConfigError(f"--port {port} is taken; try --port {port + 1}") from None
+        except PermissionError:
+            raise ConfigError(f"--port {port} is not for every user; take one from 1024 on") from None
+        except OSError as error:
+            raise ConfigError(f"--port {port} cannot be had ({error.strerror}); choose another") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     server = subprocess.Popen(_command(runs_dir, port), env=_environment(uri), start_new_session=True)
     try:
         if _wait_until_ready(server, port):
-            print(f"results at http://{HOST}:{port} (Ctrl-C ends)", flush=True)
+            print(f"results at http://{HOST}:{port}/{_first_page(uri)} (Ctrl-C ends)", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -53,6 +56,13 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def _first_page(uri: str) -> str:
+    # Who may only read, or whose server does not answer now, opens MLflow's own first page.
+    with contextlib.suppress(Exception):
+        return set_first_view(open_client(uri), EXPERIMENT)
+    return ""
 
 
 def _command(runs_dir: Path, port: int) -> list[str]:

@@ -13,10 +13,18 @@ from orchestrator.plan.errors import TrackingError
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import open_client
 from orchestrator.tracking.faults import first_line, is_puzzling, is_refusal
-from orchestrator.tracking.names import EXPERIMENT_KIND_TAG, IDENTITY_TAG, LINK_TAG, PARENT_TAG
+from orchestrator.tracking.names import (
+    DATASET_CONTEXT_TAG,
+    EXPERIMENT_KIND_TAG,
+    IDENTITY_TAG,
+    LINK_TAG,
+    PARENT_TAG,
+    RUN_ID,
+)
 from orchestrator.tracking.notes import (
     ArtifactContent,
     Content,
+    DatasetContent,
     FinishContent,
     MetricsContent,
     Note,
@@ -159,7 +167,9 @@ class MlflowWriter:
                     shutil.rmtree(file.parent)
             case TagsContent():
                 for key, value in content.model_dump().items():
-                    self._client.set_tag(run_id, key, value)
+                    self._client.set_tag(run_id, key, value.replace(RUN_ID, run_id))
+            case DatasetContent():
+                self._log_dataset(run_id, content)
             case FinishContent(status=status, if_running=if_running):
                 self._points.pop(run_id, None)
                 if not if_running or self._client.get_run(run_id).info.status == "RUNNING":
@@ -206,6 +216,13 @@ class MlflowWriter:
         entities = [Param(key, value) for key, value in params.items()]
         for start in range(0, len(entities), MAX_BATCH_PARAMS):
             self._client.log_batch(run_id, params=entities[start : start + MAX_BATCH_PARAMS])
+
+    def _log_dataset(self, run_id: str, content: DatasetContent) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(content.name, content.digest, "local", content.source, profile=content.profile)
+        # The same name and digest again is the same input.
+        self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, "training")])])
 
     def _find(self, identity: str) -> str:
         """The id of a run opened before, perhaps by a process that has ended."""

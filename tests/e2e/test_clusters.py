@@ -30,12 +30,23 @@ ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
 SCHEMAS = Path(__file__).parent / "kuberay"
 KUBERNETES = "1.33"
-OBJECTS = [
-    pytest.param(entry, id=f"{file.stem}-{entry['kind']}-{entry['metadata']['name']}")
-    for file in sorted((CLUSTERS / "kuberay").glob("*.yaml"))
-    for entry in yaml.safe_load_all(file.read_text())
-]
-RAY_OBJECTS = [entry for entry in OBJECTS if entry.values[0]["apiVersion"] == "ray.io/v1"]
+
+
+def objects_in(*files: Path) -> list[Any]:
+    """What these files let Kubernetes make."""
+    return [
+        pytest.param(entry, id=f"{file.stem}-{entry['kind']}-{entry['metadata']['name']}")
+        for file in sorted(files)
+        for entry in yaml.safe_load_all(file.read_text())
+    ]
+
+
+def is_ray_object(entry: dict[str, Any]) -> bool:
+    return bool(entry["apiVersion"] == "ray.io/v1")
+
+
+OBJECTS = objects_in(*(CLUSTERS / "kuberay").glob("*.yaml"))
+RAY_OBJECTS = [param for param in OBJECTS if is_ray_object(param.values[0])]
 LAUNCHED = sorted(file for file in CLUSTERS.glob("*.yaml") if "provider:" in file.read_text())
 
 
@@ -72,19 +83,18 @@ def values(entry: Any, key: str) -> Iterator[Any]:
             yield from values(value, key)
 
 
-def commands_told() -> list[Any]:
+def commands_told_in(*files: Path) -> list[Any]:
     """The commands of rememe and Ray that comments and the README tell a user to give."""
     found = []
-    for file in sorted(CLUSTERS.rglob("*")):
-        if file.is_file():
-            for line in re.findall(
-                r"(?:^#   |^    |`)((?:rememe|ray) [\w-]+ [^`\n;&|>#]+)", file.read_text(), flags=re.MULTILINE
-            ):
-                found.append(pytest.param(line.strip(), id=f"{file.name}: {line.strip()[:60]}"))
+    for file in sorted(files):
+        for line in re.findall(
+            r"(?:^#   |^    |`)((?:rememe|ray) [\w-]+ [^`\n;&|>#]+)", file.read_text(), flags=re.MULTILINE
+        ):
+            found.append(pytest.param(line.strip(), id=f"{file.name}: {line.strip()[:60]}"))
     return found
 
 
-@pytest.mark.parametrize("line", commands_told())
+@pytest.mark.parametrize("line", commands_told_in(*(file for file in CLUSTERS.rglob("*") if file.is_file())))
 def test_commands_that_users_are_told_exist(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")  # said once before
     options = parsed(shlex.split(line))
@@ -98,7 +108,7 @@ def test_kuberay_takes_its_objects(entry: dict[str, Any]) -> None:
     assert [error.message for error in Draft202012Validator(schema).iter_errors(entry)] == []
 
 
-@pytest.mark.parametrize("entry", [entry for entry in OBJECTS if entry not in RAY_OBJECTS])
+@pytest.mark.parametrize("entry", [param for param in OBJECTS if param not in RAY_OBJECTS])
 def test_kubernetes_takes_the_others(entry: dict[str, Any]) -> None:
     kubernetes_validate.validate(entry, KUBERNETES, strict=True)
 
@@ -214,3 +224,96 @@ def test_a_job_from_this_directory_takes_descriptions_along_and_little_else(tmp_
         names = set(file.namelist())
     assert {"mine.yaml", "studies/mine.yaml"} <= names
     assert not {name.split("/")[0] for name in names} & {"runs", "data", ".git", ".venv", "workloads", "tests"}
+
+
+def look_at(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is said above about one file of a copy of clusters/."""
+    for param in commands_told_in(file):
+        test_commands_that_users_are_told_exist(param.values[0], monkeypatch)
+    for param in objects_in(file) if file.parent.name == "kuberay" else []:
+        (entry,) = param.values
+        if is_ray_object(entry):
+            test_kuberay_takes_its_objects(entry)
+            test_what_runs_on_kuberay_is_understood(entry)
+        else:
+            test_kubernetes_takes_the_others(entry)
+    test_objects_name_only_what_there_is()
+    test_mlflow_on_kubernetes_is_understood()
+    test_all_files_run_the_same_image()
+    if file.name in {launched.name for launched in LAUNCHED}:
+        test_the_launcher_of_ray_takes_its_files(file)
+    if file.name == "Dockerfile":
+        test_the_image_is_clean_pinned_and_of_files_that_exist()
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "broken", "said"),
+    [
+        (
+            "README.md",
+            "`rememe submit demo-meme --address",
+            "`rememe sumbit demo-meme --address",
+            "No such command 'sumbit'",
+        ),
+        (
+            "one-machine-8-gpus.md",
+            "submit cifar10-meme",
+            "submit cifar10-mem",
+            "no preset or file is called 'cifar10-mem'",
+        ),
+        ("one-machine-8-gpus.md", "ray start --head", "ray start --heads", "No such option '--heads'"),
+        ("kuberay/raycluster.yaml", "rayStartParams", "rayStartParameters", "'rayStartParameters' was unexpected"),
+        ("kuberay/raycluster.yaml", 'num-cpus: "0"', 'num-cpu: "0"', "No such option '--num-cpu'"),
+        (
+            "kuberay/raycluster.yaml",
+            "claimName: rememe-runs",
+            "claimName: rememe-run",
+            "'PersistentVolumeClaim', 'rememe-run'",
+        ),
+        ("kuberay/raycluster.yaml", "secretName: rememe-token", "secretName: rememe-tokens", "rememe-tokens"),
+        ("kuberay/raycluster.yaml", "http://rememe-mlflow:", "http://rememe-mlfow:", "rememe-mlfow"),
+        ("kuberay/rayjob.yaml", "rayVersion: ", "rayVersion: 9", r"'9[\d.]+' == "),
+        (
+            "kuberay/rayjob.yaml",
+            "entrypoint: rememe train demo-meme",
+            "entrypoint: rememe train demo-mem",
+            "called 'demo-mem'",
+        ),
+        ("kuberay/rayjob.yaml", "backoffLimit: 5", "backoffLimit: five", "'five' is not of type"),
+        (
+            "kuberay/raycronjob.yaml",
+            "rememe search demo-search",
+            "rememe search demo-serach",
+            "find_study..demo-serach'",
+        ),
+        ("kuberay/raycronjob.yaml", "ray.io/cluster: rememe", "ray.io/cluster: rememes", "'RayCluster', 'rememes'"),
+        ("kuberay/mlflow.yaml", "--backend-store-uri", "--backend-uri", "No such option '--backend-uri'"),
+        ("kuberay/storage.yaml", "accessModes", "accessMode", "'accessMode' was unexpected"),
+        ("aws.yaml", "head_node_type: head", "head_node_type: heads", "must be one of"),
+        ("aws.yaml", "idle_timeout_minutes", "idle_timeout_minute", "'idle_timeout_minute' was unexpected"),
+        ("aws.yaml", "rememe:", "rememe:9.", r"'9\.[\d.]+'"),
+        ("gcp.yaml", "ray start --head --port", "ray start --head --ports", "No such option '--ports'"),
+        (
+            "gcp.yaml",
+            "file_mounts: {/home/rememe/.ray/auth_token",
+            "file_mounts: {/home/rememe/.ray/token",
+            "'/home/rememe/.ray/token'",
+        ),
+        ("Dockerfile", "USER 1000", "USER root", "USER should not be root"),
+        ("Dockerfile", "COPY pyproject.toml", "COPY setup.py", "'setup.py'"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_broken_file_is_noticed(
+    name: str, sound: str, broken: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """compose.yaml, slurm.sbatch and grafana.json are executed by tests of their own."""
+    folder = Path(shutil.copytree(CLUSTERS, tmp_path / "clusters"))
+    file = folder / name
+    text = file.read_text()
+    assert sound in text
+    file.write_text(text.replace(sound, broken))
+    monkeypatch.setitem(globals(), "CLUSTERS", folder)
+    monkeypatch.setitem(globals(), "OBJECTS", objects_in(*(folder / "kuberay").glob("*.yaml")))
+    with pytest.raises(Exception, match=said):
+        look_at(file, monkeypatch)

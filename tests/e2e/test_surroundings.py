@@ -1,11 +1,15 @@
 """Commands where something around them is missing: each has an answer, and none a traceback."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 LISTS = f"exec {sys.executable} -m orchestrator.cli presets"
 
@@ -28,3 +32,55 @@ def test_every_surrounding_has_an_answer(case: str, tmp_path: Path) -> None:
     assert done.returncode == code, errors
     assert told in errors
     assert "Traceback" not in errors
+
+
+REFUSED = {
+    "a-file": ("/etc/passwd", "cannot be a directory"),
+    "under-a-file": ("/etc/passwd/x", "cannot be written (Not a directory)"),
+    "not-of-ours": ("/proc/x", "cannot be written (No such file or directory)"),
+    "too-long": ("x" * 300, "cannot be a directory"),
+    "read-only": ("disk", "cannot be written (Read-only file system)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("command", ["plan demo-meme", "train demo-meme", "search demo-search", "compare demo"])
+def test_a_runs_directory_that_cannot_be_is_refused_first(
+    command: str, case: str, rememe_here: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place, told = REFUSED[case]
+    if case == "read-only":
+        disk = request.getfixturevalue("mounted")("1m")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    done = rememe_here(*command.split(), "--runs-dir", place, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path for path in tmp_path.iterdir() if path.name != "disk"] == []
+
+
+def test_a_runs_directory_that_is_a_file_is_refused_by_who_only_looks(rememe_here: Run, tmp_path: Path) -> None:
+    for command in ("status", "store ls", "store verify", "store gc", "report x", "ui", "doctor"):
+        done = rememe_here(*command.split(), "--runs-dir", "/etc/passwd", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, ""), command
+        assert "--runs-dir /etc/passwd cannot be a directory" in done.stderr
+
+
+def test_a_folder_as_mlflows_store_is_refused_before_training(rememe_here: Run, tmp_path: Path) -> None:
+    done = rememe_here("train", "demo-meme", cwd=tmp_path, env={"MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "sqlite:" in done.stderr
+    assert "http:" in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_ports_that_cannot_be_had_are_refused(rememe_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mlflow.db").touch()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        for port, told in ((other.getsockname()[1], "Address already in use"), (99999, "65535"), (0, "1")):
+            done = rememe_here("ui", "--port", port, cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert told in done.stderr

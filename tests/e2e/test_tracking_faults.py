@@ -237,19 +237,6 @@ def test_a_deleted_experiment_is_named_and_brought_back(runs: RunsDir, capsys: p
     assert rows(runs) == curves(range(1, 3))
 
 
-def test_a_folder_as_store_is_named(
-    runs: RunsDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{runs.path}/mlruns")
-    with Tracker(runs.path) as tracker:
-        open_both(tracker)[1].records([record(1)])
-    assert "MLFLOW_TRACKING_URI=sqlite:" in capsys.readouterr().err
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with Tracker(runs.path):
-        pass
-    assert rows(runs) == curves(range(1, 2))
-
-
 @pytest.fixture
 def small_disk(mounted: Callable[[str], Path]) -> Path:
     """A file system of 4 MiB."""

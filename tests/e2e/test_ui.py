@@ -63,8 +63,9 @@ def run_dir(trained: Path) -> Path:
 def address(trained: Path, port: int, start_rememe: Callable[..., "subprocess.Popen[str]"]) -> Iterator[str]:
     process = start_rememe("ui", "--port", port, cwd=trained)
     assert process.stdout is not None
-    assert any("results at" in line for line in process.stdout), "rememe ui ended"
-    yield f"http://127.0.0.1:{port}"
+    told = next((line for line in process.stdout if "results at" in line), None)
+    assert told is not None, "rememe ui ended"
+    yield told.split()[2]
     process.terminate()
     assert process.wait(30) == 0
     with socket.socket() as probe:
@@ -85,7 +86,7 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
-        "--window-size=1900,1700",
+        "--window-size=1440,900",
         f"--user-data-dir={tmp_path / 'profile'}",
     ):
         options.add_argument(flag)
@@ -114,19 +115,33 @@ def test_the_browser_shows_the_score_and_four_experts(
     score = f"{whole}.{decimals[:3]}"  # cut, not rounded: the page shows all of its digits
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
-    browser.get(f"{address}/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}")
-    wait_for_text(browser, run_dir.name, "fd-fashion-cnn", score, "strategy.kind")
-    browser.save_screenshot(str(SCREENSHOTS / "run.png"))
+    server = address.partition("#")[0].rstrip("/")
 
-    names = ["expert_00", "expert_01", "expert_02", "expert_03"]
-    browser.get(f"{address}/#/experiments/{experiment.experiment_id}/runs")
+    # What `rememe ui` prints: configurations alone, with what a researcher compares.
+    browser.get(address)
+    shown = wait_for_text(browser, run_dir.name, "fd-fashion-cnn", score, "strategy.kind", "num_parameters")
+    assert "expert_00" not in shown
+    browser.save_screenshot(str(SCREENSHOTS / "configurations.png"))
+
+    page = f"{server}/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}"
+    browser.get(page)
+    wait_for_text(browser, run_dir.name, "fd-fashion-cnn", score, "strategy.kind", "rememe train tiny.yaml")
+    picture = browser.find_element(By.CSS_SELECTOR, "img[src*='grid.png']")
+    browser.execute_script("arguments[0].scrollIntoView()", picture)
+    wait = WebDriverWait(browser, WAIT_S)
+    wait.until(lambda _: browser.execute_script("return arguments[0].naturalWidth", picture) > 0, "no grid is drawn")
+    browser.save_screenshot(str(SCREENSHOTS / "configuration.png"))
+    browser.get(f"{page}/model-metrics")
+    wait_for_text(browser, "loss (4)", *(f"expert_0{number}" for number in range(4)))
+    browser.save_screenshot(str(SCREENSHOTS / "curves.png"))
+
+    browser.get(f"{server}/#/experiments/{experiment.experiment_id}/runs")
     wait_for_text(browser, run_dir.name)
     for button in browser.find_elements(By.CSS_SELECTOR, EXPANDER):
         browser.execute_script("arguments[0].click()", button)
-    wait_for_text(browser, run_dir.name, *names)
-    browser.save_screenshot(str(SCREENSHOTS / "runs.png"))
+    wait_for_text(browser, run_dir.name, *(f"expert_0{number}" for number in range(4)))
 
     with urllib.request.urlopen(
-        f"{address}/get-artifact?path=grid.png&run_uuid={parent.info.run_id}", timeout=30
+        f"{server}/get-artifact?path=grid.png&run_uuid={parent.info.run_id}", timeout=30
     ) as answer:
         assert answer.read() == (run_dir / "grid.png").read_bytes()

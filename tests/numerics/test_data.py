@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 
 from workloads.config.base import StrictConfig
 from workloads.config.data import AnyData, EmbeddedData, FolderData, ParquetData, PreparedData, TorchvisionData
 from workloads.config.load import validate
+from workloads.data.latents import load_first_stage
 from workloads.data.pictures import to_array
 from workloads.data.prepare import ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import detect_source
+from workloads.data.stream import BatchStream
 from workloads.errors import DataError
 
 CLASSES = ("boot", "shirt", "trouser")
@@ -169,6 +173,34 @@ def test_what_a_killed_process_was_writing_is_no_data(folder: Path, tmp_path: Pa
     assert not list(out.glob(".shard-*"))
 
 
+def test_one_of_two_at_the_same_time_waits_and_takes_what_the_other_made(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, config, made = tmp_path / "out", folder_config(folder), []
+    at_work, waits = threading.Event(), threading.Event()
+
+    def hold(done: int, total: int) -> None:
+        at_work.set()
+        assert waits.wait(60)
+
+    def wait(*_: object) -> None:
+        made.append(prepare(config, out, shard_images=4, on_progress=lambda *_: pytest.fail("it does the same")))
+
+    first = threading.Thread(target=lambda: made.append(prepare(config, out, shard_images=4, on_progress=hold)))
+    second = threading.Thread(target=wait)
+    first.start()
+    assert at_work.wait(60)
+    second.start()
+    while not caplog.messages:
+        time.sleep(0.01)
+    assert caplog.messages == [f"another process is preparing {out}; waiting for it"]
+    waits.set()
+    for thread in (first, second):
+        thread.join(60)
+    assert made[0] == made[1]
+    assert made[0].manifest == prepare(config, tmp_path / "other", shard_images=4).manifest
+
+
 def test_another_source_may_not_use_the_same_directory(folder: Path, tmp_path: Path) -> None:
     prepare(folder_config(folder), tmp_path / "out")
     with pytest.raises(DataError, match="another source, size or VAE"):
@@ -293,3 +325,86 @@ def test_latents_with_wrong_scaling_are_refused_and_the_right_factor_named(
     stored = torch.from_numpy(all_images(dataset))
     torch.testing.assert_close(stored, (moments - 0.1) * right, rtol=2e-3, atol=2e-3)  # stored in float16
     torch.testing.assert_close(latent.unscale(stored), moments, rtol=2e-3, atol=2e-3)
+
+
+def test_a_posterior_is_kept_of_the_image_and_of_its_mirror_image(
+    folder: Path, vae: Path, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    factor = 1 / float(encoded(vae, pixels).std(correction=0))
+    set_scaling(vae, factor)
+    prepare(folder_config(folder), tmp_path / "out", vae=vae, posterior=True, shard_images=6)
+    dataset = PreparedDataset(tmp_path / "out")
+    assert dataset.shape == (4, 8, 8)
+    every = np.arange(dataset.num_images)
+    model = AutoencoderKL.from_pretrained(vae)
+    for mirrored in (False, True):
+        turned = pixels[:, :, ::-1].copy() if mirrored else pixels
+        with torch.inference_mode():
+            theirs = model.encode(torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
+        mean, std = map(torch.from_numpy, dataset.posteriors(every, np.full(len(every), mirrored)))
+        torch.testing.assert_close(mean, (theirs.mean - 0.1) * factor, rtol=2e-3, atol=2e-3)  # stored in float16
+        torch.testing.assert_close(std, theirs.std * factor, rtol=5e-3, atol=1e-4)
+        if not mirrored:
+            assert np.array_equal(dataset.images(every), mean.numpy())
+    with pytest.raises(DataError, match="leave it out"):
+        prepare(folder_config(folder), tmp_path / "pixels", posterior=True)
+    with pytest.raises(DataError, match="another source"):
+        prepare(folder_config(folder), tmp_path / "out", vae=vae, shard_images=6)
+
+
+def test_latents_are_drawn_anew_in_each_epoch_whoever_draws_them(
+    folder: Path, vae: Path, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    set_scaling(vae, 1 / float(encoded(vae, pixels).std(correction=0)))
+    prepare(folder_config(folder), tmp_path / "out", vae=vae, posterior=True)
+    dataset = PreparedDataset(tmp_path / "out")
+    number, num_epochs = dataset.num_images, 400
+    stream = BatchStream(dataset, batch_size=number, seed=5, flip=True)
+    standard = []
+    for epoch in range(num_epochs):
+        indices, mirrored = stream.places_at(epoch * number)
+        mean, std = dataset.posteriors(indices, mirrored)
+        standard.append((stream.at(epoch * number).images_BCHW.numpy() - mean) / std)
+    noise = np.stack(standard)
+    # 400 epochs of at least ten latents of 256 values: a million draws.
+    assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 5 / np.sqrt(2 * noise.size)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 5 / np.sqrt(noise[0].size)
+    halves = [BatchStream(dataset, batch_size=2, seed=5, flip=True, rank=rank, world_size=2) for rank in range(2)]
+    alone = BatchStream(dataset, batch_size=4, seed=5, flip=True)
+    for images_seen in (0, 4 * number):
+        together = torch.cat([half.at(images_seen).images_BCHW for half in halves])
+        assert torch.equal(together, alone.at(images_seen).images_BCHW)
+
+
+def test_a_quantising_first_stage_goes_there_and_back(folder: Path, pixels: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        norm_num_groups=4,
+        num_vq_embeddings=16,
+        scaling_factor=1.0,
+    ).eval()
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        latents = model.encode(images).latents
+        factor = 1 / float(latents.std(correction=0))
+        decoded = model.decode(latents).sample
+    model.register_to_config(scaling_factor=factor)
+    model.save_pretrained(tmp_path / "vq")
+    summary = prepare(folder_config(folder), tmp_path / "out", vae=tmp_path / "vq")
+    stored = torch.from_numpy(all_images(PreparedDataset(tmp_path / "out")))
+    torch.testing.assert_close(stored, latents * factor, rtol=2e-3, atol=2e-3)
+    assert summary.manifest.latent is not None
+    with torch.inference_mode():
+        again = load_first_stage(tmp_path / "vq").decode(summary.manifest.latent.unscale(stored)).sample
+    # An image whose latents lie between two entries of the codebook may be quantised otherwise after float16.
+    assert (again - decoded).abs().flatten(1).max(1).values.median() < 0.02
+    with pytest.raises(DataError, match="leave --posterior out"):
+        prepare(folder_config(folder), tmp_path / "none", vae=tmp_path / "vq", posterior=True)
+    (tmp_path / "vq" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(DataError, match="holds a UNet2DModel; it must be one of AutoencoderKL, VQModel"):
+        prepare(folder_config(folder), tmp_path / "none", vae=tmp_path / "vq")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
-from orchestrator.runs.data import check_source, prepare_source, source_config
+from orchestrator.runs.data import check_source, plan_as_far_as_known, prepare_source, source_config
+from workloads.config import load_config
 from workloads.data import decode, prepare
 from workloads.data.prepare import FOUND
 from workloads.data.prepared import PreparedDataset
-from workloads.errors import DataError
+from workloads.errors import ConfigError, DataError
 
 SIDE = 8
 
@@ -138,19 +140,29 @@ def test_what_is_prepared_does_not_lie_in_its_source(pictures: Path) -> None:
     assert not (pictures / "new").exists()
 
 
-def test_latents_of_dit_are_taken_as_they_are(tmp_path: Path) -> None:
+@pytest.fixture
+def vae(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-                        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4)  # fmt: skip
-    vae.save_pretrained(tmp_path / "vae")
-    latents = np.random.default_rng(0).normal(size=(12, 1, 4, 8, 8)).astype(np.float32)
-    for name, values in (("features", latents), ("labels", np.arange(12)[:, None] % 3)):
-        (tmp_path / "latents" / f"imagenet256_{name}").mkdir(parents=True)
+    made = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4)  # fmt: skip
+    made.save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def write_latents(root: Path, latents: np.ndarray) -> None:
+    """As extract_features.py of DiT and Remix-DiT: a file for each and one for its label, number modulo 3."""
+    for name, values in (("features", latents), ("labels", np.arange(len(latents))[:, None] % 3)):
+        (root / f"imagenet256_{name}").mkdir(parents=True)
         for number, value in enumerate(values):
-            np.save(tmp_path / "latents" / f"imagenet256_{name}" / f"{number}.npy", value)
+            np.save(root / f"imagenet256_{name}" / f"{number}.npy", value)
+
+
+def test_latents_of_dit_are_taken_as_they_are(tmp_path: Path, vae: Path) -> None:
+    latents = np.random.default_rng(0).normal(size=(12, 1, 4, 8, 8)).astype(np.float32)
+    write_latents(tmp_path / "latents", latents)
     with pytest.raises(DataError, match="--vae"):
         source_config(str(tmp_path / "latents"), size=SIDE, channels=3)
-    options = {"vae": tmp_path / "vae", "max_bad": 0, "size": SIDE, "channels": 3}
+    options = {"vae": vae, "max_bad": 0, "size": SIDE, "channels": 3}
     prepare_source(str(tmp_path / "latents"), tmp_path / "out", **options)
     dataset = PreparedDataset(tmp_path / "out")
     assert np.array_equal(dataset.images(np.arange(12)), latents[:, 0].astype(np.float16).astype(np.float32))
@@ -159,3 +171,45 @@ def test_latents_of_dit_are_taken_as_they_are(tmp_path: Path) -> None:
     np.save(tmp_path / "latents" / "imagenet256_features" / "3.npy", np.full((1, 4, 8, 8), np.nan))
     with pytest.raises(DataError, match=r"3\.npy does not decode: not finite"):
         prepare_source(str(tmp_path / "latents"), tmp_path / "other", **options)
+
+
+def test_of_remix_dits_pairs_the_unmirrored_latent_is_taken(tmp_path: Path, vae: Path) -> None:
+    latents = np.random.default_rng(0).normal(size=(4, 2, 4, 8, 8)).astype(np.float32)
+    write_latents(tmp_path / "latents", latents)
+    made = prepare_source(str(tmp_path / "latents"), tmp_path / "out", vae=vae, max_bad=0, size=SIDE, channels=3)
+    found = PreparedDataset(tmp_path / "out").images(np.arange(4))
+    assert np.array_equal(found, latents[:, 0].astype(np.float16).astype(np.float32))
+    assert made.found is not None
+    assert "mirrored" in made.found.remarks[-1]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_of_edm2s_means_and_spreads_the_scaled_mean_is_taken(tmp_path: Path, vae: Path, packed: bool) -> None:
+    rng = np.random.default_rng(0)
+    latents = np.concatenate([rng.normal(size=(6, 4, 8, 8)) / 0.18215, rng.random((6, 4, 8, 8))], axis=1)
+    names = [f"00000/img-mean-std-{number:08d}.npy" for number in range(6)]
+    root = tmp_path / "vae-sd"
+    (root / "00000").mkdir(parents=True)
+    for name, latent in zip(names, latents.astype(np.float32), strict=True):
+        np.save(root / name, latent)
+    labels = [[name, number % 2] for number, name in enumerate(names)]
+    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    source = Path(shutil.make_archive(str(tmp_path / "edm2"), "zip", root)) if packed else root
+    prepare_source(str(source), tmp_path / "out", vae=vae, max_bad=0, size=SIDE, channels=3)
+    dataset = PreparedDataset(tmp_path / "out")
+    expected = (latents[:, :4].astype(np.float32) * np.float32(0.18215)).astype(np.float16)
+    assert np.array_equal(dataset.images(np.arange(6)), expected.astype(np.float32))
+    assert dataset.labels(np.arange(6)).tolist() == [0, 1] * 3
+    assert dataset.manifest.latent is not None
+    np.save(root / names[0], latents[0, :3])
+    with pytest.raises(DataError, match=r"img-mean-std-00000000\.npy holds no latent .*\(3, 8, 8\), where it makes"):
+        check_source(str(root), size=SIDE, channels=3, vae=vae)
+
+
+def test_a_network_that_does_not_fit_is_told_before_its_data_is_made(pictures: Path, tmp_path: Path) -> None:
+    data = f"kind: folder, path: {pictures}, class_conditional: true"
+    with pytest.raises(ConfigError, match="21"):
+        plan_as_far_as_known(load_config("demo-meme", [f"data={{{data}, image_size: 21}}"]), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    fitting = load_config("demo-meme", [f"data={{{data}, image_size: 28}}"])
+    assert plan_as_far_as_known(fitting, tmp_path / "runs").jobs[0].key

@@ -1,7 +1,5 @@
 """Samples on disk are whole or missing, also on a disk that is full."""
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from workloads.config.evaluation import ProtocolConfig
-from workloads.errors import DataError, StorageError
+from workloads.errors import DataError
 from workloads.evaluation.generate import batch_indices, labels_of
 from workloads.evaluation.samples import SampleStore, write_images
 
@@ -119,24 +117,3 @@ def test_png_files_hold_the_same_pixels(filled: SampleStore, tmp_path: Path) -> 
     files = sorted((tmp_path / "png").iterdir())
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     np.testing.assert_array_equal(pixels.transpose(0, 3, 1, 2), np.repeat(images(10), 3, axis=1))
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
-def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tiny_disk: Path) -> None:
-    store = SampleStore(tiny_disk)
-    store.write(0, images(4))
-    with pytest.raises(StorageError, match=r"no space left to write .*batch_00001\.npy"):
-        store.write(1, images(4, channels=3, size=100))
-    assert [file.name for file in tiny_disk.iterdir()] == ["batch_00000.npy"]
-    assert store.read(0) is not None

@@ -16,7 +16,7 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import Batch, BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import CheckpointError
+from workloads.errors import CheckpointError, DamagedFileError
 from workloads.training.coefficients import read_coefficients
 from workloads.training.job import train_job
 from workloads.training.processes import Workers
@@ -329,5 +329,5 @@ def test_loading_an_ensemble_twice_gives_the_same_experts(dataset: PreparedDatas
         assert torch.equal(two.denoise(x, timestep, label), expected[timestep])
     (file,) = (tmp_path / "run" / "ensemble" / "remix").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-4] + b"abcd")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(DamagedFileError, match="damaged"):
         Ensemble.load(tmp_path / "run").expert(0)

@@ -24,7 +24,7 @@ from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import Batch, BatchStream
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import CheckpointError, ConfigError, DataError, TakenOverError
+from workloads.errors import CheckpointError, ConfigError, DamagedFileError, DataError, TakenOverError
 from workloads.models.build import WEIGHTS
 from workloads.pipeline import gather
 from workloads.places import JobDir, RunDir
@@ -174,7 +174,7 @@ def test_a_finished_job_is_not_trained_again_and_damage_is_noticed(dataset: Prep
     assert train_job(job, Path("/nowhere"), tmp_path) == first  # the data is not even opened
     file = tmp_path / "expert" / WEIGHTS
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(DamagedFileError, match="damaged"):
         completed(tmp_path)
 
 
@@ -339,7 +339,7 @@ def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(
             assert torch.equal(ensemble.denoise(x, timestep, labels), direct)
     damaged = tmp_path / "run" / "ensemble" / "expert_01" / WEIGHTS
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CheckpointError, match="expert_01"):
+    with pytest.raises(DamagedFileError, match="expert_01"):
         Ensemble.load(tmp_path / "run").expert(1)
     with pytest.raises(ConfigError, match="holds no ensemble"):
         Ensemble.load(tmp_path)
@@ -379,11 +379,11 @@ def test_an_ensemble_that_was_changed_is_refused_and_gathered_anew(dataset: Prep
     written = index.read_text()
     assert gather(run, config, dataset, folders).index == whole.index
     index.write_text(written.replace('"num_timesteps": 1000', '"num_timesteps": 999'))
-    with pytest.raises(CheckpointError, match="was changed since it was written"):
+    with pytest.raises(DamagedFileError, match="was changed since it was written"):
         Ensemble.load(run.path)
     for text in ("", "[]", "{}", "null", written[:100]):
         index.write_text(text)
-        with pytest.raises(CheckpointError, match=r"ensemble\.json is damaged"):
+        with pytest.raises(DamagedFileError, match=r"ensemble\.json is damaged"):
             Ensemble.load(run.path)
     for file in (index, network, run.ensemble.expert(0) / WEIGHTS):
         content = bytearray(file.read_bytes())
@@ -393,5 +393,5 @@ def test_an_ensemble_that_was_changed_is_refused_and_gathered_anew(dataset: Prep
         assert index.read_text() == written
         mended.verify()
     network.write_text(network.read_text().replace("swish", "gelu") + " ")
-    with pytest.raises(CheckpointError, match=r"config\.json is missing or was changed"):
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged"):
         Ensemble.load(run.path).expert(1)

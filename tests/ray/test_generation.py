@@ -12,7 +12,7 @@ from orchestrator.plan.jobs import Plan
 from workloads.config import Resources, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import CheckpointError
+from workloads.errors import DamagedFileError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import SampleStore
 from workloads.training.job import train_job
@@ -70,9 +70,9 @@ def test_damaged_weights_are_one_sentence(ensemble: Ensemble, tmp_path: Path) ->
     shutil.copytree(ensemble.path, copy)
     damaged = copy / "expert_01" / "diffusion_pytorch_model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-8])
-    with pytest.raises((CheckpointError, ClusterError)) as raised:
+    with pytest.raises((DamagedFileError, ClusterError)) as raised:
         generate_samples(
             Ensemble.load(copy), ensemble.config.evaluation, SampleStore(tmp_path / "s"), resources=Resources()
         )
-    assert "expert_01 are missing or damaged" in str(raised.value)
+    assert "is damaged" in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -102,6 +102,38 @@ def test_errors_name_the_field_the_value_and_the_way_out(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sampler=EulerDiscreteScheduler"], "EulerDiscreteScheduler cannot take the learned variance"),
+        (["sampler=euler"], "it must be ddim, dpm++, ddpm or a scheduler of diffusers"),
+        (["sampler=EulerDiscreteScheduler", "variance=fixed"], None),
+        (["sampler=DDPMScheduler"], None),
+        (["sampler=dpm++"], None),
+    ],
+    ids=str,
+)
+def test_a_scheduler_must_take_a_learned_variance_or_be_told_to_leave_it_out(
+    overrides: list[str], expected: str | None
+) -> None:
+    changes = [f"evaluation.sampling.{override}" for override in overrides]
+    if expected is None:
+        load_config("imagenet256-remix-b-4-20", changes)
+        return
+    with pytest.raises(ConfigError) as raised:
+        load_config("imagenet256-remix-b-4-20", changes)
+    assert expected in str(raised.value)
+    with pytest.raises(ConfigError, match=r"no network learns one; set model\.variance"):
+        load_config("demo-remix", ["evaluation.sampling.sampler=ddpm", "evaluation.sampling.variance=learned"])
+
+
+def test_fields_that_came_later_leave_what_is_written_as_it_was() -> None:
+    sampling = load_config("demo-meme").evaluation.sampling
+    assert sampling.model_dump().keys() == {"sampler", "num_steps", "eta", "guidance_scale"}
+    changed = sampling.model_copy(update={"guidance_channels": 3})
+    assert changed.model_dump().keys() == sampling.model_dump().keys() | {"guidance_channels"}
+
+
+@pytest.mark.parametrize(
     ("text", "expected"), [("a: [", "YAML"), ("- 1\n- 2", "mapping"), ("", "mapping"), ("a: 1\na: 2", "")]
 )
 def test_files_that_are_no_description_are_named(tmp_path: Path, text: str, expected: str) -> None:

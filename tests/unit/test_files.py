@@ -1,7 +1,7 @@
 """Files that are whole or absent, on a disk that is really full."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,9 @@ from workloads.files import new_directory, new_file, remove_unfinished_file, sha
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+def tiny_disk(mounted: Callable[[str], Path]) -> Path:
     """A file system of 64 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    return mounted("64k")
 
 
 def test_sha256_of_a_known_text(tmp_path: Path) -> None:
@@ -101,7 +95,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(tiny_disk: Path) -> None:
 def test_a_disk_that_may_only_be_read_is_named(tiny_disk: Path) -> None:
     write_text(tiny_disk / "file", "old")
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    with pytest.raises(StorageError, match=r"cannot be written \(Read-only file system\); choose another --runs-dir"):
+    with pytest.raises(StorageError, match=r"cannot be written \(Read-only file system\); .* --runs-dir"):
         write_text(tiny_disk / "file", "new")
     assert (tiny_disk / "file").read_text() == "old"
 

@@ -5,13 +5,18 @@ import time
 import types
 from collections.abc import Iterator
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from orchestrator.plan.description import to_yaml
+from orchestrator.search.study.find import find_study
+from orchestrator.search.study.study import Study
 from workloads.config import RunConfig, load_config
+from workloads.config.comparison import Comparison
 from workloads.config.load import load_comparison
 from workloads.errors import ConfigError, RememeError
 from workloads.models.build import build_model
@@ -153,16 +158,126 @@ def test_paths_are_as_a_shell_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(config.reference.path) == path  # type: ignore[union-attr]
 
 
-def test_networks_larger_than_any_machine_are_refused_by_arithmetic() -> None:
+@pytest.mark.parametrize(
+    ("base", "changes", "told"),
+    [
+        ("dit", ["model.hidden_size=65536", "model.num_heads=8", "model.depth=256"], "model would have about 2e"),
+        ("dit", ["data.image_size=16384", "model.patch_size=1"], "268,435,456 tokens"),
+        ("dit", ["data.image_size=33"], "image_size 33 is not a multiple of model.patch_size 2"),
+        ("meme", ["model.num_res_blocks=100"], "blocks; at most 400"),
+        ("meme", ["data.image_size=21"], "image_size 21 cannot be halved 2 times"),
+        ("meme", ["strategy.experts.2.model.channel_mult=[1, 2, 4, 8]"], "image_size 20 cannot be halved 3 times"),
+        ("remix", ["data.image_size=21"], "image_size 21 is not a multiple"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_by_arithmetic(base: str, changes: list[str], told: str) -> None:
     began_s = time.perf_counter()
-    for changes, told in (
-        (["model.hidden_size=65536", "model.num_heads=8", "model.depth=256"], "model would have about 2e"),
-        (["data.image_size=16384", "model.patch_size=1"], "268,435,456 tokens"),
-    ):
-        config = load_config("imagenet256-remix-s-4-8", changes)
-        with pytest.raises(ConfigError, match=told):
-            build_model(config.model, channels=4, image_size=config.data.image_size, num_classes=10)
-    config = load_config("demo-meme", ["model.num_res_blocks=100"])
-    with pytest.raises(ConfigError, match="blocks; at most 400"):
-        build_model(config.model, channels=1, image_size=28, num_classes=10)
-    assert time.perf_counter() - began_s < 5
+    with pytest.raises(ConfigError, match=told):
+        load_config(BASES[base], changes)
+    assert time.perf_counter() - began_s < 2
+
+
+def test_what_arithmetic_lets_through_is_built() -> None:
+    for preset, size in (("demo-meme", 4), ("demo-meme", 12), ("demo-remix", 4)):
+        config = load_config(preset, [f"data.image_size={size}"])
+        assert model_cost(config.model, channels=1, image_size=size, num_classes=10).macs > 0
+    with pytest.raises(ConfigError, match="image_size 6 cannot be halved"):
+        build_model(load_config("demo-meme").model, channels=1, image_size=6, num_classes=10)
+
+
+def parts_of(annotation: Any) -> set[Any]:
+    """The classes that an annotation is made of."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        parts = parts[:1]
+    return (
+        {type(part) for part in parts}
+        if get_origin(annotation) is Literal
+        else (set().union(*map(parts_of, parts)) if parts else {annotation})
+    )
+
+
+def sections_of(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """A description and all that can be in it."""
+    found = {model}
+    for field in model.model_fields.values():
+        for part in parts_of(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= sections_of(part)
+    return found
+
+
+SECTIONS = sorted(sections_of(RunConfig) | sections_of(Comparison) | sections_of(Study), key=lambda one: one.__name__)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_no_flag_is_a_number_and_no_number_a_flag(section: type[BaseModel]) -> None:
+    for name, field in section.model_fields.items():
+        parts = parts_of(field.annotation)
+        wrong: list[Any] = [1, 0, 1.0, "true", "yes", "on"] if bool in parts else []
+        if parts & {int, float, Fraction} and bool not in parts:
+            wrong += [True, False] if str in parts or Fraction in parts else [True, False, "1", "0.5", " 1 ", "1e3"]
+        for value in wrong:
+            for shape in (value, [value], [value, value], [[value]], {"a": value}):
+                with pytest.raises(ValidationError) as told:
+                    section.model_validate({name: shape})
+                assert name in {error["loc"][0] for error in told.value.errors() if error["loc"]}, (name, shape)
+
+
+def test_numbers_and_flags_are_read() -> None:
+    changes = ["training.images=1e6", "training.compile=true", "training.learning_rate=1", "model.mlp_ratio=2"]
+    config = load_config("demo-meme", [*changes, "execution.resources.custom={a: 2}"])
+    assert (config.training.images, config.training.compile) == (1_000_000, True)
+    assert (config.training.learning_rate, config.execution.resources.custom) == (1.0, {"a": 2.0})
+    with pytest.raises(ConfigError, match=r"training.images is '5'; it must be a number, without quotes or units"):
+        load_config("demo-meme", ['training.images="5"'])
+    with pytest.raises(ConfigError, match=r"training.compile is 1; it must be true or false"):
+        load_config("demo-meme", ["training.compile=1"])
+
+
+def test_a_preset_with_two_changes_is_a_file_of_three_lines(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: demo-meme\nname: mine\ntraining: {images: 5000}\nevaluation: fid2k\n")
+    assert find_study(str(file), []) is None
+    found, preset = load_config(str(file)), load_config("demo-meme")
+    assert (found.name, found.training.images, found.evaluation.num_samples) == ("mine", 5000, 2000)
+    assert found.training == preset.training.model_copy(update={"images": 5000})
+    assert (found.model, found.strategy, found.data) == (preset.model, preset.strategy, preset.data)
+    assert "preset" not in to_yaml(found)
+    file.write_text(to_yaml(found))
+    assert load_config(str(file)) == found
+
+
+def test_a_comparison_and_a_study_start_from_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: demo\nbudget_images: 640\nbase: {training: {batch_size: 64}}\n")
+    found, preset = load_comparison(str(file)), load_comparison("demo")
+    assert (found.budget_images, found.rows) == (640, preset.rows)
+    assert found.base == preset.base | {"training": preset.base["training"] | {"batch_size": 64}}
+    file.write_text("preset: search-ratios\nseeds: [3]\n")
+    study, original = find_study(str(file), []), find_study("search-ratios", [])
+    assert study is not None
+    assert original is not None
+    assert study == original.model_copy(update={"seeds": (3,)})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("preset: demo-mem", "preset is 'demo-mem', which is none; did you mean 'demo-meme'"),
+        ("preset: [demo-meme]", "preset is ['demo-meme'], which is none"),
+        ("preset: demo-search", "base: unknown key"),
+        ("presets: demo-meme", "say preset: NAME"),
+        ("base: demo-meme", "say preset: NAME"),
+        ("extends: demo-meme", "say preset: NAME"),
+        ("traning: {}", "traning: unknown key; did you mean 'training'?"),
+        ("space: {}", "is carried out by rememe search"),
+        ("rows: {}", "is carried out by rememe compare"),
+    ],
+)
+def test_other_keys_at_the_top_are_told_what_is_meant(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_config(str(file))
+    assert told in str(raised.value)

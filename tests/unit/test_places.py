@@ -23,7 +23,6 @@ OWNERS = {
     "workloads/evaluation/features.py": "the cache",
     "workloads/evaluation/samples.py": "batches of samples",
     "workloads/analysis/held_out.py": "measured curves",
-    "workloads/models/build.py": "what diffusers calls its files",
     "orchestrator/execution/cluster.py": "the turn to start a private cluster",
     "orchestrator/runs/export.py": "an export",
     "orchestrator/store/cache.py": "a node's own directory",

@@ -30,6 +30,9 @@ OTHER_SAMPLING: dict[str, Any] = {
     "num_steps": {"num_steps": 21},
     "eta": {"sampler": "ddim", "eta": 0.5},
     "guidance_scale": {"guidance_scale": 1.5},
+    "guidance_channels": {"guidance_channels": 3},
+    "variance": {"variance": "fixed"},
+    "options": {"sampler": "DDIMScheduler", "options": {"steps_offset": 1}},
 }
 NOT_IN_THE_HASH = {"name", "inception_weights", "inception_sha256"}
 """Names and paths; the extractor itself enters by the content of its weights."""

@@ -33,6 +33,4 @@ def test_a_damaged_line_costs_itself_only(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert read_records(file) == [RECORDS[0], RECORDS[3]]
         read_records(file)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{file} has 2 damaged lines, which are left out of the curves"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"{file} has 2 damaged lines, which are left out"]

@@ -19,7 +19,7 @@ from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from orchestrator.search.study.trial_plans import PlansOf, plans_by_point
 from workloads.config import DataSpec
 from workloads.config.load import validate
-from workloads.errors import ConfigError
+from workloads.errors import ConfigError, DamagedFileError
 
 BASE: dict[str, Any] = {
     "name": "b",
@@ -228,6 +228,19 @@ def test_a_damaged_record_is_set_aside_and_its_point_drawn_again(tmp_path: Path)
     driver = make_driver(study, tmp_path)
     assert carry_out(driver)[0].values == lost.values
     assert len(driver.trials) == 12
+
+
+def test_a_study_without_its_description_is_refused(tmp_path: Path) -> None:
+    carry_out(make_driver(make_study(), tmp_path))
+    ledger = Ledger(RunsDir(tmp_path), "s")
+    ledger.begin(identity(make_study()))
+    file = ledger.dir.description_file
+    file.write_text(file.read_text().replace('"name": "s"', '"name": "t"'))
+    with pytest.raises(DamagedFileError, match=r"study\.json is damaged: it was changed .* name=s-2"):
+        ledger.require_same(identity(make_study()))
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"study\.json is missing, and configurations are there; .* name=s-2"):
+        ledger.require_same(identity(make_study()))
 
 
 def test_another_description_is_refused_with_what_changed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """From a study's ledger and curves to proposals: what a user gets of --plan-from."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def earlier(base: dict[str, Any], folder: Path, latencies_s: dict[str, float | N
             (work_dir / "curves").mkdir(parents=True)
             (work_dir / "job.json").write_text(job.model_dump_json())
             losses = (0.1, 0.5) if share == "1/4" else (0.4, 0.2)
-            (work_dir / "curves" / "c.json").write_text(LossCurve((0, 300, 1000), losses).to_json())
+            (work_dir / "curves" / "c.json").write_text(json.dumps(LossCurve((0, 300, 1000), losses).to_json()))
             about = {"name": bounds, "interval": job.interval, "architecture": architecture_of(job.model)}
             costs = {"images": 64, "num_parameters": 10, "macs": 10, "latency_s": latencies_s[share]}
             used.append(UsedJob.model_validate({"key": job.key, **about, "label": share, **costs, "trained": True}))

@@ -1,6 +1,8 @@
 """A job in a node's own directory: where it goes on, what of it reaches the storage, and that training never waits."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.store import sites
+from orchestrator.store import sites, tenancy
 from orchestrator.store.remote_files import RemoteFiles
-from orchestrator.store.sites import OnCheckpoint, StorageSite, Workplace
+from orchestrator.store.sites import OnCheckpoint, SharedSite, StorageSite, Workplace
 from orchestrator.store.storage import Storage
 from workloads.config import DataSpec, RunConfig
 from workloads.errors import StorageError, TakenOverError
@@ -208,3 +210,45 @@ def test_what_a_killed_attempt_has_left_is_removed_and_a_living_one_is_not(site:
             assert place.path != living.path
             assert living.path.exists()
             assert not left_over.exists()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedSite:
+    (tmp_path / sites.ID_FILE).write_text("mine")
+    return SharedSite(tmp_path, "mine")
+
+
+def test_who_begins_a_shared_job_makes_the_one_before_leave(
+    shared: SharedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenancy, "LOOK_INTERVAL_S", 0.01)
+    first, second = threading.Event(), threading.Event()
+    with shared.job("k", ignore, "lost", first.set):
+        with shared.job("other", ignore, "here", second.set), shared.job("k", ignore, "a worker of the group's"):
+            assert not first.wait(0.1)
+        with shared.job("k", ignore, "here", second.set):
+            assert first.wait(5)
+    assert not second.is_set()
+
+
+HANG = """
+import sys, time
+from pathlib import Path
+from orchestrator.store import tenancy
+from orchestrator.store.sites import SharedSite
+tenancy.LOOK_INTERVAL_S = tenancy.LEAVE_TIMEOUT_S = 0.05
+with SharedSite(Path(sys.argv[1]), "mine").job("k", print, "lost", lambda: print("asked", flush=True)):
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_cannot_leave_ends(shared: SharedSite) -> None:
+    """It waits for a worker that it cannot reach, and holds the job's lock."""
+    command = [sys.executable, "-c", HANG, str(shared.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hanging:
+        assert hanging.stdout is not None
+        assert hanging.stdout.readline() == "begun\n"
+        with shared.job("k", ignore, "here", lambda: None):
+            assert hanging.stdout.read() == "asked\n"
+            assert hanging.wait(10) == 1

@@ -1,22 +1,29 @@
 """`rememe store`: what is there, what is damaged, and what nothing needs; gc deletes only that."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
-from orchestrator.cli.store import store_gc, store_ls, store_verify
+from orchestrator.cli.store import store_gc, store_ls, store_repair, store_verify
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.inventory import UNTOUCHED_S
+from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.errors import ConfigError
+from workloads.places import JobDir
 from workloads.training.job import train_job
+from workloads.training.records import read_records
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_what_is_there(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFi
 
 def test_a_flipped_byte_is_found(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(tmp_path) == 0
-    assert "2 of 2 finished jobs are whole" in capsys.readouterr().out
+    assert "3 of 3 jobs are whole" in capsys.readouterr().out
     (file,) = ExpertStore(RunsDir(tmp_path).store).path(keys[1]).rglob("*.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -79,7 +86,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path, keys: list[str], capsys: pytest
     assert exit_code(tmp_path) == 1
     out = capsys.readouterr().out
     assert keys[1] in out
-    assert "1 of 2" in out
+    assert "2 of 3" in out
 
 
 def test_gc_removes_what_nothing_needs_and_only_when_told(
@@ -126,3 +133,61 @@ def test_a_damaged_description_is_listed_as_such(
         (ExpertStore(RunsDir(tmp_path).store).path(keys[0]) / name).write_text('{"name": [], "model": 3}')
     store_ls(tmp_path, json=False)
     assert "damaged job.json or result.json" in capsys.readouterr().out
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_repair_sets_aside_what_is_broken_and_only_that(
+    tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ExpertStore(RunsDir(tmp_path).store)
+    broken, whole, begun = (JobDir(store.path(key)) for key in (*keys, "begun"))
+    folder = CheckpointFolder(begun.checkpoints, "begun")
+    for images_seen in (16, 32):
+        folder.save(Checkpoint(images_seen, {"w": torch.zeros(8)}))
+    flip(broken.expert / "config.json")
+    flip(begun.checkpoints / f"{32:012d}" / "state.safetensors")
+    whole.records.write_text(whole.records.read_text().replace('"loss": ', '"loss": 1'))
+    claim = store.claim("begun")
+    assert claim is not None
+    store_repair(tmp_path, yes=True)
+    assert begun.checkpointed_images() == 32  # whoever trains it goes on from the one before
+    claim.release()
+    assert set(listed(tmp_path, capsys)) - {keys[1], "begun"} == {
+        path.name for path in store.root.glob(f"damaged-{keys[0]}-*")
+    }
+    store_repair(tmp_path, yes=True)
+    out = capsys.readouterr().out
+    assert "checkpoints/000000000032 was moved to damaged-000000000032-" in out
+    assert begun.checkpointed_images() == 16
+    assert read_records(whole.records) == []
+    assert store.completed(keys[0]) is None
+    assert store.completed(keys[1]) is not None
+    assert exit_code(tmp_path) == 0
+
+
+def test_gc_removes_what_kills_have_left(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    store = ExpertStore(RunsDir(tmp_path).store)
+    finished = JobDir(store.path(keys[0]))
+    CheckpointFolder(finished.checkpoints, keys[0]).save(Checkpoint(16, {"w": torch.zeros(8)}))
+    fetched, fetching = store.root / ".abc.123.partial", store.root / ".def.123.partial"
+    for folder in (fetched, fetching):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * 1000)
+    long_ago_s = time.time() - 2 * UNTOUCHED_S
+    for path in (fetched / "weights", fetched):
+        os.utime(path, (long_ago_s, long_ago_s))
+    store_gc(tmp_path, yes=False)
+    out = capsys.readouterr().out
+    assert "2 leftovers" in out
+    assert f"checkpoints of the finished job {keys[0]}" in out
+    assert finished.checkpoints.is_dir()
+    store_gc(tmp_path, yes=True)
+    assert not finished.checkpoints.exists()
+    assert not fetched.exists()
+    assert (fetching / "weights").exists()
+    assert store.completed(keys[0]) is not None

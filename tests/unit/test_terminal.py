@@ -86,7 +86,7 @@ def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
 
 
 def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line for what is done quickly; then one per interval, with what is left at the speed so far."""
+    """No line for what is done at once; then one soon and one per interval, with what is left at the speed so far."""
     now_s, log = [100.0], io.StringIO()
     monkeypatch.setattr("orchestrator.terminal.progress.time.monotonic", lambda: now_s[0])
     with progress("sampling", "images", console=Console(file=log)) as advance:
@@ -95,8 +95,9 @@ def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch
             now_s[0] += 4.0
     lines = [line for line in log.getvalue().splitlines(keepends=True) if "left" in line]
     assert unstamped(io.StringIO("".join(lines))) == [
-        "sampling: 400 of 1,000 images, 0:24 left",
-        "sampling: 700 of 1,000 images, 0:12 left",
+        "sampling: 200 of 1,000 images, 0:32 left",
+        "sampling: 500 of 1,000 images, 0:20 left",
+        "sampling: 800 of 1,000 images, 0:08 left",
     ]
 
 

@@ -22,6 +22,14 @@ def test_what_mlflow_does_not_know_is_refused(uri: str, tmp_path: Path, monkeypa
     assert "s3cret" not in str(told.value)
 
 
+def test_a_folder_is_refused_unless_mlflow_is_told_to_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    with pytest.raises(ConfigError, match=r"no longer writes to a folder; set it to sqlite:.* or http://"):
+        tracking_uri(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert tracking_uri(tmp_path) == f"file://{tmp_path}/mlruns"
+
+
 @pytest.mark.parametrize(
     ("uri", "package"),
     [("postgresql://ann:s3cret@h/x", "'rememe[postgres]'"), ("mysql+pymysql://ann:s3cret@h/x", "pymysql")],

@@ -1,14 +1,19 @@
 """Loss over the timestep axis as plain numbers: what planning reads, without torch."""
 
-import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from workloads.config.intervals import Interval, IntervalTable
+from workloads.errors import DamagedFileError
 from workloads.places import JobDir
+from workloads.sealed import read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,14 @@ class LossCurve:
                 total += shared * loss
         return total / interval.num_timesteps
 
-    def to_json(self) -> str:
-        """The text from_json takes; floats keep every bit."""
-        return json.dumps(asdict(self))
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that from_json takes; floats keep every bit."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> "LossCurve":
-        """Raises ValueError if the text is damaged."""
-        try:
-            raw = json.loads(text)
-            return cls(tuple(int(edge) for edge in raw["edges"]), tuple(float(loss) for loss in raw["losses"]))
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"not a curve: {error!r}") from None
+    def from_json(cls, raw: Mapping[str, Any]) -> "LossCurve":
+        """Raises ValueError, TypeError or KeyError if it is no curve."""
+        return cls(tuple(int(edge) for edge in raw["edges"]), tuple(float(loss) for loss in raw["losses"]))
 
 
 def ensemble_loss(curves: Sequence[LossCurve], intervals: IntervalTable) -> float:
@@ -62,10 +63,13 @@ def ensemble_loss(curves: Sequence[LossCurve], intervals: IntervalTable) -> floa
 
 
 def read_curve(file: Path) -> LossCurve | None:
-    """None if there is no such file or it is damaged."""
+    """None if there is no such file, or it is damaged, which is told."""
+    if not file.exists():
+        return None
     try:
-        return LossCurve.from_json(file.read_text())
-    except (OSError, ValueError):
+        return read_json(file, LossCurve.from_json, "it is left out, or measured again where it is needed")
+    except DamagedFileError as error:
+        logger.warning("%s", error)
         return None
 
 

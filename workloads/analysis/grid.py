@@ -1,5 +1,6 @@
 """Images side by side, for people."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ MIN_CELL_PX = 56
 GAP_PX = 2
 FONT_PX = 13
 BACKGROUND = "#202020"
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Axes: N images, C channels, H height, W width.
 
@@ -50,3 +53,18 @@ def _label_width(labels: Sequence[str], num_rows: int, font: Any) -> int:
         raise ValueError(f"{len(labels)} labels for {num_rows} rows of images; give one per row")
     widest: float = max(font.getlength(label) for label in labels)
     return FONT_PX + round(widest)
+
+
+def is_whole_png(content: bytes) -> bool:
+    """Whether a PNG file is as it was written: length, type, data and checksum of each chunk, up to the last, IEND.
+
+    Pillow does not look at the last one.
+    """
+    place, kind = len(PNG_SIGNATURE), b""
+    while content.startswith(PNG_SIGNATURE) and place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4])
+        kind = content[place + 4 : place + 8]
+        if zlib.crc32(content[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end]):
+            return False
+        place = end
+    return kind == b"IEND" and place == len(content)

@@ -12,8 +12,8 @@ from workloads.config.intervals import Interval
 from workloads.config.job import Job
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, ConfigError
-from workloads.files import write_text
 from workloads.places import JobDir
+from workloads.sealed import write_json
 from workloads.training.job import open_data
 from workloads.training.loss_by_timestep import loss_by_timestep, uniform_bins
 from workloads.training.result import completed
@@ -36,13 +36,13 @@ def held_out_curve(
 
     Every network sees the same images and noise. In a remix, each timestep is measured with the expert that owns it.
     Measured once and then read from work_dir, where train_job finished the job. Raises ConfigError if no image was
-    held out, CheckpointError if the job is not finished or its weights are damaged.
+    held out, CheckpointError if the job is not finished, DamagedFileError if its weights are damaged.
     """
     file = curve_file(work_dir, job, spec)
     curve = read_curve(file)
     if curve is None:
         curve = measure_curve(work_dir, job, data_path, spec, device=device, num_threads=num_threads)
-        write_text(file, curve.to_json())
+        write_json(file, curve.to_json())
     return curve
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from workloads.analysis.grid import sample_grid
+from workloads.data.latents import load_first_stage
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 
@@ -65,9 +66,7 @@ def _decoder(dataset: PreparedDataset) -> Path | None:
 def _pixels(images_BCHW: Tensor, dataset: PreparedDataset, vae: Path | None) -> np.ndarray:
     latent = dataset.manifest.latent
     if latent is not None and vae is not None:
-        from diffusers import AutoencoderKL
-
-        model = AutoencoderKL.from_pretrained(vae, local_files_only=True).eval()
+        model = load_first_stage(vae)
         with torch.inference_mode():
             images_BCHW = torch.cat([model.decode(latent.unscale(one[None])).sample for one in images_BCHW])
     elif latent is not None:

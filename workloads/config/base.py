@@ -5,15 +5,60 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+)
+from pydantic_core import PydanticCustomError
 
 
 class StrictConfig(BaseModel):
     """Frozen, rejects unknown keys and infinities, and documents each field by the string below it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def not_a_flag(value: Any) -> Any:
+    """The value, unless it is true or false, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "it must be a number")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("number", "it must be a number, without quotes or units")
+    return not_a_flag(value)
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+"""A whole number, 1e6 included."""
+
+Real = Annotated[float, BeforeValidator(_number)]
+
+Flag = Annotated[bool, Strict()]
+"""true or false, and no number or word that might mean it."""
+
+
+class GrownConfig(StrictConfig):
+    """One that has got fields since runs were stored: hashes and names made of its JSON must stay what they were."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are written only where they differ from their defaults."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in write(self).items() if name not in unset}
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workloads.config.base import Name, StrictConfig, merge
+from workloads.config.base import Name, StrictConfig, Whole, merge
 from workloads.config.explain import explain_error
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
@@ -19,7 +19,7 @@ class Comparison(StrictConfig):
     base: dict[str, Any]
     """Run description of the base network (strategy single), the first row."""
 
-    budget_images: int = Field(ge=1)
+    budget_images: Whole = Field(ge=1)
     """Images each row's networks see together after the base: N experts trained alone get an N-th each."""
 
     training: dict[str, Any] = Field(default_factory=dict)
@@ -28,7 +28,7 @@ class Comparison(StrictConfig):
     rows: dict[str, dict[str, Any]] = Field(min_length=1)
     """By name: what each row changes of the base's run description, at least its strategy."""
 
-    seeds: tuple[int, ...] = Field((0, 1), min_length=1)
+    seeds: tuple[Whole, ...] = Field((0, 1), min_length=1)
     """Each row is trained once per seed, base included; the spread is the error bar."""
 
     def base_run(self, seed: int) -> RunConfig:

@@ -2,30 +2,32 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from workloads.config.base import StrictConfig, UserPath
+from workloads.config.base import Flag, StrictConfig, UserPath, Whole, not_a_flag
 
 SparseLabels = Literal["refuse", "remap", "keep"]
+MissingParts = Literal["refuse", "accept"]
+PixelChannels = Annotated[Literal[1, 3], BeforeValidator(not_a_flag)]
 
 
 class _DataFields(StrictConfig):
-    image_size: int = Field(32, ge=4, le=16384)
+    image_size: Whole = Field(32, ge=4, le=16384)
     """Height and width of the images the network sees, in pixels (or latent cells for latents)."""
 
-    channels: Literal[1, 3] = 3
+    channels: PixelChannels = 3
     """1 for grey, 3 for colour; images of the other kind are converted. Latents keep their own."""
 
-    num_classes: int | None = Field(None, ge=1, le=10_000_000)
+    num_classes: Whole | None = Field(None, ge=1, le=10_000_000)
     """Number of classes you expect; more in the data is an error. None: as many as the data has."""
 
-    class_conditional: bool = False
+    class_conditional: Flag = False
     """Tell the network the class of each image."""
 
-    flip: bool = False
+    flip: Flag = False
     """Show each image mirrored with probability 1/2."""
 
-    held_out: int = Field(0, ge=0)
+    held_out: Whole = Field(0, ge=0)
     """Images kept out of training, to measure the denoising loss on; the same ones for every seed."""
 
 
@@ -33,10 +35,10 @@ class EmbeddedData(_DataFields):
     """10,000 Fashion-MNIST images that ship with the package (MIT licence)."""
 
     kind: Literal["embedded"] = "embedded"
-    image_size: int = Field(28, ge=4, le=16384)
+    image_size: Whole = Field(28, ge=4, le=16384)
     """Height and width in pixels; the images are 28 x 28."""
 
-    channels: Literal[1, 3] = 1
+    channels: PixelChannels = 1
     """1 for grey (what the images are), 3 to repeat the grey channel."""
 
 
@@ -47,16 +49,8 @@ class _FileData(_DataFields):
     split: str | None = None
     """Which part to use where names of folders or files speak of parts (train, val, test). None: train."""
 
-    one_class: bool = False
+    one_class: Flag = False
     """Read all images as one class, whatever folders or labels say."""
-
-
-class FolderData(_FileData):
-    """A folder of images, one subfolder per class."""
-
-    kind: Literal["folder"] = "folder"
-    path: UserPath
-    """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
 
 
 class _LabelledData(_FileData):
@@ -67,7 +61,20 @@ class _LabelledData(_FileData):
     """What to do with labels that leave most numbers out: refuse them, remap them to 0, 1, 2, ..., or keep them."""
 
 
-class ArchiveData(_LabelledData):
+class FolderData(_LabelledData):
+    """A folder of images, one subfolder per class, or with the labels in a metadata.csv or metadata.jsonl."""
+
+    kind: Literal["folder"] = "folder"
+    path: UserPath
+    """The folder; each subfolder is a class, classes are numbered in alphabetical order."""
+
+
+class _PartsData(_LabelledData):
+    missing_parts: MissingParts = "refuse"
+    """What to do where one of several files is missing that the others count, as 00001-of-00003: refuse, or accept."""
+
+
+class ArchiveData(_PartsData):
     """Images in a zip (also EDM2's, with dataset.json), a tar or a folder of tars (also WebDataset's)."""
 
     kind: Literal["archive"] = "archive"
@@ -75,7 +82,7 @@ class ArchiveData(_LabelledData):
     """The file, or the folder of tars."""
 
 
-class _TableData(_LabelledData):
+class _TableData(_PartsData):
     image_column: str | None = None
     """Column of the images. None: the one that is clearly meant."""
 
@@ -104,9 +111,9 @@ class LatentFilesData(_DataFields):
     """The directory that holds a folder ..._features and a folder ..._labels."""
 
     vae: UserPath
-    """Directory of the diffusers AutoencoderKL that made them, already scaled by its factor."""
+    """Directory of the diffusers AutoencoderKL or VQModel that made them, already scaled by its factor."""
 
-    channels: Literal[4, 16] = 4  # type: ignore[assignment]
+    channels: Annotated[Literal[4, 16], BeforeValidator(not_a_flag)] = 4  # type: ignore[assignment]
     """Of the latents."""
 
 
@@ -142,7 +149,7 @@ class PreparedData(_DataFields):
     path: UserPath
     """The directory that holds manifest.json."""
 
-    channels: Literal[1, 3, 4, 16] = 3  # type: ignore[assignment]
+    channels: Annotated[Literal[1, 3, 4, 16], BeforeValidator(not_a_flag)] = 3  # type: ignore[assignment]
     """Of images: must be what the data has. Of latents: what `rememe plan` assumes before they are there."""
 
 

@@ -1,32 +1,81 @@
 """Protocols: everything a score depends on. Two scores are comparable only under the same protocol."""
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from workloads.config.base import Name, StrictConfig, UserPath
+from workloads.config.base import GrownConfig, Name, Real, StrictConfig, UserPath, Whole
 from workloads.config.explain import short
 
+OWN_SAMPLERS = ("ddim", "dpm++", "ddpm")
 
-class SamplingConfig(StrictConfig):
+VARIANCE_SAMPLERS = frozenset({"ddpm", "DDPMScheduler", "DDPMParallelScheduler"})
+"""Samplers that add noise of a variance that the network may have learned; diffusers has no others."""
+
+_SCHEDULER_NAME = re.compile(r"[A-Z]\w*Scheduler")
+
+
+class SamplingConfig(GrownConfig):
     """How images are drawn from an ensemble."""
 
-    sampler: Literal["ddim", "dpm++"] = "ddim"
-    """DDIM (arXiv:2010.02502) or second-order multistep DPM-Solver++ (arXiv:2211.01095)."""
+    later = frozenset({"options", "variance", "guidance_channels"})
 
-    num_steps: int = Field(50, ge=1, le=1_000_000)
+    sampler: str = "ddim"
+    """ddim (arXiv:2010.02502), dpm++: second-order multistep DPM-Solver++ (arXiv:2211.01095), ddpm: ancestral, over
+    num_steps timesteps from T - 1 to 0 (arXiv:2102.09672, Sec. 4), as DiT is sampled; or any diffusers scheduler by
+    its name, such as EulerDiscreteScheduler, with diffusers' defaults."""
+
+    options: dict[str, JsonValue] = Field({})
+    """Arguments of the scheduler that `sampler` names, such as {use_karras_sigmas: true}."""
+
+    num_steps: Whole = Field(50, ge=1, le=1_000_000)
     """Denoising steps."""
 
-    eta: float = Field(0.0, ge=0, le=1)
+    eta: Real = Field(0.0, ge=0, le=1)
     """DDIM's noise: 0 deterministic, 1 as much as DDPM. DPM-Solver++ takes 0 only."""
 
-    guidance_scale: float = Field(1.0, ge=0)
+    variance: Literal["learned", "fixed"] | None = None
+    """Of the noise that ddpm adds: what the network learned (arXiv:2102.09672, Eq. 15), or the posterior's (Ho et al.
+    2020, Sec. 3.2). None: learned where a network learns it. ddim and dpm++ leave out what it learned; another
+    scheduler must know what to do with it, or be given fixed."""
+
+    guidance_scale: Real = Field(1.0, ge=0)
     """Classifier-free guidance (arXiv:2207.12598); 1 is none. Needs data.class_conditional."""
 
+    guidance_channels: Whole | None = Field(None, ge=1)
+    """Guide the first channels only, the others being predicted for the class; DiT's results guide 3 of 4.
+    None: all."""
+
     @model_validator(mode="after")
-    def _check_eta(self) -> "SamplingConfig":
-        if self.sampler == "dpm++" and self.eta != 0:
-            raise ValueError(f"eta is {self.eta}, but dpm++ is deterministic; set eta to 0 or the sampler to ddim")
+    def _check_sampler(self) -> "SamplingConfig":
+        is_own = self.sampler in OWN_SAMPLERS
+        if not is_own and _SCHEDULER_NAME.fullmatch(self.sampler) is None:
+            raise ValueError(
+                f"sampler is {short(self.sampler)}; it must be {', '.join(OWN_SAMPLERS)} or a scheduler of diffusers, "
+                "such as EulerDiscreteScheduler"
+            )
+        if is_own and self.options:
+            raise ValueError(
+                f"options {', '.join(self.options)} are of a scheduler that is named, but sampler is {self.sampler}; "
+                "name a scheduler of diffusers, such as DDIMScheduler"
+            )
+        if self.sampler in {"dpm++", "ddpm"} and self.eta != 0:
+            nature = "is deterministic" if self.sampler == "dpm++" else "has noise of its own"
+            raise ValueError(f"eta is {self.eta}, but {self.sampler} {nature}; set eta to 0 or the sampler to ddim")
+        if self.sampler == "ddpm" and self.num_steps == 1:
+            raise ValueError("num_steps is 1, but ddpm goes from the noisiest timestep to the cleanest; set 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _check_variance(self) -> "SamplingConfig":
+        if (kind := self.options.get("variance_type")) in {"learned", "learned_range"}:
+            raise ValueError(f"options.variance_type is {kind}; leave it out and say variance: learned")
+        if self.variance == "learned" and self.sampler not in VARIANCE_SAMPLERS:
+            raise ValueError(
+                f"variance is learned, but {self.sampler} adds no noise of a learned variance; set the sampler to ddpm "
+                "or variance to fixed"
+            )
         return self
 
 
@@ -40,13 +89,13 @@ class ProtocolConfig(StrictConfig):
     """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), or the small Fashion-MNIST
     classifier in this package (the score is then FD-fashion-cnn)."""
 
-    num_samples: int = Field(ge=2, le=100_000_000)
+    num_samples: Whole = Field(ge=2, le=100_000_000)
     """Generated images."""
 
-    batch_size: int = Field(100, ge=1, le=1_000_000)
+    batch_size: Whole = Field(100, ge=1, le=1_000_000)
     """Images generated at once. Part of the protocol because it changes the last bits of the result."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the generated images."""
 
     sampling: SamplingConfig = SamplingConfig()
@@ -81,13 +130,13 @@ class ProtocolConfig(StrictConfig):
 class HeldOutSpec(StrictConfig):
     """How the denoising loss on images kept out of training is measured."""
 
-    num_images: int = Field(256, ge=1)
+    num_images: Whole = Field(256, ge=1)
     """Images measured at each part of the timestep axis; all that are held out if those are fewer."""
 
-    num_bins: int = Field(20, ge=1)
+    num_bins: Whole = Field(20, ge=1)
     """Equal parts of the timestep axis."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the choice of images and of their noise, which are the same for all networks."""
 
 

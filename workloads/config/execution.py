@@ -5,19 +5,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import Real, StrictConfig, Whole
 
 
 class Resources(StrictConfig):
     """What one worker of an expert asks of the cluster while it trains (Ray's logical resources)."""
 
-    num_cpus: float = Field(1.0, ge=0)
+    num_cpus: Real = Field(1.0, ge=0)
     """CPU cores; also the number of threads torch uses (at least one)."""
 
-    num_gpus: float = Field(0.0, ge=0)
+    num_gpus: Real = Field(0.0, ge=0)
     """GPUs; a fraction lets experts share one. 0 trains on the CPU."""
 
-    custom: dict[str, float] = Field(default_factory=dict)
+    custom: dict[str, Real] = Field(default_factory=dict)
     """Custom Ray resources, for instance {"highmem": 1}."""
 
     accelerator_type: str | None = None
@@ -59,27 +59,27 @@ class ExecutionConfig(StrictConfig):
     resources: Resources = Resources()
     """Of each worker, unless an expert names its own."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: Whole = Field(1, ge=1)
     """Workers that train a remix together, each on its part of every batch. Like workers_per_expert it is no part of a
     key: all draws are those of the whole batch, so only the order of sums, and with it the last bits, depends on it."""
 
-    workers_per_expert: int = Field(1, ge=1)
+    workers_per_expert: Whole = Field(1, ge=1)
     """Workers that train one expert together where experts are trained alone, each on its part of every batch."""
 
     placement: Literal["PACK", "SPREAD", "STRICT_PACK"] = "PACK"
     """Workers of one job: on as few nodes as possible, on as many, or all on one."""
 
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: Whole = Field(3, ge=1)
     """How often an expert is started before it is given up; losing a node does not count."""
 
-    wait_timeout_s: float = Field(1800.0, gt=0)
+    wait_timeout_s: Real = Field(1800.0, gt=0)
     """An expert that asks for what no live node has is given up after this long; an autoscaler may add one before."""
 
-    watchdog_s: float = Field(60.0, gt=0)
+    watchdog_s: Real = Field(60.0, gt=0)
     """An expert that neither answers nor makes a step for this long is named with its node."""
 
-    cache_size_gb: float = Field(100.0, gt=0)
+    cache_size_gb: Real = Field(100.0, gt=0)
     """How much of a --storage each node keeps on its own disk; what was used least lately is removed first."""
 
-    heartbeat_timeout_s: float = Field(120.0, gt=0)
+    heartbeat_timeout_s: Real = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""

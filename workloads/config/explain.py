@@ -11,6 +11,16 @@ from pydantic_core import ErrorDetails
 LONGEST = 60
 """Characters of a value in a message."""
 
+OTHER_WORDS = {
+    **dict.fromkeys(
+        ("base", "base_config", "_base_", "defaults", "extends", "from", "include", "inherits", "parent", "presets"),
+        "; to start from a preset and change some of it, say preset: NAME",
+    ),
+    "space": "; a study has a space, and is carried out by rememe search",
+    "rows": "; a comparison has rows, and is carried out by rememe compare",
+}
+"""Keys that people try at the top of a description, and what they mean by them."""
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = LONGEST
 
@@ -33,8 +43,8 @@ def explain_error(model: type[BaseModel], error: ValidationError) -> str:
 def _sentence(details: ErrorDetails, path: str, owner: type[BaseModel] | None) -> str:
     kind, value, message = details["type"], details["input"], details["msg"]
     if kind == "extra_forbidden":
-        word = path.rpartition(".")[2]
-        return f"{path}: unknown key{suggest(word, owner.model_fields if owner else ())}"
+        hint = OTHER_WORDS.get(path) or suggest(path.rpartition(".")[2], owner.model_fields if owner else ())
+        return f"{path}: unknown key{hint}"
     if kind == "missing":
         field = owner.model_fields.get(path.rpartition(".")[2]) if owner else None
         meaning = " ".join((field.description or "").split()) if field else ""
@@ -50,6 +60,8 @@ def _sentence(details: ErrorDetails, path: str, owner: type[BaseModel] | None) -
     allowed = message.replace("Input should be", "it must be", 1)
     if kind in {"model_type", "dict_type", "model_attributes_type"}:
         allowed = "it must be a section, with a key and a value on each line"
+    if kind == "bool_type":
+        allowed = "it must be true or false"
     return f"{path} is {short(value)}; {allowed[0].lower()}{allowed[1:]}"
 
 

@@ -52,8 +52,8 @@ class IntervalTable(Sequence[Interval]):
         edges = (0, *cuts, num_timesteps)
         self._intervals = tuple(Interval(lo, hi) for lo, hi in pairwise(edges))
 
-    def expert_of(self, timestep: int) -> int:
-        """Index of the interval that holds the timestep; ValueError outside [0, T)."""
+    def expert_of(self, timestep: float) -> int:
+        """Index of the interval that holds the timestep, whole or not; ValueError outside [0, T)."""
         if not 0 <= timestep < self.num_timesteps:
             raise ValueError(f"timestep {timestep} is outside [0, {self.num_timesteps})")
         return bisect_right(self.cuts, timestep)

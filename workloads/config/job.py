@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 from pydantic import Field
 
-from workloads.config.base import StrictConfig, content_hash
+from workloads.config.base import Flag, Real, StrictConfig, Whole, content_hash
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.intervals import Interval
 from workloads.config.models import AnyModel
@@ -32,19 +32,19 @@ class DataSpec(StrictConfig):
     fingerprint: str
     """Hash of the images and labels as prepared."""
 
-    channels: int = Field(ge=1)
+    channels: Whole = Field(ge=1)
     """Channels of an image, or of a latent."""
 
-    image_size: int = Field(ge=1)
+    image_size: Whole = Field(ge=1)
     """Height and width the network sees."""
 
-    num_classes: int | None = Field(None, ge=1)
+    num_classes: Whole | None = Field(None, ge=1)
     """Number of classes if the network is told the class, else None."""
 
-    flip: bool = False
+    flip: Flag = False
     """Random mirroring."""
 
-    held_out: int = Field(0, ge=0)
+    held_out: Whole = Field(0, ge=0)
     """Images kept out of training; part of a key unless it is 0."""
 
     @property
@@ -56,13 +56,13 @@ class DataSpec(StrictConfig):
 class InitialConversion(StrictConfig):
     """What may be made of weights of a network that is not quite this one."""
 
-    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    classes: tuple[Annotated[Whole, Field(ge=0)], ...] | None = None
     """For each class of the data, in order, its number in the network to start from; "no class" is kept."""
 
-    variance: bool = False
+    variance: Flag = False
     """Leave out the outputs of a learned variance, or add some (as zeros)."""
 
-    positions: bool = False
+    positions: Flag = False
     """Interpolate a DiT's position embeddings to the size of these images."""
 
 
@@ -98,7 +98,7 @@ class Job(StrictConfig, ABC):
     diffusion: DiffusionConfig
     data: DataSpec
     training: TrainingConfig
-    seed: int = 0
+    seed: Whole = 0
     initial: InitialWeights | None = None
 
     is_joint: ClassVar[bool] = False
@@ -148,7 +148,7 @@ class ExpertJob(Job):
     interval: Interval
     """Timesteps the expert owns."""
 
-    specialisation: float = Field(1.0, ge=0, le=1)
+    specialisation: Real = Field(1.0, ge=0, le=1)
     """Probability that a timestep is drawn from the interval rather than from the whole range."""
 
     @property

@@ -8,11 +8,17 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from workloads.config.base import merge
 from workloads.config.comparison import Comparison
 from workloads.config.explain import explain_error, short, suggest
 from workloads.config.run import RunConfig
 from workloads.config.text import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from workloads.errors import ConfigError
+
+PRESET = "preset"
+"""The key of a file that names what it starts from."""
+FOLDERS = ("", "comparisons", "studies")
+"""Of presets: of runs, and of what holds several."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,7 +62,21 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
         raise ConfigError(f"{source} must hold a mapping of sections; it holds {type(raw).__name__}")
     if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
         raw["evaluation"] = {"name": raw["evaluation"]}
-    return dict(raw)
+    return _on_preset(raw)
+
+
+def _on_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    """The preset that `preset: NAME` starts from, with everything else that is said merged into it."""
+    own = {key: value for key, value in raw.items() if key != PRESET}
+    name = raw.get(PRESET)
+    if name is None:
+        return own
+    # Of any kind: whoever reads the file may not know yet which kind it is.
+    folders = {preset: folder for folder in FOLDERS for preset in list_presets(folder)}
+    if not isinstance(name, str) or name not in folders:
+        raise ConfigError(f"preset is {short(name)}, which is none{suggest(str(name), folders)}")
+    merged: dict[str, Any] = merge(read_raw(name, folders[name]), own)
+    return merged
 
 
 def is_file(source: str) -> bool:

@@ -3,31 +3,41 @@
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import Real, StrictConfig, Whole, not_a_flag
 
-Share = Annotated[Fraction, Field(ge=0, le=1), PlainSerializer(str, return_type=str)]
+Share = Annotated[Fraction, BeforeValidator(not_a_flag), Field(ge=0, le=1), PlainSerializer(str, return_type=str)]
 """A part of a whole, exact: 0.5, 1 or "7/12"."""
 
 
+MAX_PARAMETERS = 1e12
+"""More than any machine holds; told before anything is asked of torch, whose numbers of elements end there."""
+
+MAX_TOKENS = 2**18
+"""Their positions are worked out, in memory, even where a network is only planned."""
+
+MAX_BLOCKS = 400
+"""Several times the deepest network published; each takes a moment to build, even where it takes no memory."""
+
+
 class _UNetFields(StrictConfig):
-    channels: int = Field(128, ge=1, le=65536)
+    channels: Whole = Field(128, ge=1, le=65536)
     """Base width C; level i has C * channel_mult[i] channels."""
 
-    channel_mult: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
+    channel_mult: tuple[Annotated[Whole, Field(ge=1, le=1024)], ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
     """Width of each resolution level in units of `channels`; each level halves the resolution."""
 
-    num_res_blocks: int = Field(2, ge=1, le=100)
+    num_res_blocks: Whole = Field(2, ge=1, le=100)
     """Residual blocks per encoder level; the decoder has one more."""
 
-    attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    attention_levels: tuple[Annotated[Whole, Field(ge=0)], ...] = (1, 2, 3)
     """Levels with self-attention, 0 being full resolution. The middle block always has it."""
 
-    head_dim: int = Field(32, ge=1)
+    head_dim: Whole = Field(32, ge=1)
     """Channels per attention head."""
 
-    norm_groups: int = Field(32, ge=1)
+    norm_groups: Whole = Field(32, ge=1)
     """Groups of each GroupNorm; must divide every level's width."""
 
     @property
@@ -39,6 +49,17 @@ class _UNetFields(StrictConfig):
     def num_blocks_about(self) -> int:
         """Residual blocks of encoder and decoder."""
         return len(self.channel_mult) * (2 * self.num_res_blocks + 1)
+
+    def check_size(self, image_size: int) -> None:
+        """Raise ValueError if images of this size do not suit the network, or make it too large."""
+        num_levels = len(self.channel_mult)
+        if image_size % 2 ** (num_levels - 1):
+            raise ValueError(
+                f"image_size {image_size} cannot be halved {num_levels - 1} times, as the {num_levels} levels of "
+                f"model.channel_mult {list(self.channel_mult)} need; use a multiple of {2 ** (num_levels - 1)} "
+                "or fewer levels"
+            )
+        _check_extent(self, image_size)
 
     def num_parameters_about(self, image_size: int) -> float:  # noqa: ARG002
         """By arithmetic: two 3 x 3 convolutions in each residual block."""
@@ -80,18 +101,18 @@ class IUNetConfig(_UNetFields):
 
     kind: Literal["iunet"] = "iunet"
 
-    mixer_levels: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    mixer_levels: tuple[Annotated[Whole, Field(ge=0)], ...] = (1, 2, 3)
     """Encoder levels made of inception-mixer blocks; the others, and the decoder, stay ordinary."""
 
     attention_share: tuple[Share, ...]
     """Share of a mixer's channels given to attention, one per mixer level; the rest is halved between the
     max-pool and the depthwise-convolution branch. A multiple of head_dim over the level's width."""
 
-    pool_sizes: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (2, 2, 1)
+    pool_sizes: tuple[Annotated[Whole, Field(ge=1, le=256)], ...] = (2, 2, 1)
     """Average pooling in front of attention, one per mixer level (iFormer: 2 in early stages, 1 in late ones;
     the paper does not settle it for the iU-Net)."""
 
-    mlp_ratio: float = Field(4.0, gt=0, le=1024)
+    mlp_ratio: Real = Field(4.0, gt=0, le=1024)
     """Hidden width of a mixer block's MLP over its width (iFormer's; the paper does not settle it)."""
 
     @model_validator(mode="after")
@@ -130,26 +151,26 @@ class DiTConfig(StrictConfig):
     size: Literal["S", "B", "L", "XL"] | None = None
     """Stands for hidden_size, depth and num_heads; each may still be given."""
 
-    hidden_size: int = Field(ge=4, le=65536)
+    hidden_size: Whole = Field(ge=4, le=65536)
     """Channels of a token; a multiple of 4 (sine and cosine, two axes) and of num_heads."""
 
-    depth: int = Field(ge=1, le=256)
+    depth: Whole = Field(ge=1, le=256)
     """Transformer blocks."""
 
-    num_heads: int = Field(ge=1)
+    num_heads: Whole = Field(ge=1)
     """Attention heads per block."""
 
-    patch_size: int = Field(2, ge=1)
+    patch_size: Whole = Field(2, ge=1)
     """Pixels, or latent pixels, along the side of a token."""
 
-    mlp_ratio: float = Field(4.0, gt=0, le=1024)
+    mlp_ratio: Real = Field(4.0, gt=0, le=1024)
     """Hidden width of a block's MLP over its width."""
 
     variance: Literal["fixed", "learned"] = "fixed"
     """learned: twice the output channels, the second half interpolating between the bounds of the reverse
     process's variance (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15)."""
 
-    frequency_shift: Literal[0, 1] = 1
+    frequency_shift: Annotated[Literal[0, 1], BeforeValidator(not_a_flag)] = 1
     """Timestep frequencies are 10000^(-i / (128 - shift)), i < 128. DDPM and diffusers' DiTTransformer2DModel have 1;
     the checkpoints published with the DiT paper need 0."""
 
@@ -157,6 +178,19 @@ class DiTConfig(StrictConfig):
     def num_blocks_about(self) -> int:
         """The depth."""
         return self.depth
+
+    def check_size(self, image_size: int) -> None:
+        """Raise ValueError if images of this size do not suit the network, or make it too large."""
+        if (num_tokens := (image_size // self.patch_size) ** 2) > MAX_TOKENS:
+            raise ValueError(
+                f"images of {image_size} x {image_size} are {num_tokens:,} tokens at model.patch_size "
+                f"{self.patch_size}; at most {MAX_TOKENS:,} are attended to, make patches larger or images smaller"
+            )
+        if image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of model.patch_size {self.patch_size}; change one of them"
+            )
+        _check_extent(self, image_size)
 
     def num_parameters_about(self, image_size: int) -> float:
         """By arithmetic: four projections, the MLP and six modulations in each block; a position for each token."""
@@ -181,5 +215,17 @@ class DiTConfig(StrictConfig):
 
 DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 """hidden_size, depth, num_heads."""
+
+
+def _check_extent(model: _UNetFields | DiTConfig, image_size: int) -> None:
+    if model.num_blocks_about > MAX_BLOCKS:
+        raise ValueError(f"model would have {model.num_blocks_about:,} blocks; at most {MAX_BLOCKS} are built")
+    about = model.num_parameters_about(image_size)
+    if about > MAX_PARAMETERS:
+        raise ValueError(
+            f"model would have about {about:.2g} parameters, at images of {image_size} x {image_size}; at most "
+            f"{MAX_PARAMETERS:.0e} are built, make it smaller"
+        )
+
 
 AnyModel = Annotated[LDMUNetConfig | IUNetConfig | DiTConfig, Field(discriminator="kind")]

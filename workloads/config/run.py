@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import Name, StrictConfig, UserPath, merge
+from workloads.config.base import Name, StrictConfig, UserPath, Whole, merge
 from workloads.config.data import AnyData
 from workloads.config.diffusion import DiffusionConfig
-from workloads.config.evaluation import ProtocolConfig
+from workloads.config.evaluation import OWN_SAMPLERS, VARIANCE_SAMPLERS, ProtocolConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import IntervalTable, check_cuts
 from workloads.config.job import CommonFields, DataSpec, InitialConversion, InitialWeights, Job
@@ -22,7 +22,7 @@ class RunConfig(StrictConfig):
     name: Name
     """Name of the run; becomes part of its directory's name."""
 
-    seed: int = Field(0, ge=0)
+    seed: Whole = Field(0, ge=0)
     """Seed of every draw in training."""
 
     data: AnyData
@@ -79,6 +79,8 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self.strategy.check_run(self.execution, self.training)
+        for model in self.strategy.architectures or (self.model,):
+            model.check_size(self.data.image_size)
         self._check_shared_gpus()
         if self.initial_conversion is not None and self.initial_weights is None:
             raise ValueError(
@@ -91,6 +93,10 @@ class RunConfig(StrictConfig):
         # Mixer blocks cannot; diffusers would refuse too, but only when training begins.
         if self.training.activation_checkpointing and self.model.kind == "iunet":
             raise ValueError("training.activation_checkpointing does not go with model.kind iunet; set it to false")
+        self._check_sampling()
+        return self
+
+    def _check_sampling(self) -> None:
         sampling = self.evaluation.sampling
         if sampling.num_steps > self.diffusion.num_timesteps:
             raise ValueError(
@@ -101,7 +107,18 @@ class RunConfig(StrictConfig):
             raise ValueError(
                 f"evaluation.sampling.guidance_scale {sampling.guidance_scale} needs data.class_conditional: true"
             )
-        return self
+        learned = {getattr(model, "variance", "fixed") for model in self.strategy.architectures or (self.model,)}
+        if sampling.variance == "learned" and "learned" not in learned:
+            raise ValueError(
+                "evaluation.sampling.variance is learned, but no network learns one; set model.variance to learned or "
+                "leave it out"
+            )
+        leaves_out = sampling.variance == "fixed" or "variance_type" in sampling.options
+        if "learned" in learned and sampling.sampler not in {*OWN_SAMPLERS, *VARIANCE_SAMPLERS} and not leaves_out:
+            raise ValueError(
+                f"evaluation.sampling.sampler {sampling.sampler} cannot take the learned variance of model.variance; "
+                "set the sampler to ddpm, or evaluation.sampling.variance to fixed to leave it out"
+            )
 
     def _check_shared_gpus(self) -> None:
         if self.num_workers == 1:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import Real, StrictConfig, Whole
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import Interval, IntervalTable, uniform_cuts
 from workloads.config.job import CommonFields, ExpertJob, Job
 from workloads.config.models import AnyModel
 from workloads.config.training import TrainingConfig
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Cuts = tuple[int, ...]
+Probability = Annotated[Real, Field(ge=0, le=1)]
+Cuts = tuple[Whole, ...]
 
 
 class Growable(NamedTuple):
@@ -114,7 +114,7 @@ class Single(Strategy):
 
 
 class _Intervals(Strategy):
-    num_experts: int | None = Field(None, ge=1, le=10_000)
+    num_experts: Whole | None = Field(None, ge=1, le=10_000)
     """Number of equal intervals; or give cuts."""
 
     cuts: Cuts | None = None
@@ -225,7 +225,7 @@ class Remix(_Intervals):
 
     trains_alone: ClassVar[bool] = False
 
-    num_bases: int = Field(4, ge=1)
+    num_bases: Whole = Field(4, ge=1)
     """K."""
 
     mixer: Literal["softmax", "per_layer", "raw", "one_hot", "continuous"] = "softmax"
@@ -237,17 +237,17 @@ class Remix(_Intervals):
     """Names of the parameters that bases differ in, with wildcards; all others are shared. The default is the paper's:
     attention and MLP projections with their biases, in a DiT."""
 
-    experts_per_step: int = Field(4, ge=1)
+    experts_per_step: Whole = Field(4, ge=1)
     """Experts trained in one step, each on an equal part of the batch; the draw avoids repeats. The paper has 1 per
     worker. Workers divide them among themselves, so the result does not depend on how many there are."""
 
-    coefficient_learning_rate: float = Field(1e-2, gt=0)
+    coefficient_learning_rate: Real = Field(1e-2, gt=0)
     """Peak learning rate of the coefficients; follows training.lr_schedule."""
 
-    prior_strength: float = Field(1e-4, ge=0)
+    prior_strength: Real = Field(1e-4, ge=0)
     """Weight of the cross-entropy to the one-hot prior (Eq. 6) at the start; falls linearly to zero at the end."""
 
-    prior_logit: float = Field(3.0, ge=0)
+    prior_logit: Real = Field(3.0, ge=0)
     """What the prior adds to the standard normal logits at the start."""
 
     @model_validator(mode="after")

@@ -4,65 +4,65 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import Flag, Real, StrictConfig, Whole
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[Real, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(StrictConfig):
     """One job's training; every job of a run gets the same."""
 
-    images: int = Field(ge=1)
+    images: Whole = Field(ge=1)
     """Training images a job sees, rounded up to whole batches: each expert's own where experts are trained alone,
     all experts' together in a remix."""
 
-    batch_size: int = Field(128, ge=1)
+    batch_size: Whole = Field(128, ge=1)
     """Images per optimiser step, over all workers."""
 
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: Whole | None = Field(None, ge=1)
     """Images per forward and backward pass; a batch is accumulated from several. None: as many as possible."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: Real = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
 
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or cosine to zero at the end."""
 
-    warmup_images: int = Field(0, ge=0)
+    warmup_images: Whole = Field(0, ge=0)
     """Images over which the learning rate rises linearly from zero."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decay rates."""
 
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: Real = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
 
-    clip_grad_norm: float | None = Field(1.0, gt=0)
+    clip_grad_norm: Real | None = Field(1.0, gt=0)
     """Largest gradient norm; None: no clipping."""
 
-    ema_halflife_images: float | None = Field(500_000, gt=0)
+    ema_halflife_images: Real | None = Field(500_000, gt=0)
     """Half-life of the weight average used for sampling, in images; None: sample with the raw weights."""
 
-    ema_rampup: float | None = Field(0.05, gt=0)
+    ema_rampup: Real | None = Field(0.05, gt=0)
     """Limit the half-life to this share of the images seen so far, so that early averages forget the start."""
 
-    label_dropout: float = Field(0.1, ge=0, le=1)
+    label_dropout: Real = Field(0.1, ge=0, le=1)
     """Probability of hiding the class, for classifier-free guidance; used when data.class_conditional."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast the forward pass; weights and optimiser stay fp32."""
 
-    channels_last: bool = False
+    channels_last: Flag = False
     """Lay convolution tensors out channels-last; faster on most hardware."""
 
-    activation_checkpointing: bool = False
+    activation_checkpointing: Flag = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
 
-    compile: bool = False
+    compile: Flag = False
     """torch.compile the network."""
 
-    checkpoint_every_images: int = Field(100_000, ge=1)
+    checkpoint_every_images: Whole = Field(100_000, ge=1)
     """How often a checkpoint is written; does not change the result."""
 
-    log_every_images: int = Field(1_000, ge=1)
+    log_every_images: Whole = Field(1_000, ge=1)
     """How often loss and speed are reported; does not change the result."""

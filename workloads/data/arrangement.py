@@ -29,6 +29,9 @@ class Arrangement(NamedTuple):
     outside: list[int]
     """Pictures that lie in no class folder and are left out."""
 
+    num_folders: int = 0
+    """That the pictures lie in, those of splits not counted."""
+
 
 class _SplitPart(NamedTuple):
     """Pictures by number with their paths, the folders of splits taken out."""
@@ -56,7 +59,8 @@ def arrange(
                 "class with --label-column none, or sort its pictures into folders"
             )
         remarks = part.remarks + ([] if one_class else ["no folders of classes: all pictures are of one class"])
-        return Arrangement((ONE_CLASS,), [Placed(index, 0) for index, _ in part.pictures], remarks, [])
+        everything = [Placed(index, 0) for index, _ in part.pictures]
+        return Arrangement((ONE_CLASS,), everything, remarks, [], len({path[0] for _, path in inside}))
     if len(loose) > len(inside):
         raise DataError(
             f"{where} holds {len(loose)} pictures that lie in no class folder, beside {len(inside)} in folders "
@@ -98,10 +102,8 @@ def _of_split(pictures: list[tuple[int, Parts]], folders: set[Parts], where: str
 
 
 def _are_classes(tops: Sequence[str], splits: dict[str, str], deep: set[str]) -> bool:
-    """Whether folders named like splits are classes all the same: a single one, or trains beside cars and ships."""
-    if deep & set(splits):
-        return False
-    return len(tops) == 1 or (len(splits) < len(tops) and set(splits) == {TRAIN})
+    """Whether folders named like splits are classes all the same: trains beside cars and ships."""
+    return not deep & set(splits) and len(splits) < len(tops) and set(splits) == {TRAIN}
 
 
 def _top_split(
@@ -131,6 +133,11 @@ def _top_split(
     counts = Counter(path[0] for _, path in pictures if len(path) > 1)
     rest = [f"{printable(name)} ({counts[name]} pictures)" for name in tops if name != top]
     loose = sum(len(path) == 1 for _, path in pictures)
+    if wanted is None and loose > counts[top]:
+        raise DataError(
+            f"{where} holds {loose} pictures beside the split {printable(top)} ({counts[top]} pictures); choose that "
+            "with --split (data.split), or move the folder away"
+        )
     rest += [f"{loose} pictures outside"] if loose else []
     return _SplitPart(
         [(index, path[1:]) for index, path in pictures if path[0] == top and len(path) > 1],

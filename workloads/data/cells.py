@@ -1,5 +1,6 @@
 """What a cell of a table holds: a picture's file, its pixels, or where it lies."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 
 from workloads.data.pictures import BadPictureError, PictureContent, looks_like_picture, read_file
 
-ADDRESSES = ("http://", "https://", "s3://", "gs://", "data:")
+ADDRESSES = ("http://", "https://", "s3://", "gs://")
+BASE64_HEAD = 44
+"""Letters of base64 that hold as many bytes as tell whether it is a picture."""
 
 
 def holds_pictures(kind: Any) -> bool:
@@ -43,7 +46,9 @@ def content_of(cell: Any, folder: Path, root: Path) -> PictureContent:
         content: bytes = cell.as_py()
         return content
     if _is_text(cell.type):
-        return _content_at(cell.as_py(), folder, root)
+        text: str = cell.as_py()
+        written = _content_of_base64(text)
+        return written if written is not None else _content_at(text, folder, root)
     return _content_of_list(cell)
 
 
@@ -52,6 +57,17 @@ def _content_of_struct(cell: Any, folder: Path, root: Path) -> PictureContent:
     if not present:
         raise BadPictureError("no picture", "neither bytes nor a path")
     return content_of(cell[present[0]], folder, root)
+
+
+def _content_of_base64(text: str) -> bytes | None:
+    """A picture's file written as letters, plain or as a data: address; None if the text is nothing like that."""
+    letters = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        if looks_like_picture(base64.b64decode(letters[:BASE64_HEAD], validate=True)[:32], ""):
+            return base64.b64decode(letters)
+    except ValueError:
+        pass
+    return None
 
 
 def _content_at(path: str, folder: Path, root: Path) -> bytes:

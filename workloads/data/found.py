@@ -1,6 +1,5 @@
 """What was found in a source: printed for people, and stored with the prepared data."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import Field
 from workloads.config.base import StrictConfig
 from workloads.data.pictures import SeenPicture
 from workloads.errors import DataError
+from workloads.sealed import load_json
 
 NUM_NAMED = 3
 """Bad pictures that a message names."""
@@ -163,7 +163,7 @@ def read_found(file: Path) -> SourceContents | None:
     if not file.is_file():
         return None
     try:
-        return SourceContents.model_validate(json.loads(file.read_text()))
+        return SourceContents.model_validate(load_json(file))
     except ValueError as error:
         raise DataError(f"{file} is damaged ({str(error).splitlines()[0]}); remove it, nothing else needs it") from None
 

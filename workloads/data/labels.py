@@ -10,6 +10,12 @@ from workloads.errors import DataError
 ONE_CLASS = "all"
 """Name of the class of images that have none."""
 
+NO_LABELS = "none"
+"""What is said in the place of a column for images to be of one class."""
+
+LABEL_NAMES = ("label", "labels", "class", "target", "category")
+"""Names of columns that are taken where one of them is there and none is named."""
+
 MAX_CLASSES = 1_000_000
 """What a network could still be told apart by; a label beyond is no class number."""
 

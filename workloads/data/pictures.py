@@ -45,6 +45,12 @@ TURNS = {
 """What undoes each value of EXIF's orientation."""
 
 ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 258, 262, 0
+PACKINGS = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip", b"Rar!\x1a\x07": "RAR",
+}  # fmt: skip
+"""Programs by the first bytes of what they pack."""
+
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 PictureContent = bytes | np.ndarray | Image.Image
@@ -168,11 +174,14 @@ def looks_like_picture(head: bytes, suffix: str) -> bool:
 
 
 def no_data_reason(head: bytes) -> str | None:
-    """What a file is that stands where data should: nothing, a pointer, a page. None: none of these."""
+    """What a file is that stands where data should: nothing, a pointer, a page, a packed file. None: none of these."""
     if not head:
         return "an empty file"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself; get it with: git lfs pull"
+    packing = next((name for magic, name in PACKINGS.items() if head.startswith(magic)), None)
+    if packing is not None:
+        return f"compressed with {packing}; unpack it first"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html")) or (start.startswith(b"<") and b"<html" in start):
         return "a web page"

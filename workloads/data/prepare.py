@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from workloads.data.found import (
 from workloads.data.latents import LatentEncoder
 from workloads.data.prepared import (
     MANIFEST,
+    POSTERIOR_PARTS,
     LatentInfo,
     Manifest,
     PreparedDataset,
@@ -40,7 +42,11 @@ from workloads.data.source import ImageSource
 from workloads.data.sources import open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
+from workloads.locks import is_locked, locked
 from workloads.progress import Progress
+from workloads.sealed import UNREADABLE, load_json, write_json
+
+logger = logging.getLogger(__name__)
 
 SHARD_IMAGES = 8192
 """Part of what prepared data is named by: another number would prepare all of it again."""
@@ -50,10 +56,11 @@ SHARD_LATENTS = 1024
 SHARD_BYTES = 2**27
 """Of pixels, for a shard is made in memory; large images lie in shards of fewer."""
 
-READING_VERSION = 2
+READING_VERSION = 3
 """Raise it when the same source may be read as other pixels or labels; what was prepared before is then made anew."""
 
 FOUND = "found.json"
+LOCK = ".lock"
 PLAN = "preparation.json"
 """What a directory is being prepared from, so that a resumed run cannot mix two."""
 
@@ -74,20 +81,37 @@ def prepare(
     out: Path,
     *,
     vae: Path | None = None,
+    posterior: bool = False,
     max_bad: int = 0,
     on_progress: Progress | None = None,
     shard_images: int | None = None,
 ) -> PrepareSummary:
     """Decode, crop to a square, resize and store every image (or its latent); does nothing where that is done.
 
+    posterior: as LatentEncoder takes it.
     Images that do not decode are left out and named; more than max_bad of them is a DataError.
     """
     source = _open(config)
-    encoder = _encoder(config, vae)
+    encoder = _encoder(config, vae, posterior=posterior)
     shard_images = shard_images or _shard_images(config, source, encoder)
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
         return _summary(out)
+    with _alone(out):
+        if not (out / MANIFEST).is_file():
+            _prepare(config, source, encoder, out, max_bad, shard_images, on_progress)
+    return _summary(out)
+
+
+def _prepare(
+    config: AnyData,
+    source: ImageSource,
+    encoder: LatentEncoder | None,
+    out: Path,
+    max_bad: int,
+    shard_images: int,
+    on_progress: Progress | None,
+) -> None:
     bad: list[BadItem] = []
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
@@ -101,7 +125,16 @@ def prepare(
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
     _finish(out, source, bad, encoder, name_of_source(config))
-    return _summary(out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Whoever prepares the same at the same time is waited for, and what it made is taken."""
+    file = out / LOCK
+    if is_locked(file):
+        logging.getLogger(__name__).warning("another process is preparing %s; waiting for it", out)
+    with locked(file, if_supported=True):
+        yield
 
 
 def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceContents:
@@ -153,11 +186,13 @@ def _open(config: AnyData) -> ImageSource:
     return open_source(config)
 
 
-def _encoder(config: AnyData, vae: Path | None) -> LatentEncoder | None:
+def _encoder(config: AnyData, vae: Path | None, *, posterior: bool = False) -> LatentEncoder | None:
     """What makes the latents; for latents that are there already, what made them."""
+    if posterior and (isinstance(config, LatentFilesData) or vae is None):
+        raise DataError("--posterior is of latents that are made here; give images and --vae, or leave it out")
     if isinstance(config, LatentFilesData):
         return LatentEncoder(config.vae)
-    return LatentEncoder(vae) if vae is not None else None
+    return LatentEncoder(vae, posterior=posterior) if vae is not None else None
 
 
 def _shard_images(config: AnyData, source: ImageSource, encoder: LatentEncoder | None) -> int:
@@ -192,7 +227,7 @@ def _tell_what_is_odd(found: SourceContents) -> None:
     odd = [*found.remarks[:3], *(f"{one.count} files left out: {one.reason}" for one in found.left_out[:3])]
     odd += [f"{len(found.empty_classes)} classes without images"] if found.empty_classes else []
     if found.left_out or found.empty_classes or len(found.remarks) > 1:
-        logging.getLogger(__name__).warning("data of %s: %s", found.source, "; ".join(odd))
+        logger.warning("data of %s: %s", found.source, "; ".join(odd))
 
 
 def _check_against(config: PreparedData, dataset: PreparedDataset) -> None:
@@ -216,26 +251,31 @@ def _determinants(
         "kind": config.kind,
         "image_size": config.image_size,
         "channels": config.channels,
-        "vae": None if encoder is None else [encoder.weights_sha256, encoder.scaling_factor, encoder.shift_factor],
+        "vae": None if encoder is None else _identity(encoder),
         "shard_images": shard_images,
         "reading": READING_VERSION,
     }
+
+
+def _identity(encoder: LatentEncoder) -> list[object]:
+    kept = ["posterior"] if encoder.posterior else []
+    return [encoder.weights_sha256, encoder.scaling_factor, encoder.shift_factor, *kept]
 
 
 def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncoder | None, shard_images: int) -> None:
     wanted = content_hash(_determinants(config, source, encoder, shard_images))
     plan = out / PLAN
     if plan.is_file():
-        if json.loads(plan.read_text()) != wanted:
+        if plan.read_bytes() != json.dumps(wanted).encode():
             raise DataError(
-                f"{out} holds data prepared from another source, size or VAE, or by an earlier version; choose another "
-                "directory"
+                f"{out} holds data prepared from another source, size or VAE, or by an earlier version, or its "
+                f"{plan.name} is damaged; choose another directory"
             )
         return
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is not a directory; choose another place to write to")
     # What a killed process was writing is no data.
-    if out.exists() and not all(entry.match(SCRATCH) for entry in out.iterdir()):
+    if out.exists() and not all(entry.match(SCRATCH) or entry.name in {PLAN, LOCK} for entry in out.iterdir()):
         raise DataError(f"{out} is not empty and not prepared data; choose another directory")
     write_text(plan, json.dumps(wanted))
 
@@ -243,7 +283,11 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
 def _finished(sidecar: Path) -> bool:
     if not sidecar.is_file():
         return False
-    described = json.loads(sidecar.read_text())
+    try:
+        described = load_json(sidecar)
+    except UNREADABLE:
+        logger.warning("%s is damaged; its images are read again", sidecar)
+        return False
     # None of its images decoded.
     if described["shard"] is None:
         return True
@@ -275,32 +319,34 @@ def _write_shard(out: Path, index: int, block: Block, encoder: LatentEncoder | N
         shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
     # After the shard: one without a description is written again.
     found = {"bad": [one.model_dump() for one in block.bad], "tally": block.tally.model_dump()}
-    write_text(file.with_suffix(".json"), json.dumps({"shard": shard, "shape": shape, **found}))
+    write_json(file.with_suffix(".json"), {"shard": shard, "shape": shape, **found})
 
 
 def _bad_of(sidecar: Path) -> list[BadItem]:
-    return [BadItem(**one) for one in json.loads(sidecar.read_text())["bad"]]
+    return [BadItem(**one) for one in load_json(sidecar)["bad"]]
 
 
 def _finish(
     out: Path, source: ImageSource, bad: list[BadItem], encoder: LatentEncoder | None, description: str
 ) -> None:
-    sidecars = [json.loads(file.read_text()) for file in sorted(out.glob("shard-*.json"))]
+    sidecars = [load_json(file) for file in sorted(out.glob("shard-*.json"))]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]
     if not shards:
         raise DataError(f"none of the {source.num_images} images decode ({summary_of_bad(bad)})")
     channels, height, width = next(sidecar["shape"] for sidecar in sidecars if sidecar["shard"] is not None)
-    shape = (int(channels), int(height), int(width))
+    row_shape = (int(channels), int(height), int(width))
     dtype = np.dtype(np.uint8 if encoder is None else np.float16)
-    opened = [open_shard(out / shard.file, shape, dtype) for shard in shards]
+    opened = [open_shard(out / shard.file, row_shape, dtype) for shard in shards]
     labels = np.concatenate([labels for _, labels in opened])
     latent: LatentInfo | None = None
     if encoder is not None:
         latent = encoder.info(rows_in_order(opened))
         latent.check_scale()
+    has_posterior = encoder is not None and encoder.posterior
+    shape = (row_shape[0] // (POSTERIOR_PARTS if has_posterior else 1), *row_shape[1:])
     tally = sum((Tally(**sidecar["tally"]) for sidecar in sidecars), Tally())
     found = _found(source, description, Counter(labels.tolist()), tally, bad)
-    write_text(out / FOUND, found.model_dump_json(indent=2))
+    write_json(out / FOUND, found.model_dump(mode="json"))
     manifest = Manifest(
         kind="images" if encoder is None else "latents",
         num_images=len(labels),
@@ -312,7 +358,7 @@ def _finish(
         fingerprint=_fingerprint(shape, source.class_names, opened, labels),
         latent=latent,
     )
-    write_text(out / MANIFEST, manifest.model_dump_json(indent=2))
+    write_json(out / MANIFEST, manifest.model_dump(mode="json"))
 
 
 def _fingerprint(

@@ -1,6 +1,5 @@
 """Prepared data: Arrow shards mapped into memory, described by a manifest with checksums."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,16 +9,20 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from workloads.config.base import StrictConfig
+from workloads.config.base import GrownConfig, StrictConfig
 from workloads.config.data import AnyData
 from workloads.config.job import DataSpec
 from workloads.errors import DataError
 from workloads.files import sha256_file
+from workloads.sealed import load_json
 from workloads.seeding import derive_seed
 
 MANIFEST = "manifest.json"
 LATENT_STD_RANGE = (0.5, 2.0)
 """Latents whose standard deviation lies outside were scaled wrongly; a diffusion expects about 1."""
+
+POSTERIOR_PARTS = 4
+"""Mean and log-variance of a latent, and of the mirror image's."""
 
 # Axes: B batch, C channels, H height, W width.
 
@@ -34,11 +37,13 @@ class Shard(StrictConfig):
     sha256: str
 
 
-class LatentInfo(StrictConfig):
+class LatentInfo(GrownConfig):
     """How latents were made, and so how they become images again."""
 
+    later = frozenset({"posterior"})
+
     vae: Path
-    """Directory of the diffusers AutoencoderKL."""
+    """Directory of the diffusers AutoencoderKL or VQModel."""
 
     vae_sha256: str
     """Of its weights."""
@@ -55,6 +60,10 @@ class LatentInfo(StrictConfig):
 
     std: float
     """Of the scaled latents; about 1."""
+
+    posterior: bool = False
+    """Whether a row has, of the scaled latent, the posterior's mean and log-variance, and both again of the mirror
+    image's: 4 C channels, of which training draws a latent anew in each epoch."""
 
     def unscale(self, latents_BCHW: Any) -> Any:
         """What the VAE's decoder takes."""
@@ -94,6 +103,13 @@ class Manifest(StrictConfig):
     latent: LatentInfo | None = None
 
     @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Of what is stored for each image."""
+        channels, height, width = self.shape
+        has_posterior = self.latent is not None and self.latent.posterior
+        return (channels * POSTERIOR_PARTS if has_posterior else channels, height, width)
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Of a stored value: uint8 pixels or float16 latents."""
         return np.dtype(np.uint8 if self.kind == "images" else np.float16)
@@ -117,7 +133,7 @@ class PreparedDataset:
         self._images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         for shard in self.manifest.shards:
-            images, shard_labels = open_shard(path / shard.file, self.manifest.shape, self.manifest.dtype)
+            images, shard_labels = open_shard(path / shard.file, self.manifest.row_shape, self.manifest.dtype)
             if len(images) != shard.num_images:
                 raise DataError(f"{path / shard.file} holds {len(images)} images, its manifest says {shard.num_images}")
             self._images.append(images)
@@ -147,13 +163,31 @@ class PreparedDataset:
         return len(self.manifest.class_names)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 images, or float32 latents scaled to a standard deviation of about 1: (B, C, H, W)."""
-        batch = np.empty((len(indices), *self.shape), self.manifest.dtype)
+        """uint8 images, or float32 latents scaled to a standard deviation of about 1: (B, C, H, W).
+
+        Of a posterior, its mean.
+        """
+        rows = self._rows(indices)
+        return rows if self.manifest.kind == "images" else rows[:, : self.shape[0]].astype(np.float32)
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether it has distributions of latents."""
+        return self.manifest.latent is not None and self.manifest.latent.posterior
+
+    def posteriors(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each image's latent, or of its mirror image's: float32 (B, C, H, W)."""
+        batch, _, height, width = (rows := self._rows(indices)).shape
+        parts = rows.reshape(batch, 2, 2, self.shape[0], height, width)[np.arange(batch), mirrored.astype(int)]
+        return parts[:, 0].astype(np.float32), np.exp(parts[:, 1].astype(np.float32) / 2)
+
+    def _rows(self, indices: np.ndarray) -> np.ndarray:
+        batch = np.empty((len(indices), *self.manifest.row_shape), self.manifest.dtype)
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(shard_of):
             here = shard_of == shard
             batch[here] = self._images[shard][indices[here] - self._starts[shard]]
-        return batch if self.manifest.kind == "images" else batch.astype(np.float32)
+        return batch
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """int64 class indices: (B,)."""
@@ -213,10 +247,12 @@ _VERIFIED: set[tuple[object, ...]] = set()
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a prepared directory. DataError if there is none or it is damaged."""
     file = path / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path} does not exist; prepared data is a directory that rememe data prepare wrote")
     if not file.is_file():
         raise DataError(f"{path} holds no prepared data ({MANIFEST} is missing); make it with: rememe data prepare")
     try:
-        return Manifest.model_validate(json.loads(file.read_text()))
+        return Manifest.model_validate(load_json(file))
     except ValueError as error:
         raise DataError(f"{file} is damaged: {str(error).splitlines()[0]}; prepare again") from None
 

@@ -20,8 +20,9 @@ from workloads.config.data import (
     ParquetData,
     TorchvisionData,
 )
-from workloads.data.latent_files import LatentFilesSource, latent_folders
+from workloads.data.latent_files import are_described_latents, latent_folders, latents_source
 from workloads.data.pictures import SUFFIXES, BadPictureError, PictureContent, require_file
+from workloads.data.prepared import MANIFEST
 from workloads.data.source import ArraySource, ImageSource, Item, existing
 from workloads.data.table_files import ARROW_SUFFIXES, PARQUET_SUFFIXES, has_file
 from workloads.data.tables import TableSource
@@ -118,7 +119,7 @@ SOURCES: dict[type[StrictConfig], Callable[[Any], ImageSource]] = {
     ArchiveData: archive_source,
     ParquetData: TableSource,
     ArrowData: TableSource,
-    LatentFilesData: LatentFilesSource,
+    LatentFilesData: latents_source,
     TorchvisionData: TorchvisionSource,
     CIFAR10Data: cifar10_source,
 }
@@ -126,6 +127,12 @@ SOURCES: dict[type[StrictConfig], Callable[[Any], ImageSource]] = {
 
 def open_source(config: AnyData) -> ImageSource:
     """The source behind a config. DataError if it is missing, empty, or has more classes than declared."""
+    place = getattr(config, "path", None)
+    if place is not None and (place / MANIFEST).is_file() and next(place.glob("shard-*.arrow"), None) is not None:
+        raise DataError(
+            f"{place} is prepared data already: look at it with `rememe data show {place}`, train on it with "
+            f"data='{{kind: prepared, path: {place}}}'"
+        )
     source = SOURCES[type(config)](config)
     if source.num_images == 0:
         rest = ", ".join(f"{one.count} {one.reason}: {one.example}" for one in source.left_out)
@@ -169,7 +176,7 @@ def _is_table(path: Path, suffixes: frozenset[str], magic: bytes) -> bool:
 
 
 KINDS: dict[str, Callable[[Path], bool]] = {
-    "latent_files": lambda path: latent_folders(path) is not None,
+    "latent_files": lambda path: latent_folders(path) is not None or are_described_latents(path),
     "parquet": lambda path: _is_table(path, PARQUET_SUFFIXES, b"PAR1"),
     "arrow": lambda path: _is_table(path, ARROW_SUFFIXES, b"ARROW1"),
     "archive": lambda path: is_archive(path) or (has_file(path, frozenset({".tar"})) and not has_file(path, SUFFIXES)),

@@ -1,7 +1,7 @@
 """Which part of a data set, training or test, a file or folder belongs to, by its name."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from workloads.errors import DataError
 
@@ -12,6 +12,9 @@ WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 FOLDER = re.compile(r"([a-z]+)(?:[-_. ]?(?:\d+|set|images|imgs|data|split))?", re.IGNORECASE)
+COLUMNS = ("split", "data_split", "subset", "partition", "set")
+"""Columns that may say what split a row is of."""
+
 MEANING = {word: split for split, words in WORDS.items() for word in words}
 """The split that each word stands for."""
 
@@ -47,6 +50,26 @@ def chosen(wanted: str | None, found: Iterable[str], where: str) -> str:
         asked = f"no split {wanted}" if wanted is not None else "no training split"
         raise DataError(f"{where} has {asked}; choose with --split (data.split) what it has: {', '.join(there)}")
     return split
+
+
+def split_of_value(value: str) -> str:
+    """The split that a cell of a table speaks of: a word for one, or a name of its own."""
+    return MEANING.get(value.lower(), value)
+
+
+def values_of_split(counts: Mapping[str | None, int], wanted: str | None, where: str) -> set[str] | None:
+    """Which values of a column mean the wanted split; None: the column speaks of one split at most, or of none.
+
+    counts: number of rows by value. DataError if the split is not there, or if rows without one leave a choice.
+    """
+    of_value = {value: split_of_value(value) for value in counts if value}
+    there = set(of_value.values())
+    if wanted is None and (len(there) < 2 or not there & set(WORDS)):
+        return None
+    if wanted is None and len(of_value) < len(counts):
+        raise DataError(f"{where} leaves the split of some rows open; choose one with --split (data.split)")
+    split = chosen(wanted, there, where)
+    return {value for value, own in of_value.items() if own == split}
 
 
 def files_of_split(paths: Sequence[Sequence[str]], wanted: str | None, where: str) -> list[int]:

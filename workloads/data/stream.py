@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     """One rank's share of a step."""
 
     images_BCHW: Tensor
-    """float32; pixels in [-1, 1], or latents as stored."""
+    """float32; pixels in [-1, 1], or latents: as stored, or drawn from the distributions that are stored."""
 
     labels_B: Tensor
     """int64 class indices."""
@@ -63,18 +63,31 @@ class BatchStream:
     def at(self, images_seen: int) -> Batch:
         """The batch of the step that starts when images_seen images have been seen by all ranks together."""
         indices, mirrored = self.places_at(images_seen)
+        labels_B = torch.from_numpy(self._dataset.labels(indices))
+        if self._dataset.has_posterior:
+            return Batch(self._draw_latents(indices, mirrored & self._flip, images_seen), labels_B)
         images_BCHW = torch.from_numpy(self._dataset.images(indices))
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = images_BCHW.float().div_(127.5).sub_(1)
         if self._flip:
             images_BCHW[mirrored] = images_BCHW[mirrored].flip(-1)
-        return Batch(images_BCHW, torch.from_numpy(self._dataset.labels(indices)))
+        return Batch(images_BCHW, labels_B)
+
+    def _draw_latents(self, indices: np.ndarray, mirrored: np.ndarray, images_seen: int) -> Tensor:
+        """A draw from each latent's distribution, by the image's position in training: each epoch has its own."""
+        mean_BCHW, std_BCHW = self._dataset.posteriors(indices, mirrored)
+        seed = derive_seed("latents", self._seed)
+        generators = [np.random.default_rng((seed, position)) for position in self._positions(images_seen)]
+        noise_BCHW = np.stack([one.standard_normal(self._dataset.shape, np.float32) for one in generators])
+        return torch.from_numpy(mean_BCHW + std_BCHW * noise_BCHW)
+
+    def _positions(self, images_seen: int) -> np.ndarray:
+        first = images_seen + self._rank * self._batch_size
+        return np.arange(first, first + self._batch_size)
 
     def places_at(self, images_seen: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images of the data set that batch has, and which of them are mirrored."""
-        first = images_seen + self._rank * self._batch_size
-        positions = np.arange(first, first + self._batch_size)
-        epochs, offsets = np.divmod(positions, len(self._indices))
+        epochs, offsets = np.divmod(self._positions(images_seen), len(self._indices))
         indices = np.empty(self._batch_size, np.int64)
         mirrored = np.empty(self._batch_size, np.bool_)
         for epoch in np.unique(epochs):

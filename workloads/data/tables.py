@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -14,9 +14,12 @@ import pyarrow.compute as pc
 from workloads.config.data import ArrowData, ParquetData
 from workloads.data.cells import ADDRESSES, content_of, holds_pictures, is_image_struct
 from workloads.data.found import LeftOutFiles
-from workloads.data.labels import ONE_CLASS, Classes, numbered
+from workloads.data.labels import LABEL_NAMES, NO_LABELS, ONE_CLASS, Classes, numbered
+from workloads.data.parts import about_one_part, check_parts
+from workloads.data.pictures import SUFFIXES
+from workloads.data.placed_tables import PlacedTable, rows_of_split
 from workloads.data.source import ImageSource, Item, existing
-from workloads.data.splits import files_of_split
+from workloads.data.splits import COLUMNS, files_of_split, split_of_file
 from workloads.data.table_files import (
     ARROW_SUFFIXES,
     PARQUET_SUFFIXES,
@@ -29,18 +32,10 @@ from workloads.data.table_files import (
 from workloads.data.trees import files_signature
 from workloads.errors import DataError
 
-NO_LABELS = "none"
 HIVE_MISSING = "__HIVE_DEFAULT_PARTITION__"
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels", "png", "jpg", "jpeg", "webp")
-LABEL_NAMES = ("label", "labels", "class", "target", "category")
-"""Names of columns that are taken where one of them is there and none is named."""
-
-
-class _PlacedTable(NamedTuple):
-    """A file, and what the names of its folders say of all of its rows, as label=cat."""
-
-    table: TableFile
-    constants: dict[str, str]
+PATH_NAMES = ("file_name",)
+"""Names of columns that are taken where one of them is there and none is named; the last ones hold paths."""
 
 
 class TableSource(ImageSource):
@@ -50,30 +45,32 @@ class TableSource(ImageSource):
         self._config = config
         self._root = existing(config.path)
         self._folder = self._root if self._root.is_dir() else self._root.parent
-        left_out = LeftOutFiles()
+        left_out, self._about_files = LeftOutFiles(), list[str]()
         self._parts = self._open(left_out)
         self._image = self._image_column()
         self._label = self._label_column()
         for part in self._parts:
             self._check(part)
-        self.num_images = sum(part.table.num_rows for part in self._parts)
+        self._parts = self._rows_of_split()
+        self.num_images = sum(part.num_rows for part in self._parts)
         if self.num_images == 0:
             raise DataError(f"{self._root} has no rows, so no images; nothing can be prepared from it")
         classes = self._read_classes()
         self.class_names, self._number_of = classes.names, classes.number_of
         self.left_out = left_out.summary()
-        self.remarks = (f"images from the column {self._image}, labels from {self._label or 'nowhere: one class'}",)
+        origin = f"images from the column {self._image}, labels from {self._label or 'nowhere: one class'}"
+        self.remarks = (origin, *self._about_files)
 
     def items(self, start: int) -> Iterator[Item]:
         position = 0
-        for table, constants in self._parts:
+        for part in self._parts:
             first = max(0, start - position)
-            position += table.num_rows
-            if first >= table.num_rows:
+            position += part.num_rows
+            if first >= part.num_rows:
                 continue
-            columns = [name for name in (self._image, self._label) if name and name not in constants]
-            for row, batch in table.rows(columns, first):
-                yield from self._items_of(table, constants, row, batch)
+            columns = [name for name in (self._image, self._label) if name and name not in part.constants]
+            for row, batch in part.table.rows(columns, part.first_row(first)):
+                yield from self._items_of(part, row, batch)
 
     def signature(self) -> str:
         config = self._config
@@ -82,7 +79,8 @@ class TableSource(ImageSource):
         files = files_signature([part.table.path for part in self._parts], self._folder)
         return files + (str(choices) if choices != usual else "")
 
-    def _items_of(self, table: TableFile, constants: dict[str, str], first: int, batch: Any) -> Iterator[Item]:
+    def _items_of(self, part: PlacedTable, first: int, batch: Any) -> Iterator[Item]:
+        table, constants, kept = part
         images = batch.column(self._image)
         if self._label is None:
             labels: Sequence[Any] = [None] * batch.num_rows
@@ -91,30 +89,48 @@ class TableSource(ImageSource):
         else:
             labels = batch.column(self._label).to_pylist()
         for offset, label in enumerate(labels):
+            if kept is not None and not kept[first + offset]:
+                continue
             yield Item(
                 f"{table.name} row {first + offset}",
                 0 if self._label is None else self._number_of[label],
                 lambda cell=images[offset]: content_of(cell, table.path.parent, self._folder),  # type: ignore[misc]
             )
 
-    def _open(self, left_out: LeftOutFiles) -> list[_PlacedTable]:
+    def _open(self, left_out: LeftOutFiles) -> list[PlacedTable]:
         arrow = isinstance(self._config, ArrowData)
         suffixes = ARROW_SUFFIXES if arrow else PARQUET_SUFFIXES
         files, others = files_of(self._root, suffixes)
         if not files:
             raise DataError(f"data.path {self._root} holds no files that end in {' or '.join(sorted(suffixes))}")
         inside = [file.relative_to(self._folder).parts for file in files]
-        kept = files_of_split(inside, self._config.split, str(self._root))
+        # A column may speak of splits where no name does.
+        named = [split for path in inside if (split := split_of_file(path)) is not None]
+        kept = files_of_split(inside, self._config.split if named else None, str(self._root))
+        self._split = None if named else self._config.split
+        if self._root.is_dir():
+            self._about_files += check_parts([inside[i] for i in kept], str(self._root), self._config.missing_parts)
+        else:
+            self._about_files += about_one_part(self._root.name)
         for file in others:
             names = file.relative_to(self._folder).parts
             if not (arrow and file.suffix == ".json"):
-                left_out.add(
-                    "hidden" if is_hidden(names) else f"no table ({file.suffix or 'no suffix'})", "/".join(names)
-                )
+                left_out.add(_why_left_out(file, names), "/".join(names))
         for index in sorted(set(range(len(files))) - set(kept)):
             left_out.add("of another split", "/".join(inside[index]))
         kind = ArrowTable if arrow else ParquetTable
-        return [_PlacedTable(kind(files[i], "/".join(inside[i])), _constants(inside[i])) for i in kept]
+        return [PlacedTable(kind(files[i], "/".join(inside[i])), _constants(inside[i])) for i in kept]
+
+    def _rows_of_split(self) -> list[PlacedTable]:
+        found = rows_of_split(self._parts, self._split, str(self._root))
+        if found is None and self._split is not None:
+            raise DataError(
+                f"{self._root} has no split {self._split}: neither the name of a file nor a column "
+                f"({', '.join(COLUMNS)}) speaks of splits; leave --split away"
+            )
+        parts, remarks = found or (self._parts, [])
+        self._about_files += remarks
+        return parts
 
     def _columns(self) -> dict[str, Any]:
         """Types by name, of the first file that has rows, with what folders say."""
@@ -133,6 +149,7 @@ class TableSource(ImageSource):
             candidates = [name for name in IMAGE_NAMES[:1] if name in columns]
             candidates = candidates or [name for name, kind in columns.items() if is_image_struct(kind)]
             candidates = candidates or [name for name in IMAGE_NAMES if name in columns]
+            candidates = candidates or [name for name in PATH_NAMES if name in columns]
         return self._only(candidates, "the images", wanted, "name it with --image-column (data.image_column)")
 
     def _label_column(self) -> str | None:
@@ -159,9 +176,9 @@ class TableSource(ImageSource):
             )
         return candidates[0]
 
-    def _check(self, part: _PlacedTable) -> None:
+    def _check(self, part: PlacedTable) -> None:
         """DataError unless the file has both columns, of types that can be used."""
-        table, constants = part
+        table, constants = part.table, part.constants
         if table.num_rows == 0:
             return
         for name in (self._image, self._label):
@@ -203,43 +220,58 @@ class TableSource(ImageSource):
             names = None
         return numbered(values, names=names, sparse=self._config.sparse_labels, locate=self._locate)
 
-    def _values_of(self, part: _PlacedTable, label: str) -> set[Any]:
+    def _values_of(self, part: PlacedTable, label: str) -> set[Any]:
         """The distinct labels of a file. DataError if a row has none."""
-        table, constants = part
+        path, constants = part.table.path, part.constants
         if label in constants:
             if constants[label] == HIVE_MISSING:
-                raise DataError(f"{table.path}: the label is missing in the name of its folder; take the folder away")
-            return {_hive_value(constants[label])} if table.num_rows else set()
+                raise DataError(f"{path}: the label is missing in the name of its folder; take the folder away")
+            self._check_folder(part, label)
+            return {_hive_value(constants[label])} if part.num_rows else set()
         values: set[Any] = set()
-        for first, batch in table.rows([label]):
-            column = _countable(batch.column(0))
+        for rows, column in part.values(label):
             distinct = set(pc.unique(column).to_pylist())
             if any(map(_is_missing, distinct)):
-                row = next(row for row, value in enumerate(column.to_pylist()) if _is_missing(value))
+                row = next(row for row, value in zip(rows, column.to_pylist(), strict=True) if _is_missing(value))
                 raise DataError(
-                    f"{table.path} row {first + row}: the label is missing in the column {label}; fill it in, leave "
+                    f"{path} row {row}: the label is missing in the column {label}; fill it in, leave "
                     "such rows out, or read all images as one class with --label-column none"
                 )
             values |= distinct
         return values
 
+    def _check_folder(self, part: PlacedTable, label: str) -> None:
+        """DataError if a column of the same name says something else than the folder does."""
+        if part.table.schema.get_field_index(label) < 0:
+            return
+        said = part.constants[label]
+        names = self._described_names(label)
+        for rows, column in part.values(label):
+            for row, value in zip(rows, column.to_pylist(), strict=True):
+                named = names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+                if value != _hive_value(said) and str(named) != unquote(said):
+                    raise DataError(
+                        f"{part.table.path} row {row}: the column {label} says {value}, the folder {label}={said}; "
+                        "rename one of them, or name another column with --label-column (data.label_column)"
+                    )
+
     def _locate(self, label: Any) -> str:
         """File and row of the first such label."""
-        for table, constants in self._parts:
-            if self._label in constants:
-                if _hive_value(constants[self._label]) == label:
-                    return str(table.path)
+        for part in self._parts:
+            if self._label is None or self._label in part.constants:
+                if self._label and _hive_value(part.constants[self._label]) == label:
+                    return str(part.table.path)
                 continue
-            for first, batch in table.rows([self._label] if self._label else []):
-                values = batch.column(0).to_pylist()
+            for rows, column in part.values(self._label):
+                values = column.to_pylist()
                 if label in values:
-                    return f"{table.path} row {first + values.index(label)}, column {self._label}"
+                    return f"{part.table.path} row {rows[values.index(label)]}, column {self._label}"
         return str(self._root)
 
     def _described_names(self, column: str) -> tuple[str, ...] | None:
         """What Hugging Face's description of the columns calls the classes. DataError if files disagree."""
         known: dict[tuple[str, ...], Path] = {}
-        for table, _ in self._parts:
+        for table in (part.table for part in self._parts):
             names = _class_names(_features(table), column)
             if names is not None:
                 known.setdefault(names, table.path)
@@ -269,6 +301,14 @@ def _class_names(features: Any, column: str) -> tuple[str, ...] | None:
     return tuple(names)
 
 
+def _why_left_out(file: Path, names: Sequence[str]) -> str:
+    if is_hidden(names):
+        return "hidden"
+    if file.suffix.lower() in SUFFIXES:
+        return "a picture beside tables, read only where a row names it"
+    return f"no table ({file.suffix or 'no suffix'})"
+
+
 def _can_label(kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string,
@@ -280,11 +320,6 @@ def _constants(names: Sequence[str]) -> dict[str, str]:
     """What partitioned folders say of all rows below, as label=cat."""
     pairs = (name.partition("=") for name in names[:-1])
     return {key: value for key, equals, value in pairs if equals}
-
-
-def _countable(column: Any) -> Any:
-    """Arrow has no distinct values of half precision."""
-    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _is_missing(label: Any) -> bool:

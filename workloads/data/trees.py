@@ -1,12 +1,13 @@
 """Files by relative path, in a folder, a zip or tars; which of them are pictures, and which are not data at all."""
 
+import json
 import os
 import stat
 import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -31,7 +32,11 @@ LEFTOVERS = {
     "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r",
 }  # fmt: skip
 UNFINISHED = {".bak", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart", ".orig", ".old"}
+PACKED = {".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 HEAD_BYTES = 32
+ZIP_END_BYTES = 22 + 2**16
+"""In which the last record of a zip lies, with the comment behind it."""
+
 DESCRIPTION = "dataset.json"
 """Where the trees of StyleGAN and EDM keep the labels."""
 
@@ -56,8 +61,8 @@ class Tree(ABC):
         """Its first bytes; none if it cannot be read."""
 
     @abstractmethod
-    def signature(self) -> str:
-        """Changes when a file does; looks at names, sizes and times only."""
+    def signature(self, used: Sequence[Parts] = ()) -> str:
+        """Changes when a picture does, or another file that is used; looks at names, sizes and times only."""
 
     def name(self, path: Parts) -> str:
         """What messages call it."""
@@ -82,12 +87,16 @@ class Tree(ABC):
             else:
                 self.others.append(path)
 
-    def leave_out_others(self, used: Sequence[str] = ()) -> None:
-        """Note what is no picture and, by its suffix, of no other use."""
+    def leave_out_others(self, used: Collection[Parts] = ()) -> None:
+        """Note what is no picture and was not used either."""
+        used = set(used)
         for path in self.others:
-            suffix = PurePosixPath(path[-1]).suffix.lower()
-            if suffix not in used:
-                self.left_out.add(f"no picture ({suffix or 'no suffix'})", self.name(path))
+            if path not in used:
+                suffix = PurePosixPath(path[-1]).suffix.lower()
+                reason = (
+                    "an archive within, not unpacked" if suffix in PACKED else f"no picture ({suffix or 'no suffix'})"
+                )
+                self.left_out.add(reason, self.name(path))
 
 
 def ignored(name: str) -> str | None:
@@ -114,9 +123,8 @@ class DirectoryTree(Tree):
         except OSError:
             return b""
 
-    def signature(self) -> str:
-        # As it was when only pictures in class folders were looked at: unchanged data are prepared once.
-        return files_signature([self.place.joinpath(*path) for path in self.pictures], self.place)
+    def signature(self, used: Sequence[Parts] = ()) -> str:
+        return files_signature([self.place.joinpath(*path) for path in (*self.pictures, *used)], self.place)
 
     def _walk(self) -> list[Parts]:
         found: list[Parts] = []
@@ -178,10 +186,13 @@ class ArchiveTree(Tree):
         self._archives = archives
         self._places: dict[Parts, tuple[int, Any]] = {}
         """Number of the archive and place in it, by path; the archive's name comes first where there are several."""
+        names = [archive.name for archive in archives]
+        if len(set(names)) < len(names):
+            names = [str(archive.relative_to(place)) for archive in archives]
         for number, archive in enumerate(archives):
             require_file(archive, "an archive")
             for name, where, is_file in self._members(number):
-                self._note((archive.name,) * (len(archives) > 1), name, (number, where), is_file)
+                self._note((names[number],) * (len(archives) > 1), name, (number, where), is_file)
         self._sort_in(list(self._places))
 
     @abstractmethod
@@ -194,7 +205,7 @@ class ArchiveTree(Tree):
     def inside(self, path: Parts) -> Parts:
         return path[1:] if len(self._archives) > 1 else path
 
-    def signature(self) -> str:
+    def signature(self, used: Sequence[Parts] = ()) -> str:  # noqa: ARG002
         root = self.place if self.place.is_dir() else self.place.parent
         return files_signature(list(self._archives), root)
 
@@ -207,6 +218,11 @@ class ArchiveTree(Tree):
         elif not inside:
             return
         elif is_file:
+            if path in self._places:
+                raise DataError(
+                    f"{self._archives[where[0]]} holds {printable('/'.join(inside))} twice, and only one can be meant; "
+                    "make the archive anew, each file once"
+                )
             self._places[path] = where
             self.folders.update(inside[:depth] for depth in range(1, len(inside)))
         elif name.endswith("/"):
@@ -224,6 +240,9 @@ class ZipTree(ArchiveTree):
             self._zip = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             raise DataError(f"{file} is no zip, or a damaged one ({error}); get it again") from None
+        listed, counted = len(self._zip.infolist()), _counted_entries(file)
+        if counted not in {None, listed % 2**16}:
+            raise DataError(f"{file} is damaged: it counts {counted} files and lists {listed}; get it again")
         return [(info.filename, info, not info.is_dir()) for info in self._zip.infolist()]
 
     def read(self, path: Parts) -> bytes:
@@ -244,6 +263,23 @@ class ZipTree(ArchiveTree):
             return b""
 
 
+def _counted_entries(file: Path) -> int | None:
+    """How many files the last record of a zip counts, modulo 2**16; None where another record does."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - ZIP_END_BYTES))
+        tail = opened.read()
+    last = tail[tail.rfind(b"PK\5\6") :]
+    count = int.from_bytes(last[10:12], "little")
+    return None if count == 2**16 - 1 else count
+
+
+def _only_zeros(file: IO[bytes], start: int) -> bool:
+    """Whether there is a block of zeros from a place on, and nothing else behind."""
+    file.seek(start)
+    first = file.read(tarfile.BLOCKSIZE)
+    return len(first) == tarfile.BLOCKSIZE and not any(map(any, (first, *iter(lambda: file.read(2**20), b""))))
+
+
 class TarTree(ArchiveTree):
     """One or several uncompressed tars."""
 
@@ -258,13 +294,15 @@ class TarTree(ArchiveTree):
                 for member in opened:
                     place = (member.offset_data, member.size)
                     found.append((member.name + "/" * member.isdir(), place, member.isreg()))
+                # The library takes a damaged header for the end.
+                is_whole = _only_zeros(self._files[-1], opened.offset)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DataError(
                 f"{file} is no uncompressed tar, or a damaged one ({error}); unpack it or get it again"
             ) from None
-        size = file.stat().st_size
-        if any(start + length > size for _, (start, length), is_file in found if is_file):
-            raise DataError(f"{file} is cut short: its last file does not end in it; get it again")
+        if not is_whole:
+            last = f"behind {printable(found[-1][0])}" if found else "at its start"
+            raise DataError(f"{file} is cut short or damaged {last}, where the tar should go on or end; get it again")
         return found
 
     def read(self, path: Parts) -> bytes:
@@ -278,6 +316,19 @@ class TarTree(ArchiveTree):
         if whole and length > limit:
             raise BadPictureError("too large to decode", f"{length:,} bytes")
         return os.pread(self._files[archive].fileno(), min(length, limit), start)
+
+
+def described_labels(tree: Tree) -> dict[str, Any] | None:
+    """Labels by path as the dataset.json of a tree has them; None if it gives none. DataError if it is none."""
+    file = (DESCRIPTION,)
+    try:
+        labels = json.loads(tree.read(file))["labels"]
+        return None if labels is None else {str(path): label for path, label in labels}
+    except (ValueError, TypeError, KeyError, BadPictureError, RecursionError) as error:
+        raise DataError(
+            f"{tree.place_of(file)} is not the description of a data set ({error}); it should be "
+            '{"labels": [[path, label], ...]}; take it away to go by folders'
+        ) from None
 
 
 def files_signature(files: Sequence[Path], root: Path) -> str:

@@ -1,14 +1,16 @@
 """Features of a set of images, and the cached statistics of a reference set, through torch-fidelity."""
 
 import contextlib
-from collections.abc import Callable
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch_fidelity.metric_fid import fid_features_to_statistics
@@ -20,6 +22,9 @@ from workloads.errors import DataError
 from workloads.evaluation.extractors import Extractor
 from workloads.files import clear_storage_errors, new_file
 from workloads.locks import locked
+from workloads.sealed import CHECKSUM
+
+logger = logging.getLogger(__name__)
 
 # Axes: N images, B batch, C channels, H height, W width, D features.
 
@@ -203,15 +208,35 @@ def _computed_once(path: Path, compute: Callable[[], dict[str, np.ndarray]]) -> 
         if cached is None:
             cached = compute()
             with new_file(path) as scratch:
-                safetensors.numpy.save_file(cached, scratch)
+                safetensors.numpy.save_file(cached, scratch, {CHECKSUM: _digest(cached)})
     return cached
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """None if there is no whole file."""
+    """None if there is no whole file; a damaged one is named, and computed again."""
     try:
-        found: dict[str, np.ndarray] = safetensors.numpy.load_file(path)
-    except (FileNotFoundError, SafetensorError):
+        with safe_open(path, framework="np") as opened:
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            checksum = (opened.metadata() or {}).get(CHECKSUM)
+        # Earlier versions wrote no checksum.
+        is_whole = checksum == _digest(found) if checksum else all(map(_is_finite, found.values()))
+    except FileNotFoundError:
         return None
-    # What a flipped bit has made infinite is computed again.
-    return found if all(np.isfinite(array).all() for array in found.values()) else None
+    except SafetensorError:
+        is_whole = False
+    if not is_whole:
+        logger.warning("%s is damaged and is computed again", path)
+    return found if is_whole else None
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array).all())
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 (hex) of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,8 +1,11 @@
 """Generated images on disk: one .npy per batch, whole or absent, and a data set over them."""
 
 import errno
+import hashlib
 import io
+import logging
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -16,11 +19,21 @@ from workloads.evaluation.features import ImageSet, to_rgb
 from workloads.evaluation.generate import batch_indices
 from workloads.files import clear_storage_errors, new_file
 
+logger = logging.getLogger(__name__)
+
 # Axes: B batch, C channels, H height, W width.
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+_WHOLE: set[tuple[Path, int, int]] = set()
+"""Files that this process has found whole, as they were then; a score asks for each several times."""
 
 
 class SampleStore:
-    """batch_00000.npy, batch_00001.npy, ...: uint8 (B, C, H, W), the batches of a protocol."""
+    """batch_00000.npy, batch_00001.npy, ...: uint8 (B, C, H, W), the batches of a protocol.
+
+    Behind the array, where NumPy does not look, lies the SHA-256 of all before it; earlier versions wrote none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,26 +49,36 @@ class SampleStore:
             raise DataError(f"samples are {array.dtype} of shape {array.shape}; they must be uint8 (B, C, H, W)")
         buffer = io.BytesIO()  # writing an array straight to a file hides why it failed
         np.save(buffer, array, allow_pickle=False)
+        buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
         with new_file(self.file(batch_index)) as scratch:
             scratch.write_bytes(buffer.getbuffer())
 
     def read(self, batch_index: int) -> np.ndarray | None:
-        """A batch mapped into memory: uint8 (B, C, H, W). None if it is absent, cut short or no such array."""
+        """A batch mapped into memory: uint8 (B, C, H, W). None if it is absent or damaged."""
+        file = self.file(batch_index)
         try:
-            array = np.load(self.file(batch_index), mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):  # damaged
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            return np.asarray(array) if _is_whole(file, array) else None
+        # What NumPy raises where no shape stands.
+        except (ValueError, TypeError, KeyError, OverflowError, SyntaxError, TokenError, EOFError):
             return None
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.EINVAL}:
                 raise
             return None
-        return array if array.dtype == np.uint8 and array.ndim == 4 and array.shape[1] in {1, 3} else None
+
+    def damaged(self) -> list[Path]:
+        """Batches that are not as they were written."""
+        indices = [int(file.stem.removeprefix("batch_")) for file in sorted(self.path.glob("batch_[0-9]*.npy"))]
+        return [self.file(index) for index in indices if self.read(index) is None]
 
     def missing(self, protocol: ProtocolConfig) -> list[int]:
         """Batches of the protocol that must be generated (again): absent, damaged, or of another size."""
         absent, shape_CHW = [], None
         for batch_index, indices in enumerate(batch_indices(protocol)):
             array = self.read(batch_index)
+            if array is None and self.file(batch_index).exists():
+                logger.warning("%s is damaged; these samples are drawn again", self.file(batch_index))
             if array is None or len(array) != len(indices):
                 absent.append(batch_index)
             elif shape_CHW is None:
@@ -67,6 +90,24 @@ class SampleStore:
     def images(self, protocol: ProtocolConfig) -> "SampleImages":
         """The protocol's images, in order. Raises DataError naming the first batch that is missing."""
         return SampleImages(self, protocol)
+
+
+def _is_whole(file: Path, array: np.memmap) -> bool:
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in {1, 3}:
+        return False
+    stat = file.stat()
+    stamp = (file.absolute(), stat.st_mtime_ns, stat.st_size)
+    if stamp in _WHOLE:
+        return True
+    content = np.memmap(file, np.uint8, "r")
+    num_behind = len(content) - array.offset - array.nbytes
+    if num_behind not in {0, DIGEST_BYTES}:
+        return False
+    before, digest = content[: len(content) - num_behind], content[len(content) - num_behind :].tobytes()
+    if digest and hashlib.sha256(before.data).digest() != digest:
+        return False
+    _WHOLE.add(stamp)
+    return True
 
 
 class SampleImages(Dataset[Tensor]):

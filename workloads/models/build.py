@@ -16,15 +16,6 @@ from workloads.models.dit import DiT
 from workloads.models.iunet import IUNet2DModel
 from workloads.models.mixer import InceptionMixerBlock
 
-MAX_PARAMETERS = 1e12
-"""More than any machine holds; told before anything is asked of torch, whose numbers of elements end there."""
-
-MAX_TOKENS = 2**18
-"""Their positions are worked out, in memory, even where a network is only planned."""
-
-MAX_BLOCKS = 400
-"""Several times the deepest network published; each takes a moment to build, even where it takes no memory."""
-
 
 def build_model(config: AnyModel, *, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
     """A network with fresh weights; call it as model(x_BCHW, t_B, class_labels=labels_B).sample.
@@ -32,14 +23,10 @@ def build_model(config: AnyModel, *, channels: int, image_size: int, num_classes
     With classes, label num_classes means "no class". Raises ConfigError if image_size does not suit the architecture,
     or if it is larger than any machine.
     """
-    if config.num_blocks_about > MAX_BLOCKS:
-        raise ConfigError(f"model would have {config.num_blocks_about:,} blocks; at most {MAX_BLOCKS} are built")
-    about = config.num_parameters_about(image_size)
-    if about > MAX_PARAMETERS:
-        raise ConfigError(
-            f"model would have about {about:.2g} parameters, at images of {image_size} x {image_size}; at most "
-            f"{MAX_PARAMETERS:.0e} are built, make it smaller"
-        )
+    try:
+        config.check_size(image_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return BUILDERS[type(config)](config, channels, image_size, num_classes)
 
 
@@ -66,15 +53,6 @@ def _build_iunet(config: IUNetConfig, channels: int, image_size: int, num_classe
 
 
 def _build_dit(config: DiTConfig, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
-    if (num_tokens := (image_size // config.patch_size) ** 2) > MAX_TOKENS:
-        raise ConfigError(
-            f"images of {image_size} x {image_size} are {num_tokens:,} tokens at model.patch_size {config.patch_size}; "
-            f"at most {MAX_TOKENS:,} are attended to, make patches larger or images smaller"
-        )
-    if image_size % config.patch_size:
-        raise ConfigError(
-            f"image_size {image_size} is not a multiple of model.patch_size {config.patch_size}; change one of them"
-        )
     return DiT(
         sample_size=image_size,
         in_channels=channels,
@@ -104,14 +82,7 @@ def _shared_arguments(
     What is not named here, UNet2DModel does as latent-diffusion does: GroupNorm with eps 1e-5 and SiLU, convolutions
     for down- and upsampling, time embedding cos before sin, four times the base width and added in each ResBlock.
     """
-    num_levels = len(config.channel_mult)
-    if image_size % 2 ** (num_levels - 1):
-        raise ConfigError(
-            f"image_size {image_size} cannot be halved {num_levels - 1} times, as the {num_levels} levels of "
-            f"model.channel_mult {list(config.channel_mult)} need; use a multiple of {2 ** (num_levels - 1)} "
-            "or fewer levels"
-        )
-    levels = range(num_levels)
+    levels = range(len(config.channel_mult))
     return {
         "sample_size": image_size,
         "in_channels": channels,
@@ -148,6 +119,9 @@ def _zero_last_layers(model: nn.Module) -> None:
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file save_pretrained writes weights to."""
 
+NETWORK = "config.json"
+"""And the one it writes the architecture to."""
+
 CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DModel, "DiT": DiT}
 """By the name save_pretrained writes into config.json."""
 
@@ -170,4 +144,4 @@ def new_model(path: Path) -> ModelMixin:
 
 
 def _class_of(path: Path) -> Any:
-    return CLASSES[json.loads((path / "config.json").read_text())["_class_name"]]
+    return CLASSES[json.loads((path / NETWORK).read_text())["_class_name"]]

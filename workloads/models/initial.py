@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from workloads.config.job import InitialConversion, InitialWeights
 from workloads.config.models import AnyModel, DiTConfig
+from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
-from workloads.models.build import WEIGHTS, build_model
+from workloads.models.build import NETWORK, WEIGHTS, build_model
 from workloads.models.conversion import convert
 from workloads.models.dit import DIFFUSERS_CLASS, DiT, diffusers_names, diffusers_projections, from_diffusers
 from workloads.models.growth import is_remix
@@ -21,6 +22,7 @@ from workloads.models.remix import REMIX_WEIGHTS
 from workloads.models.state_dicts import StateDict, find_state_dict
 from workloads.models.weights_file import INDEX, is_pickle, open_weights, refuse_one_part, weights_sha256
 from workloads.places import EnsembleDir, JobDir, RunDir
+from workloads.training.result import completed
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +71,18 @@ def resolve_initial(path: Path, conversion: InitialConversion | None = None) -> 
     except OSError as error:
         raise ConfigError(f"initial_weights {path} cannot be read ({error.strerror}); give another path") from None
     refuse_one_part(file)
+    _refuse_damaged(file)
     sha256 = weights_sha256(file)
     return InitialWeights(path=file.absolute(), sha256=sha256, conversion=conversion or InitialConversion())
+
+
+def _refuse_damaged(file: Path) -> None:
+    """DamagedFileError if the file is an expert's of a job or a run of ours, and not as it was trained."""
+    home = file.parent.parent
+    if EnsembleDir(home).index.is_file():
+        Ensemble.load(home).verify()
+    elif JobDir(home).description.is_file():
+        completed(home)
 
 
 def _file_of(path: Path) -> Path:
@@ -199,7 +211,7 @@ def _check_shapes(file: Path, weights: Mapping[str, Tensor], ours: Mapping[str, 
 
 def _saved_config(file: Path) -> dict[str, Any]:
     """The config beside the weights, if there is one."""
-    config = file.with_name("config.json")
+    config = file.with_name(NETWORK)
     if not config.is_file():
         return {}
     try:

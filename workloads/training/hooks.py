@@ -11,7 +11,6 @@ from torch import Tensor
 from workloads.checkpoint import CheckpointFolder
 from workloads.data.stream import BatchStream
 from workloads.errors import RememeError
-from workloads.files import clear_storage_errors
 from workloads.training.records import TrainingRecord, append_record
 from workloads.training.result import TrainingStopped
 from workloads.training.state import State
@@ -73,8 +72,7 @@ class RecordHook:
         self._losses.clear()
         self._from_images, self._from_s, self._waited_s = state.images_seen, now_s, self._stream.waited_s
         self._before_write()
-        with clear_storage_errors(self._file):
-            append_record(self._file, record)
+        append_record(self._file, record)
         self._report(record)
 
     def _diverged(self, state: State) -> TrainingDivergedError:

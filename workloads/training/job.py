@@ -1,7 +1,6 @@
 """Train one job from start to finish; run again, it goes on from its last checkpoint."""
 
 import gc
-import json
 import math
 import resource
 import uuid
@@ -22,7 +21,9 @@ from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError, TakenOverError
 from workloads.files import remove_unfinished, sha256_file, write_text
 from workloads.locks import try_lock
+from workloads.models.build import NETWORK
 from workloads.places import JobDir
+from workloads.sealed import write_json
 from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
 from workloads.training.loop import Hook, train
@@ -222,6 +223,8 @@ class _Training:
         curve = self._loss_by_timestep()
         self._insist()
         weights = self._state.save(self._place.path)
+        write_json(self._place.description, self._job.model_dump(mode="json"))
+        beside = (self._place.description, weights.with_name(NETWORK))
         records = read_records(self._place.records)
         spans = pairwise([0, *(record.images_seen for record in records)])
         result = JobResult(
@@ -233,10 +236,10 @@ class _Training:
             weights_file=str(weights.relative_to(self._place.path)),
             weights_sha256=sha256_file(weights),
             loss_by_timestep=curve,
+            files_sha256={str(file.relative_to(self._place.path)): sha256_file(file) for file in beside},
         )
         self._insist()
-        write_text(self._place.description, self._job.model_dump_json(indent=2))
-        write_text(self._place.result, json.dumps(asdict(result), indent=2))
+        write_json(self._place.result, asdict(result))
         # Last: a process killed before the result is written still has them.
         self._checkpoints.clear()
 

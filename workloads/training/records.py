@@ -1,15 +1,12 @@
 """What training reports while it runs."""
 
-import json
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-_log = logging.getLogger(__name__)
+from workloads.sealed import append_line, read_lines, write_lines
 
 
 @dataclass(frozen=True)
@@ -31,36 +28,18 @@ _RECORD = TypeAdapter(TrainingRecord)
 
 
 def read_records(path: Path) -> list[TrainingRecord]:
-    """The records of a .jsonl file; a last line cut short by a crash is left out; a damaged one too, with a warning.
+    """The records of a .jsonl file; what a crash has cut short or what is damaged is left out.
 
     They are for people to look at: nothing that is trained depends on them.
     """
-    if not path.exists():
-        return []
-    records, damaged = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            try:
-                records.append(_RECORD.validate_json(line))
-            except ValidationError:
-                damaged += 1
-    if damaged:
-        _warn(path, damaged)
-    return records
-
-
-@cache
-def _warn(path: Path, damaged: int) -> None:
-    """Once, for a file that grows is read again and again."""
-    _log.warning("%s has %d damaged lines, which are left out of the curves", path, damaged)
+    return read_lines(path, _RECORD.validate_python)
 
 
 def write_records(path: Path, records: Iterable[TrainingRecord]) -> None:
-    """Replace the file."""
-    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    """Replace the file in one step. StorageError when the disk is full."""
+    write_lines(path, map(asdict, records))
 
 
 def append_record(path: Path, record: TrainingRecord) -> None:
-    """Add one line."""
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    """Add one line. StorageError when the disk is full."""
+    append_line(path, asdict(record))

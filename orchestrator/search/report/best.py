@@ -1,5 +1,7 @@
 """What the best configurations are: their samples, and which expert owns which timesteps."""
 
+import logging
+
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.report import words
 from orchestrator.search.report.pictures import Picture, data_uri, picture_of
@@ -7,7 +9,10 @@ from orchestrator.search.report.standing import Standing
 from orchestrator.search.study.options import FULL, QUICK
 from orchestrator.search.study.trial import metric_name
 from workloads.analysis.curves import newest_curve
+from workloads.analysis.grid import is_whole_png
 from workloads.analysis.study_figures import Strip, boundary_figure
+
+logger = logging.getLogger(__name__)
 
 NUM_STRIPS, NUM_GRIDS = 10, 3
 GRID_WIDTH_PX = 640
@@ -30,7 +35,10 @@ def _grids(standing: Standing, runs: RunsDir, name: str) -> list[Picture]:
         own = [run.grid] if name == FULL else run.path.glob(run.other_grid("*", rung.protocol_hash).name)
         for file in [file for file in own if file.exists()][:1]:
             caption = f"{metric_name(rung)} {words.score(rung)}; {standing.one_line(trial)}"
-            found.append(Picture(data_uri(file.read_bytes()), GRID_WIDTH_PX, f"#{trial.number}", caption))
+            if is_whole_png(content := file.read_bytes()):
+                found.append(Picture(data_uri(content), GRID_WIDTH_PX, f"#{trial.number}", caption))
+            else:
+                logger.warning("%s is damaged and is left out; rememe evaluate %s draws it again", file, run.path)
     return found
 
 

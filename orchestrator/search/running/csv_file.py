@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.search.space.points import shown
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial, metric_name, ranked
+from workloads.files import new_file
 
 EXACT = 17
 """Significant digits that keep every bit of a number."""
@@ -16,7 +17,7 @@ def write_csv(file: Path, study: Study, trials: Sequence[Trial]) -> None:
     """One line per configuration, best first, failed ones last."""
     rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
     best = ranked(trials, study.ladder.rungs)
-    with file.open("w", newline="") as target:
+    with new_file(file) as scratch, scratch.open("w", newline="") as target:
         writer = csv.writer(target)
         scores = [part for name in rungs for part in (name, f"{name}_stderr")]
         writer.writerow(["number", "state", "run", *scores, "score_name", "protocol_hash", *study.space, "error"])

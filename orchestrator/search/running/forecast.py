@@ -1,6 +1,5 @@
 """From an earlier study's networks to proposals for the next: what their losses by timestep say is best."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from workloads.analysis.curves import LossCurve, newest_curve
 from workloads.config import RunConfig
 from workloads.config.job import expert_job
 from workloads.errors import ConfigError
+from workloads.sealed import read_json
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _cost(job: UsedJob, jobs: Iterable[UsedJob]) -> Architecture:
 
 def _model(runs: RunsDir, key: str) -> Mapping[str, Any]:
     """The architecture's description as its training left it."""
-    raw = json.loads(runs.job(key).description.read_text())
-    model: Mapping[str, Any] = expert_job(raw).model.model_dump(mode="json")
+    job = read_json(runs.job(key).description, expert_job, f"remove {runs.job(key).path} to train it again")
+    model: Mapping[str, Any] = job.model.model_dump(mode="json")
     return model
 
 

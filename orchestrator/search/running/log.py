@@ -11,7 +11,7 @@ from orchestrator.search.study.trial import Trial, factor_saved, metric_name
 from orchestrator.search.study.trial_plans import PlansOf
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
-from orchestrator.tracking.names import STUDY_TAG
+from orchestrator.tracking.names import PROTOCOL_TAG, SCORE_TAG, STUDY_TAG, TRUST_TAG
 from orchestrator.tracking.notes import RunStatus
 from orchestrator.tracking.tracker import Tracker
 from workloads.training.records import read_records
@@ -88,6 +88,10 @@ class StudyLog:
         hashes |= {
             f"rememe.trustworthy.{rung.name}": f"no: {'; '.join(rung.doubts)}" for rung in trial.rungs if rung.doubts
         }
+        last = trial.rung(self._study.ladder.target)
+        if last is not None:
+            tags |= {SCORE_TAG: metric_name(last), PROTOCOL_TAG: last.name}
+            tags[TRUST_TAG] = f"no: {'; '.join(last.doubts)}" if last.doubts else "yes"
         run.set_tags(tags | hashes | ({"rememe.error": trial.error} if trial.error else {}))
         run.finish(RUN_STATUS[trial.state])
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -229,8 +230,9 @@ class _ProgressFile:
             return
         self._written_s = time.monotonic()
         total = sum(job.job.training.images for job in self._work.plan.jobs)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(f"{state.value} {sum(self._images.values()) / total:.0%}")
+        with suppress(OSError):  # words for a display: a full disk is told by what must be kept
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(f"{state.value} {sum(self._images.values()) / total:.0%}")
 
 
 def _per_interval(curves: Sequence[LossCurve], num_intervals: int) -> list[LossCurve]:

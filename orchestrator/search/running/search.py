@@ -16,6 +16,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.runs.configuration import open_storage
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import STUDY_KIND, StatusFile
+from orchestrator.runs.surroundings import open_for_results
 from orchestrator.search.running.csv_file import write_csv
 from orchestrator.search.running.display import StudyDisplay, print_study
 from orchestrator.search.running.driver import Driver
@@ -36,8 +37,9 @@ from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.storage import Storage
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.config import RunConfig
+from workloads.config.load import validate
 from workloads.errors import ConfigError, RememeError, StorageError, TakenOverError
-from workloads.evaluation.extractors import check_extractor
+from workloads.pipeline import check_score
 from workloads.places import RunDir
 
 logger = logging.getLogger(__name__)
@@ -66,11 +68,11 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
 
     A configuration that fails is reported and the study goes on, until more than max_failures have.
     """
-    runs = RunsDir(runs_dir)
-    ledger = Ledger(runs, study.name)
     configurations = Configurations(study)
     # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
+    runs = open_for_results(runs_dir)
+    ledger = Ledger(runs, study.name)
     storage = _open(study, configurations.first()[1], runs, options)
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
@@ -129,7 +131,10 @@ def _prepare(
     """Everything that can be found wrong before Ray starts, and what an earlier study forecasts if one is named."""
     study = configurations.study
     config = configurations.seeded(configurations.first()[0], 0)[0]
-    check_extractor(config.evaluation)
+    check_score(config)
+    if study.ladder.quick is not None:
+        quick = study.quick_protocol(config).model_dump(mode="json")
+        check_score(validate(RunConfig, config.model_dump(mode="json") | {"evaluation": quick}))
     if options.store_uri is not None:
         RemoteFiles(options.store_uri).check()
     prepare_reference_of(config, runs)

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.search.space.context import Context
 from orchestrator.search.space.points import Values
 from orchestrator.search.space.sources import NumberSource
-from workloads.config.base import StrictConfig
+from workloads.config.base import Real, StrictConfig, Whole
 
 
 def _check_json(options: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -40,7 +40,7 @@ class Choice(StrictConfig):
 class Uniform(StrictConfig):
     """A real number between two."""
 
-    uniform: tuple[FiniteFloat, FiniteFloat]
+    uniform: tuple[Real, Real]
 
     @model_validator(mode="after")
     def _check(self) -> "Uniform":
@@ -57,7 +57,7 @@ class Uniform(StrictConfig):
 class LogUniform(StrictConfig):
     """A real number between two, its logarithm uniform."""
 
-    log_uniform: tuple[Annotated[FiniteFloat, Field(gt=0)], Annotated[FiniteFloat, Field(gt=0)]]
+    log_uniform: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]]
 
     @model_validator(mode="after")
     def _check(self) -> "LogUniform":
@@ -74,7 +74,7 @@ class LogUniform(StrictConfig):
 class Int(StrictConfig):
     """A whole number between two, both included."""
 
-    int: tuple[int, int]
+    int: tuple[Whole, Whole]
 
     @model_validator(mode="after")
     def _check(self) -> "Int":

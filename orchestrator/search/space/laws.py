@@ -5,19 +5,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.search.space.context import Context
 from orchestrator.search.space.fields import Options
 from orchestrator.search.space.points import Values
 from orchestrator.search.space.sources import NumberSource
-from workloads.config.base import StrictConfig
+from workloads.config.base import Flag, StrictConfig, Whole
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.explain import suggest
 from workloads.config.intervals import check_cuts, uniform_cuts
 from workloads.errors import ConfigError
 
 Option = TypeVar("Option")
+
+Positive = Annotated[Whole, Field(ge=1)]
 
 LAWS = ("free", "equal_t", "equal_log_snr")
 
@@ -26,7 +28,7 @@ class Each(StrictConfig):
     """For a path with `*`: one of several values for each element, for instance split ratios for each expert."""
 
     each: Options
-    monotone: bool = False
+    monotone: Flag = False
     """Never fall back to an earlier value as the index rises (MEME's design rule: attention rises with t)."""
 
     def draw(self, source: NumberSource, path: str, context: Context) -> Values:
@@ -57,17 +59,17 @@ def _listed(raw: Any) -> Any:
 class BoundariesLaw(StrictConfig):
     """By a law, on multiples of a step so that configurations share experts; or from a list."""
 
-    num_experts: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed)] = ()
+    num_experts: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = ()
     """Number of intervals, or several of which one is drawn."""
 
     law: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("free",)
     """free: every set of cuts equally likely; equal_t: intervals of equal length; equal_log_snr: intervals over each of
     which log(abar / (1 - abar)) falls equally far. Several: one is drawn."""
 
-    step: PositiveInt = 50
+    step: Positive = 50
     """Cuts are multiples of it, in timesteps."""
 
-    cuts: tuple[tuple[int, ...], ...] = ()
+    cuts: tuple[tuple[Whole, ...], ...] = ()
     """Instead of a law: the sets of cuts to choose from."""
 
     @model_validator(mode="after")

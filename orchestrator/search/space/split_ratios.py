@@ -13,7 +13,7 @@ from orchestrator.search.space.context import Context
 from orchestrator.search.space.laws import draw_rising
 from orchestrator.search.space.points import Values
 from orchestrator.search.space.sources import NumberSource
-from workloads.config.base import StrictConfig
+from workloads.config.base import Flag, StrictConfig
 from workloads.config.load import validate
 from workloads.config.models import IUNetConfig, Share
 from workloads.errors import ConfigError
@@ -30,10 +30,10 @@ class SplitRatiosLaw(StrictConfig):
     at_most: Share | None = None
     """Largest share; None: the largest below 1."""
 
-    monotone: bool = False
+    monotone: Flag = False
     """At each level, shares do not fall as the expert index rises (MEME's design rule)."""
 
-    same_for_all_levels: bool = False
+    same_for_all_levels: Flag = False
     """One share for all levels of a network."""
 
     @model_validator(mode="after")

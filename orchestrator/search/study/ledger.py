@@ -10,15 +10,16 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.trial import Trial
-from workloads.errors import ConfigError
+from workloads.errors import ConfigError, DamagedFileError
 from workloads.files import write_text
 from workloads.locks import try_lock
+from workloads.sealed import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,12 @@ class Ledger:
     def description(self) -> dict[str, Any] | None:
         """What the study was when it began; None if it has not."""
         file = self.dir.description_file
-        try:
-            described: dict[str, Any] = json.loads(file.read_text())
-        except FileNotFoundError:
+        if not file.exists():
+            if self.dir.trial_files():
+                # Their scores might be another study's.
+                raise ConfigError(f"{file} is missing, and configurations are there; {self._way_out()}")
             return None
-        except ValueError:
-            raise ConfigError(f"{file} is damaged; remove it and run the same command again") from None
-        return described
+        return read_json(file, dict, self._way_out())
 
     def require_same(self, description: Mapping[str, Any]) -> None:
         """Raise ConfigError that says what changed, unless the study on disk is this one (or there is none)."""
@@ -59,13 +59,12 @@ class Ledger:
             listed.append(f"and {len(changed) - MAX_CHANGES} more")
         raise ConfigError(
             f"study {self.name} was begun with another description: {'; '.join(listed)}. "
-            f"Scores of both cannot share a table; go on under a new name: name={self._new_name()} "
-            "(experts that did not change are reused)"
+            f"Scores of both cannot share a table; {self._way_out()}"
         )
 
     def begin(self, description: Mapping[str, Any]) -> None:
         """Keep the description, and forget what Tune kept of an earlier call."""
-        write_text(self.dir.description_file, json.dumps(description, indent=2))
+        write_json(self.dir.description_file, description)
         shutil.rmtree(self.dir.tune_dir, ignore_errors=True)
         # Left by a call that was stopped.
         self.dir.stop_file.unlink(missing_ok=True)
@@ -78,7 +77,7 @@ class Ledger:
             who = owner.read_text() if owner.exists() else "another process"
             raise ConfigError(f"study {self.name} is being run by {who}; wait for it, stop it, or give this one a name")
         try:
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
             yield
         finally:
             owner.unlink(missing_ok=True)
@@ -89,23 +88,37 @@ class Ledger:
         found = []
         for file in self.dir.trial_files():
             try:
-                found.append(Trial.model_validate_json(file.read_text()))
-            except (ValidationError, UnicodeDecodeError):
+                found.append(read_trial(file))
+            except DamagedFileError as error:
                 # Kept, not deleted: what it cost may be worth a look.
                 aside = file.with_suffix(".damaged")
                 file.replace(aside)
-                logger.warning("%s is damaged and was moved to %s; what was trained for it is reused", file, aside.name)
+                logger.warning("%s. It was moved to %s", error, aside.name)
         return found
 
     def write(self, trial: Trial) -> None:
         """Replace the configuration's file in one step."""
-        write_text(self.dir.trial_file(trial.number), trial.model_dump_json(indent=2))
+        write_json(self.dir.trial_file(trial.number), trial.model_dump(mode="json"))
 
-    def _new_name(self) -> str:
+    def _way_out(self) -> str:
         number = 2
         while self._runs.study(f"{self.name}-{number}").path.exists():
             number += 1
-        return f"{self.name}-{number}"
+        return f"go on under a new name: name={self.name}-{number} (experts that did not change are reused)"
+
+
+def read_trial(file: Path) -> Trial:
+    """One configuration. DamagedFileError if it is not as it was written, or lies under another's number."""
+    return read_json(
+        file, partial(_trial_of, int(file.stem)), "its point is drawn again, and what was trained for it reused"
+    )
+
+
+def _trial_of(number: int, raw: dict[str, Any]) -> Trial:
+    trial = Trial.model_validate(raw)
+    if trial.number != number:
+        raise ValueError(f"it is of configuration {trial.number}")
+    return trial
 
 
 def list_studies(runs: RunsDir) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.plan.jobs import Plan
-from workloads.config.base import StrictConfig
+from workloads.config.base import Real, StrictConfig, Whole
 from workloads.config.evaluation import HeldOutSpec
 
 Objective = Literal["score", "macs", "num_parameters", "latency_s"]
@@ -19,14 +19,14 @@ LOSS, QUICK, FULL = "loss", "quick", "full"
 class Budget(StrictConfig):
     """When to stop looking; the first limit that is reached counts."""
 
-    num_configurations: int | None = Field(None, ge=1)
+    num_configurations: Whole | None = Field(None, ge=1)
     """Configurations to look at. None: all of a grid; random and model-based search need a limit of some kind."""
 
-    images_trained: int | None = Field(None, ge=1)
+    images_trained: Whole | None = Field(None, ge=1)
     """Training images of all networks together, each counted once however many configurations contain it. A
     configuration that would go beyond is not begun."""
 
-    wall_clock_s: float | None = Field(None, gt=0)
+    wall_clock_s: Real | None = Field(None, gt=0)
     """Seconds after which no further configuration is begun."""
 
     @property
@@ -37,7 +37,7 @@ class Budget(StrictConfig):
 class Ladder(StrictConfig):
     """Scores from cheap to dear. A configuration climbs as far as it pays."""
 
-    brief: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    brief: tuple[Annotated[Real, Field(gt=0, lt=1)], ...] = ()
     """Shares of the training after which the held-out loss is measured first, on networks trained that long only."""
 
     held_out: HeldOutSpec | None = None
@@ -46,7 +46,7 @@ class Ladder(StrictConfig):
     quick: dict[str, Any] | None = None
     """What a quick score changes of the protocol, for instance {num_samples: 1000, sampling: {num_steps: 10}}."""
 
-    finalists: int | None = Field(None, ge=1)
+    finalists: Whole | None = Field(None, ge=1)
     """How many get the full protocol, the best by the rung before. None: all."""
 
     @model_validator(mode="after")
@@ -89,13 +89,13 @@ def loss_rung(share: float) -> str:
 class LimitsConfig(StrictConfig):
     """What a configuration may cost at most; others are not begun, and a forecast proposes none."""
 
-    num_parameters: int | None = Field(None, ge=1)
+    num_parameters: Whole | None = Field(None, ge=1)
     """Stored parameters of all networks together."""
 
-    macs: float | None = Field(None, gt=0)
+    macs: Real | None = Field(None, gt=0)
     """Multiply-adds of a denoising step, averaged over timesteps."""
 
-    latency_s: float | None = Field(None, gt=0)
+    latency_s: Real | None = Field(None, gt=0)
     """Seconds of a call for one image, averaged over timesteps; only a forecast can tell beforehand."""
 
     def admits(self, plan: Plan) -> bool:
@@ -114,8 +114,8 @@ class EarlyStop(StrictConfig):
     kind: Literal["asha", "median"] = "asha"
     """asha: only the best 1/reduction_factor go on (arXiv:1810.05934); median: those above the median stop."""
 
-    reduction_factor: float = Field(3.0, gt=1)
+    reduction_factor: Real = Field(3.0, gt=1)
     """Of asha."""
 
-    min_configurations: int = Field(4, ge=2)
+    min_configurations: Whole = Field(4, ge=2)
     """Of median: others that must have come as far before any is stopped."""

@@ -2,12 +2,12 @@
 
 import re
 
-from pydantic import ValidationError
-
 from orchestrator.plan.places import StudyDir
 from orchestrator.search.space.points import short_path, shown
+from orchestrator.search.study.ledger import read_trial
 from orchestrator.search.study.trial import Trial, metric_name
 from workloads.config.base import StrictConfig
+from workloads.errors import DamagedFileError
 
 
 class ConfigurationStatus(StrictConfig):
@@ -31,8 +31,8 @@ def configurations_of(study: StudyDir) -> list[ConfigurationStatus]:
     found = []
     for file in study.trial_files():
         try:
-            trial = Trial.model_validate_json(file.read_text())
-        except (OSError, ValidationError, UnicodeDecodeError):
+            trial = read_trial(file)
+        except (OSError, DamagedFileError):
             continue
         found.append(_status_of(trial, study))
     return found

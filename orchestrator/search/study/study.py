@@ -14,7 +14,7 @@ from orchestrator.search.space.condition import Condition
 from orchestrator.search.space.distributions import parse_distribution
 from orchestrator.search.study.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
 from workloads.config import ProtocolConfig, RunConfig
-from workloads.config.base import Name, StrictConfig, merge
+from workloads.config.base import Name, Real, StrictConfig, Whole, merge
 from workloads.config.load import read_raw, validate
 
 
@@ -37,7 +37,7 @@ class Study(StrictConfig):
     """grid: every combination; random: independent draws; tpe: tree-structured Parzen estimators, for one objective or
     several; nsga2: a genetic algorithm for several (both of Optuna)."""
 
-    seed: int = 0
+    seed: Whole = 0
     """Of the sampler."""
 
     objectives: tuple[Objective, ...] = Field(("score",), min_length=1)
@@ -55,13 +55,13 @@ class Study(StrictConfig):
     early_stop: EarlyStop | None = None
     """Whether a configuration is given up while it climbs. None: never."""
 
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Whole, ...] = Field((0,), min_length=1)
     """Training seeds of every configuration; the score is their mean, and their spread enters its interval."""
 
-    warm_growth: float | None = Field(None, gt=0, le=1)
+    warm_growth: Real | None = Field(None, gt=0, le=1)
     """Start a larger remix from a finished smaller one, with this share of training.images. None: from scratch."""
 
-    max_concurrent: int = Field(2, ge=1)
+    max_concurrent: Whole = Field(2, ge=1)
     """Configurations at a time; they share the cluster, and what their experts ask for is execution.resources."""
 
     @field_validator("space")

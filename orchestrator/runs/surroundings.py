@@ -1,0 +1,25 @@
+"""What a command needs around it before anything begins: a directory that takes results, an address of MLflow."""
+
+import tempfile
+from pathlib import Path
+
+from orchestrator.plan.places import RunsDir
+from orchestrator.tracking.address import tracking_uri
+from workloads.errors import ConfigError
+
+
+def open_for_results(runs_dir: Path) -> RunsDir:
+    """The runs directory, ready to be written. ConfigError if it, or the address of MLflow, cannot take results."""
+    require_writable(runs_dir)
+    tracking_uri(runs_dir)
+    return RunsDir(runs_dir)
+
+
+def require_writable(runs_dir: Path) -> None:
+    """Make the runs directory if it is not there. ConfigError if nothing can be written into it."""
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        # Tried, for rights say nothing of a read-only disk or of what mounts there.
+        tempfile.TemporaryFile(dir=runs_dir).close()
+    except OSError as error:
+        raise ConfigError(f"--runs-dir {runs_dir} cannot be written ({error.strerror}); choose another") from None
