@@ -65,7 +65,7 @@ StandingStorage = Annotated[
     typer.Option(
         "--storage",
         envvar="REMEME_STORAGE",
-        help="URI of a storage to look into instead of --runs-dir.",
+        help="URI of a storage where to look instead.",
         show_default=False,
     ),
 ]

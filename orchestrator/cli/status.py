@@ -50,8 +50,8 @@ def _all_going_on(runs_dir: Path, storage: str | None) -> "Callable[[], tuple[An
     from orchestrator.terminal.status import runs_table
 
     def look() -> "tuple[Any, RenderableType]":
-        with runs_to_look_at(runs_dir, storage) as runs:
-            views = view_runs(runs)
+        runs = runs_to_look_at(runs_dir, storage)
+        views = view_runs(runs)
         going_on = [view for view in views if view.driver is not DriverState.ENDED]
         said = [{"driver": view.driver.value, "status": view.status.model_dump(mode="json")} for view in going_on]
         if going_on:
@@ -70,8 +70,7 @@ def _one(
     from workloads.errors import ConfigError
 
     def look_here() -> "tuple[Any, RenderableType]":
-        with runs_to_look_at(runs_dir, storage) as runs:
-            found = status_here(named, runs)
+        found = status_here(named, runs_to_look_at(runs_dir, storage))
         return found.to_json(), found.show()
 
     try:

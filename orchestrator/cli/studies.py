@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, RunStorage, StorageOption, Store
+from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StandingStorage, StorageOption, Store
 from orchestrator.execution import environment
 
 
@@ -48,11 +48,15 @@ def report(
         Path | None, typer.Option(help="HTML file; default: report.html of the study.", show_default=False)
     ] = None,
     runs_dir: RunsDirOption = RUNS,
-    storage: RunStorage = None,
+    storage: StandingStorage = None,
 ) -> None:
     """Write one HTML page about a search: what was tried, what won and why."""
     from orchestrator.search.report.page import write_report
-    from orchestrator.search.study.stored import study_at_hand
 
-    with study_at_hand(study, runs_dir, storage):
-        print(write_report(runs_dir, study, out))
+    if storage is not None:
+        from orchestrator.plan.places import RunsDir
+        from orchestrator.search.study.stored import bring_study
+        from orchestrator.store.storage import Storage
+
+        bring_study(study, RunsDir(runs_dir), Storage.at(storage))
+    print(write_report(runs_dir, study, out))

@@ -1,8 +1,10 @@
 """Runs that lie in a storage: brought into the runs directory, used like any other, and what changed sent back."""
 
+import atexit
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
@@ -29,13 +31,18 @@ def run_at_hand(run: Path, runs_dir: Path, storage: str | None, *, is_changed: b
         kept.keep_run(here)
 
 
-@contextmanager
-def runs_to_look_at(runs_dir: Path, storage: str | None) -> Iterator[RunsDir]:
+def runs_to_look_at(runs_dir: Path, storage: str | None) -> RunsDir:
     """A runs directory with what drivers say of runs and studies, or with a storage's URI a copy of that."""
     if storage is None:
-        yield RunsDir(runs_dir)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = RunsDir(Path(scratch), copy_of=storage)
-        Storage.at(storage).restore_standings(copy)
-        yield copy
+        return RunsDir(runs_dir)
+    copy = RunsDir(Path(_scratch(storage).name), copy_of=storage)
+    Storage.at(storage).restore_standings(copy)
+    return copy
+
+
+@cache
+def _scratch(storage: str) -> "tempfile.TemporaryDirectory[str]":  # noqa: ARG001
+    """One while this process lives, so that who looks again fetches only what has changed."""
+    scratch = tempfile.TemporaryDirectory(prefix="rememe-")
+    atexit.register(scratch.cleanup)
+    return scratch

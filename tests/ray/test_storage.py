@@ -23,7 +23,7 @@ from orchestrator.runs.stored import run_at_hand, runs_to_look_at
 from orchestrator.search.report.page import write_report
 from orchestrator.search.running.search import SearchOptions, run_study
 from orchestrator.search.running.status import status_here
-from orchestrator.search.study.stored import study_at_hand
+from orchestrator.search.study.stored import bring_study
 from orchestrator.search.study.study import Study
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
@@ -163,11 +163,11 @@ def test_a_study_goes_on_elsewhere_and_is_read_there(
     assert len(json.loads(files.cat_file(f"{uri}/{other.runs[0]}/scores.json"))) == 2
     assert files.exists(f"{uri}/shares.csv")
     assert files.glob(f"{uri}/studies/shares/lease-*") == []
-    with study_at_hand("shares", tmp_path / "third", uri):
-        page = write_report(tmp_path / "third", "shares", None).read_text()
+    bring_study("shares", RunsDir(tmp_path / "third"), Storage.at(uri))
+    page = write_report(tmp_path / "third", "shares", None).read_text()
     assert "4 experts together: 3 were trained for it and 1 reused" in page
-    with runs_to_look_at(tmp_path, uri) as runs:
-        assert [one.state for one in status_here("shares", runs).configurations] == ["finished"] * 2
+    runs = runs_to_look_at(tmp_path, uri)
+    assert [one.state for one in status_here("shares", runs).configurations] == ["finished"] * 2
 
 
 def study_of(tiny_run: dict[str, Any], few_images: dict[str, Any], num_configurations: int) -> Study:

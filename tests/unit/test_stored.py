@@ -94,12 +94,12 @@ def test_a_driver_is_seen_through_the_storage_alone(uri: str, tmp_path: Path, mo
             pass
         assert seen == [("demo-0123abcd", "sampling", socket.gethostname(), DriverState.RUNS)]
     assert look(uri)[0][3] is DriverState.ENDED
-    with runs_to_look_at(tmp_path, uri) as runs:
-        assert find_run("demo", runs).status.ended == "finished"
-        with pytest.raises(ConfigError, match=f"under {uri}; the latest there: demo-0123abcd"):
-            find_run("other", runs)
+    runs = runs_to_look_at(tmp_path, uri)
+    assert find_run("demo", runs).status.ended == "finished"
+    with pytest.raises(ConfigError, match=f"under {uri}; the latest there: demo-0123abcd"):
+        find_run("other", runs)
 
 
 def look(uri: str) -> list[tuple[str, str, str, DriverState]]:
-    with runs_to_look_at(Path("nowhere"), uri) as runs:
-        return [(view.status.name, view.status.doing, view.status.host, view.driver) for view in view_runs(runs)]
+    views = view_runs(runs_to_look_at(Path("nowhere"), uri))
+    return [(view.status.name, view.status.doing, view.status.host, view.driver) for view in views]

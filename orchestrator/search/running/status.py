@@ -71,8 +71,7 @@ def status_of_job(server: JobServer, job_id: str) -> WholeStatus:
     words = shlex.split(entry.command)
     options = dict(pairwise(words))
     if "--storage" in options:
-        with runs_to_look_at(Path(), options["--storage"]) as runs:
-            return status_here(job_id, runs)
+        return status_here(job_id, runs_to_look_at(Path(), options["--storage"]))
     if "--runs-dir" not in options:
         raise ClusterError(f"job {job_id} is {entry.status.lower()}; it has no --runs-dir, so only its log tells more")
     runs_dir = options["--runs-dir"]
