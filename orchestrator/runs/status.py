@@ -185,5 +185,9 @@ def find_run(named: str, runs: RunsDir) -> RunView:
     known = ", ".join(view.status.name for view in views[:5])
     raise ConfigError(
         f"no run, study or job {named!r} under {runs.shown}; "
-        + (f"the latest there: {known}" if known else "nothing there has a status; choose another --runs-dir")
+        + (
+            f"the latest there: {known}"
+            if known
+            else "nothing there has a status; look elsewhere with --runs-dir or --storage"
+        )
     )

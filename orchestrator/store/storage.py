@@ -134,7 +134,7 @@ class Storage:
 
     def restore_standings(self, copy: RunsDir) -> None:
         """Bring what drivers say of their runs and studies, and the ledgers of these."""
-        studies = [copy.study(name) for name in self._remote.files.names(_PLACES.studies.name)]
+        studies = [copy.study(name) for name in self.study_names()]
         for study in studies:
             self.restore_study(study)
         for run in [*map(copy.run_named, self.run_names()), *(RunDir(study.path) for study in studies)]:
@@ -192,6 +192,15 @@ class Storage:
     def run_names(self) -> list[str]:
         """Of all runs there."""
         return [name for name in self._remote.files.names("") if is_run_name(name)]
+
+    def study_names(self) -> list[str]:
+        """Of all studies there."""
+        return self._remote.files.names(_PLACES.studies.name)
+
+    @property
+    def shown(self) -> str:
+        """The URI, without a password."""
+        return self._remote.uri
 
     def name_of(self, named: str) -> str:
         """Of the run that a user means, by its name with or without its hash, or a path that ends so.

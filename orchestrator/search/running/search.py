@@ -71,9 +71,11 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     configurations = Configurations(study)
     # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
+    storage = open_storage(configurations.first()[1], options.store_uri, options.storage_uri)
     runs = open_for_results(runs_dir)
     ledger = Ledger(runs, study.name)
-    storage = _open(study, configurations.first()[1], runs, options)
+    if storage is not None:
+        _look_into(storage, study, runs, options)
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
     plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
@@ -95,20 +97,17 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     return list(search.driver.trials.values())
 
 
-def _open(study: Study, first: RunConfig, runs: RunsDir, options: SearchOptions) -> Storage | None:
-    """Where the study is kept, if it is in a storage. ConfigError if it cannot be, or if another of its name is."""
-    storage = open_storage(first, options.store_uri, options.storage_uri)
-    if storage is not None:
-        if study.warm_growth is not None:
-            raise ConfigError(
-                "--storage does not take a study with warm_growth, whose networks start from directories of this "
-                "machine; give a --runs-dir all nodes see"
-            )
-        storage.check()
-        storage.require_same_study(runs.study(study.name))
-        if options.plan_from is not None:
-            bring_study(options.plan_from, runs, storage)
-    return storage
+def _look_into(storage: Storage, study: Study, runs: RunsDir, options: SearchOptions) -> None:
+    """Bring what is to be known first. ConfigError if the study cannot be kept there, or if another of its name is."""
+    if study.warm_growth is not None:
+        raise ConfigError(
+            "--storage does not take a study with warm_growth, whose networks start from directories of this machine; "
+            "give a --runs-dir all nodes see"
+        )
+    storage.check()
+    storage.require_same_study(runs.study(study.name))
+    if options.plan_from is not None:
+        bring_study(options.plan_from, runs, storage)
 
 
 @contextmanager
