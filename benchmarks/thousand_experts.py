@@ -260,6 +260,9 @@ class World:
         self._place()
         self._scale()
 
+    def make_room(self, lacking: Mapping[str, Any]) -> list[str]:
+        return list(lacking)  # of groups, and there are none
+
     def kill(self, key: str) -> None:
         raise AssertionError(f"nothing here falls silent or waits in vain, but {key} was killed")
 
@@ -284,7 +287,9 @@ class World:
         for key, course in self.courses.items():
             if course.node_id and not course.has_spoken:
                 course.has_spoken, course.process.members[0].node_id = True, course.node_id
-                report = SimpleNamespace(pid=1, records=[], checkpoint_images=0, num_steps=0, node=course.node_id)
+                report = SimpleNamespace(
+                    pid=1, records=[], checkpoint_images=0, num_steps=0, remarks=[], node=course.node_id
+                )
                 heard.append((key, Heard(course.process, report, is_first=True)))  # type: ignore[arg-type]
         return heard, []
 

@@ -27,7 +27,8 @@ S3_ENVIRONMENT = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--num-fuzzed 5000` looks longer than CI can."""
-    parser.addoption("--num-fuzzed", type=int, default=300, help="cases of test_hostile.py and test_data_sources.py")
+    parser.addoption("--num-fuzzed", type=int, default=300, help="cases of each fuzzer: descriptions, data sources")
+    parser.addoption("--fuzz-summary", help="file for what became of them, as JSON")
 
 
 @pytest.fixture(scope="module")

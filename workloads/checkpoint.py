@@ -72,9 +72,8 @@ class CheckpointFolder:
         return found
 
     def clear(self) -> None:
-        """Remove all checkpoints."""
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
+        """Remove all checkpoints; of a finished job more than one process may be at it."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         return sorted((path for path in self.path.glob("[0-9]*") if path.is_dir()), reverse=True)

@@ -17,7 +17,7 @@ from workloads.config.diffusion import DiffusionConfig
 from workloads.config.intervals import IntervalTable
 from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
-from workloads.data.latents import load_first_stage
+from workloads.data.latents import first_stage_weights, load_first_stage
 from workloads.data.prepared import LatentInfo, PreparedDataset
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file
@@ -67,6 +67,9 @@ def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, wo
             networks.append(sha256_file(copy / NETWORK))
         latent = dataset.manifest.latent
         if latent is not None:
+            # Another decoder would make other images of the same latents.
+            again = "put back what the latents were made with, or prepare the data again"
+            require_intact(first_stage_weights(latent.vae), latent.vae_sha256, again)
             shutil.copytree(latent.vae, place.vae)
         index_file = EnsembleIndex(
             config=config,

@@ -4,8 +4,11 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -54,6 +57,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     scratch = _scratch_of(target)
     try:
         with clear_storage_errors(target):
+            _remove_orphans(target)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             yield scratch
@@ -73,6 +77,7 @@ def new_file(target: Path) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             raise StorageError(f"{target} is no regular file and is not replaced; name another")
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(target)
         scratch = _scratch_of(target)
         try:
             yield scratch
@@ -90,12 +95,12 @@ def write_text(target: Path, text: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed inside new_directory left anywhere under a folder.
+    """Remove what processes of any machine that were killed inside new_directory left anywhere under a folder.
 
-    Only for who knows that no one else writes there.
+    Only for who knows that no one else writes directories there.
     """
     for scratch in [path for path in folder.rglob(SCRATCH) if path.is_dir()]:
-        shutil.rmtree(scratch)
+        _remove(scratch)
 
 
 def remove_unfinished_file(target: Path) -> None:
@@ -105,7 +110,34 @@ def remove_unfinished_file(target: Path) -> None:
 
 
 def _scratch_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+    return target.with_name(f".{target.name}.{_machine()}-{os.getpid()}.partial")
+
+
+def _remove_orphans(target: Path) -> None:
+    """Remove what processes of this machine were writing of a target when they were killed."""
+    for scratch in target.parent.glob(f".{escape(target.name)}.{_machine()}-*.partial"):
+        pid = scratch.name.rpartition("-")[2].removesuffix(".partial")
+        if not Path("/proc", pid).exists():
+            _remove(scratch)
+
+
+def _remove(scratch: Path) -> None:
+    if scratch.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        scratch.unlink(missing_ok=True)
+
+
+@cache
+def _machine() -> str:
+    """A word for where a process has the number it has: this machine, since it was started, in this container.
+
+    A word that no one else has where that cannot be told.
+    """
+    with suppress(OSError):
+        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns/pid").stat().st_ino
+        return hashlib.sha256(f"{boot}{space}".encode()).hexdigest()[:8]
+    return uuid.uuid4().hex[:8]
 
 
 def sync(path: Path) -> None:

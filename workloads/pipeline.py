@@ -21,11 +21,10 @@ from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.sampling import make_scheduler
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import DamagedFileError
-from workloads.evaluation.extractors import check_extractor
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
-from workloads.evaluation.score import evaluate_samples
+from workloads.evaluation.score import check_protocol, evaluate_samples
 from workloads.files import new_file, write_text
 from workloads.places import RunDir
 from workloads.progress import Progress
@@ -62,7 +61,7 @@ Measure = Callable[..., Score]
 
 def check_score(config: RunConfig) -> None:
     """Raise ConfigError for what would be missed only when the networks are trained: a feature network, a sampler."""
-    check_extractor(config.evaluation)
+    check_protocol(config.evaluation)
     make_scheduler(config.diffusion, config.evaluation.sampling)
 
 

@@ -54,7 +54,6 @@ app.add_typer(store.app, name="store")
 
 def main() -> None:
     """Run the command line; errors a user can act on become one sentence and an exit code."""
-    from orchestrator.plan.masking import masked
     from orchestrator.terminal.notes import show_warnings_as_notes
     from orchestrator.terminal.streams import explain, settle
     from workloads.errors import RememeError
@@ -64,7 +63,7 @@ def main() -> None:
         settle()
         app(standalone_mode=True)
     except RememeError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         if os.environ.get("REMEME_TRACEBACK"):
             raise
         sys.exit(error.exit_code)

@@ -59,12 +59,11 @@ def jobs(address: JobServerAddress, json: AsJson = False) -> None:
     from json import dumps as to_text
 
     from orchestrator.execution.jobs import JobServer
-    from orchestrator.plan.masking import masked
     from orchestrator.terminal.tables import print_jobs
 
     entries = JobServer(address).entries()
     if json:
-        print(masked(to_text([vars(entry) for entry in entries], indent=2)))
+        print(to_text([vars(entry) for entry in entries], indent=2))
     else:
         print_jobs([(entry.job_id, entry.status, entry.started_s, entry.command) for entry in entries])
 

@@ -41,9 +41,9 @@ def doctor(
     storage: StorageOption = None,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
-    from workloads.config.load import load_config
+    from workloads.config.load import list_presets, load_config
 
-    if config is not None and Path(config).is_dir():
+    if config is not None and config not in list_presets() and Path(config).is_dir():
         raise typer.Exit(0 if _tell(_examined(Path(config))) else 1)
     loaded = None if config is None else load_config(config, overrides or ())
     environment.prepare_ray_environment(address)

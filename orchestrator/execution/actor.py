@@ -1,7 +1,8 @@
 """The Ray actor that trains experts; orchestrator/execution/supervisor.py starts, watches and ends it."""
 
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +33,26 @@ class ActorReport(NamedTuple):
 
     num_steps: int
     """That training has made; more than before is a sign of life."""
+
+    remarks: Sequence[str] = ()
+    """Warnings since the last answer, which nobody would read where they were made."""
+
+
+class _Remarks(logging.Handler):
+    """Keeps the warnings of this process until somebody asks."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: list[str] = []
+        for name in ("orchestrator", "workloads"):
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
+
+    def taken(self) -> list[str]:
+        said, self._said = self._said, []
+        return said
 
 
 @dataclass
@@ -70,6 +91,7 @@ class ExpertActor:
         self._site = site
         self._host = ray.util.get_node_ip_address()
         self._courses: dict[str, _Course] = {}
+        self._remarks = _Remarks()
 
     def _of(self, key: str) -> _Course:
         """By key, for a question about the next expert may arrive before its training has begun."""
@@ -82,8 +104,8 @@ class ExpertActor:
 
     def train(
         self, job: PlannedJob, data: Folder, rank: int = 0, address: tuple[str, int] | None = None
-    ) -> tuple[JobResult, list[TrainingRecord]]:
-        """Run the job to its end; the result and, from the first worker, all records of this attempt.
+    ) -> tuple[JobResult, list[TrainingRecord], list[str]]:
+        """Run the job to its end; the result and, from the first worker, all records of this attempt; last remarks.
 
         address: where a group meets, in which this is worker `rank`; None: it trains alone.
         """
@@ -104,7 +126,7 @@ class ExpertActor:
                 on_checkpoint=place.on_checkpoint,
                 should_stop=course.counted(self._processes.SharedStop(workers, course.stop.is_set, job.job.training)),
             )
-        return result, course.records
+        return result, course.records, self._remarks.taken()
 
     @contextmanager
     def _group(self, job: PlannedJob, rank: int, address: tuple[str, int] | None) -> "Iterator[Workers]":
@@ -125,7 +147,8 @@ class ExpertActor:
         course = self._of(key)
         node_id, node = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         records = course.records[num_known:]
-        return ActorReport(os.getpid(), node_id, node, records, course.checkpoint_images, course.num_steps)
+        remarks = self._remarks.taken()
+        return ActorReport(os.getpid(), node_id, node, records, course.checkpoint_images, course.num_steps, remarks)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, key: str) -> None:

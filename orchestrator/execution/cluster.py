@@ -179,10 +179,17 @@ def reserve(request: Request) -> Any:
     from ray.util import placement_group
 
     resources, num_workers = request.resources, request.num_workers
-    if num_workers == 1 or not (bundle := as_ray_resources(resources)):
+    if not (bundle := as_ray_resources(resources)):
         return None
     selectors = [resources.label_selector] * num_workers if resources.label_selector else None
     return placement_group([bundle] * num_workers, strategy=request.placement, bundle_label_selector=selectors)
+
+
+def is_given(place: Any) -> bool:
+    """Whether Ray has made a reservation."""
+    from ray.util import placement_group_table
+
+    return place is None or placement_group_table(place)["state"] == "CREATED"
 
 
 def in_place(remote: Any, resources: Resources, group: Any, index: int) -> Any:

@@ -7,7 +7,7 @@ at all, and it ends as a whole.
 """
 
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util import remove_placement_group
 
 from orchestrator.execution.actor import ActorReport, ExpertActor
-from orchestrator.execution.cluster import in_place, reserve, with_resources
+from orchestrator.execution.cluster import in_place, is_given, reserve, with_resources
 from orchestrator.plan.jobs import PlannedJob, Request
 from orchestrator.store.sites import Site
 from orchestrator.store.storage import Folder
@@ -94,6 +94,9 @@ class Ending:
     records: tuple[TrainingRecord, ...] = ()
     """Those that have not been heard yet."""
 
+    remarks: tuple[str, ...] = ()
+    """The same of warnings."""
+
     error: RayError | None = None
     member: Member | None = None
     """Whose error it was."""
@@ -117,6 +120,9 @@ class ExpertProcesses:
         self._by_key: dict[str, ExpertProcess] = {}
         self._free: list[ExpertProcess] = []
         """Done; their actors hold their resources until they get another expert or are ended."""
+
+        self._extra: dict[str, Any] = {}
+        """Places reserved beside those that an expert has, for the workers it lacks."""
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
@@ -155,6 +161,18 @@ class ExpertProcesses:
         for member in self._by_key[key].members:
             ray.kill(member.actor)
 
+    def make_room(self, lacking: Mapping[str, Request]) -> list[str]:
+        """Reserve these places, by key, beside those that experts have, and no others any more; whose there are now.
+
+        What waits for its reservation is demand that an autoscaler sees.
+        """
+        for key in self._extra.keys() - lacking.keys():
+            if (place := self._extra.pop(key)) is not None:
+                remove_placement_group(place)
+        for key in lacking.keys() - self._extra.keys():
+            self._extra[key] = reserve(lacking[key])
+        return [key for key, place in self._extra.items() if is_given(place)]
+
     def on_nodes(self, node_ids: Set[str]) -> list[str]:
         """Experts that have a process on one of these."""
         return [
@@ -170,6 +188,7 @@ class ExpertProcesses:
 
     def close(self) -> None:
         """End everything."""
+        self.make_room({})
         for process in [*self._by_key.values(), *self._free]:
             process.end()
 
@@ -209,8 +228,8 @@ class ExpertProcesses:
         if not all_ended:
             return None
         self._free.append(process)
-        result, records = answers[0]
-        return Ending(process, result, tuple(records[process.num_records :]))
+        result, records, remarks = answers[0]
+        return Ending(process, result, tuple(records[process.num_records :]), tuple(remarks))
 
     def poll(self, timeout_s: float) -> tuple[list[tuple[str, Heard]], list[str]]:
         """Ask every actor that is not being asked. What those that were asked before have answered, and who is silent:
@@ -250,7 +269,7 @@ class ExpertProcesses:
         return report
 
     def _new_actors(self, request: Request) -> tuple[list[Any], Any]:
-        place = reserve(request)
+        place = reserve(request) if request.num_workers > 1 else None
         if place is None:
             one = with_resources(ExpertActor, request.resources)
             return [one.remote(self._site) for _ in range(request.num_workers)], None

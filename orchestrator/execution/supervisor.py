@@ -3,6 +3,7 @@
 What to do is decided in orchestrator/plan/supervision.py, without Ray; this module looks, and does it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events, observations, supervision
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import EventListener, ExpertEvent
+from orchestrator.plan.growing import lacking_places
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.outcome import TrainingOutcome
 from orchestrator.plan.policies import FailureKind
@@ -25,6 +27,8 @@ from orchestrator.store.storage import Folder
 from workloads.config import ExecutionConfig
 from workloads.errors import WorkersPartedError
 from workloads.training.result import TrainingStopped
+
+logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 1.0
 """Every look costs a little of the cores that experts train on."""
@@ -78,7 +82,7 @@ class _Supervisor:
         outcome: TrainingOutcome,
         should_stop: Callable[[], bool],
     ) -> None:
-        self._fleet = Fleet.of(missing, execution.max_attempts, execution.wait_timeout_s)
+        self._fleet = Fleet.of(missing, execution.max_attempts, execution.wait_timeout_s, execution.grow_every_s)
         self._store = store
         self._heartbeat_timeout_s = execution.heartbeat_timeout_s
         self._listeners = listeners
@@ -103,6 +107,7 @@ class _Supervisor:
                 self._look_elsewhere()
                 self._look_at_nodes()
                 self._leave_nodes()
+                self._grow()
                 self._hand_over()
                 self._start_what_fits()
                 self._processes.end_free()
@@ -190,8 +195,15 @@ class _Supervisor:
             if not self._claim(start.key):
                 self._saw(observations.Refused(start.key))
             elif not self._found(start.key):  # another driver may just have been done with it
-                has_process = self._processes.start(self._fleet.jobs[start.key])
-                self._saw(observations.HandedIn(start.key, start.is_ahead and not has_process, has_process))
+                has_process = self._processes.start(self._fleet.jobs[start.key].by(start.num_workers))
+                is_ahead = start.is_ahead and not has_process
+                self._saw(observations.HandedIn(start.key, is_ahead, has_process, num_workers=start.num_workers))
+
+    def _grow(self) -> None:
+        """Let groups for whose missing workers there is room write a checkpoint; all of them go on from there."""
+        for key in self._processes.make_room(lacking_places(self._fleet, time.monotonic())):
+            if self._fleet.phases[key] == Running():
+                self._saw(observations.GivenRoom(key))
 
     def _hand_over(self) -> None:
         """Processes that are free go to the experts that wait for ones like them."""
@@ -206,6 +218,7 @@ class _Supervisor:
             if ending.result is None:
                 self._saw(self._why_ended(key, ending))
                 continue
+            self._pass_on_remarks(key, ending.remarks)
             if ending.records:
                 self._tell(events.Progressed(key, ending.records))
             # Before it is told: who hears of the end may look for it at the remote.
@@ -257,12 +270,17 @@ class _Supervisor:
         self._watchdog.saw(key, now_s if process.has_trained else report.num_steps, now_s, report.node)
         if heard.is_first:
             pid = report.pid if len(process.members) == 1 else None
-            self._saw(observations.Answered(key, pid, report.node))
+            self._saw(observations.Answered(key, pid, report.node, now_s))
+        self._pass_on_remarks(key, report.remarks)
         if report.records:
             self._tell(events.Progressed(key, tuple(report.records)))
         if report.checkpoint_images > process.checkpoint_images:
             process.checkpoint_images = report.checkpoint_images
             self._tell(events.Checkpointed(key, report.checkpoint_images))
+
+    def _pass_on_remarks(self, key: str, remarks: Sequence[str]) -> None:
+        for remark in remarks:
+            logger.warning("%s: %s", self._fleet.jobs[key].name, remark)
 
     def _stop_all(self) -> None:
         self._take(supervision.when_asked_to_stop(self._fleet))

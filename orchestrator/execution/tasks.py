@@ -105,7 +105,9 @@ def _take(reference: ray.ObjectRef) -> Any:
 def _score(
     samples: SampleStore, reference: Path, protocol: ProtocolConfig, cache_dir: Path, options: dict[str, Any]
 ) -> Score:
-    return evaluate_samples(samples, PreparedDataset(reference), protocol, cache_dir=cache_dir, **options)
+    dataset = PreparedDataset(reference)
+    dataset.verify_once()  # the disk may be another node's than the driver's
+    return evaluate_samples(samples, dataset, protocol, cache_dir=cache_dir, **options)
 
 
 def score_on_cluster(

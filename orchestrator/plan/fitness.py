@@ -4,11 +4,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from packaging.version import Version
+
 from orchestrator.plan.policies import why_infeasible
 from workloads.config import RunConfig
 
 MIN_FREE_BYTES = 2 * 2**30
 """What two checkpoints (weights, average, two moments) of a network of 67 M parameters take."""
+
+SAFE_SINCE = {
+    # CVE-2026-24747: memory corrupted by a file read with weights_only; CVE-2025-32434 before it: code run.
+    "torch": "2.10",
+    # CVE-2026-57516; tokens (CVE-2023-48022: anyone who reaches the dashboard runs code) are there since 2.52.
+    "ray": "2.56",
+    # GHSA-7qhf-v65m-g5f3 (jobs without a password) and GHSA-fh64-r2vc-xvhr (scripts in the browser) up to 3.10.1; the
+    # floors of mlflow, pyarrow and pillow are those that NVIDIA's NeMo Automodel pins after audits.
+    "mlflow": "3.15.1",
+    "pyarrow": "23.0.1",
+    "pillow": "12.3",
+}
+"""Versions with known vulnerabilities come before these."""
 
 MAX_SKEW_S = 5.0
 """Between clocks: leases of shared stores and the times of curves are wrong by as much."""
@@ -66,6 +81,16 @@ class NodeFacts:
 
     store_problems: Sequence[str] = ()
     """Why it cannot use a --store or a --storage."""
+
+
+def judge_versions(versions: Mapping[str, str]) -> Finding:
+    """Whether none of these packages is of a version that is known to be vulnerable; empty: not installed."""
+    unsafe = [
+        f"{name} {versions[name]} is known to be vulnerable: pip install '{name}>={since}'"
+        for name, since in SAFE_SINCE.items()
+        if versions.get(name) and Version(versions[name]) < Version(since)
+    ]
+    return Finding(not unsafe, "security", "; ".join(unsafe) or "no package is of a version known to be vulnerable")
 
 
 def judge_nodes(

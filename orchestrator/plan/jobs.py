@@ -1,7 +1,7 @@
 """The jobs of a configuration: what would run, and what it takes. Starts nothing, writes nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,14 +46,33 @@ class PlannedJob:
     placement: str = "PACK"
     """How they are laid out over nodes."""
 
+    worker_counts: tuple[int, ...] = ()
+    """How many workers may train it, the most first; empty: num_workers and no others."""
+
     @property
     def request(self) -> Request:
         """What it asks of the cluster."""
         return Request(self.resources, self.num_workers, self.placement)
 
     @property
+    def wanted_workers(self) -> int:
+        """That train it where there is room."""
+        return max(self.worker_counts, default=self.num_workers)
+
+    @property
+    def fewest_workers(self) -> int:
+        """That it goes on with where there is no room for more."""
+        return min(self.worker_counts, default=self.num_workers)
+
+    def by(self, num_workers: int) -> "PlannedJob":
+        """The same, trained by so many workers."""
+        return self if num_workers == self.num_workers else replace(self, num_workers=num_workers)
+
+    @property
     def workers_field(self) -> str:
-        """The key of the run description that says how many workers there are."""
+        """The key of the run description that says how many workers there must be."""
+        if self.fewest_workers < self.wanted_workers:
+            return "min_workers"
         return "num_workers" if self.job.is_joint else "workers_per_expert"
 
     @property
@@ -116,7 +135,7 @@ class Plan:
                 # Always 0 here; left out, fingerprints from before there was such a field still match.
                 "reference": None if reference is None else reference.model_dump(mode="json", exclude={"held_out"}),
                 # The same weights may lie elsewhere on the next machine.
-                "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights"}),
+                "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights", "metrics"}),
             }
         )
 
@@ -178,4 +197,5 @@ def _planned(job: Job, config: RunConfig, resources: Resources) -> PlannedJob:
         resources=resources,
         num_workers=config.num_workers,
         placement=config.execution.placement,
+        worker_counts=config.worker_counts,
     )

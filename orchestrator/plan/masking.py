@@ -17,10 +17,11 @@ PLACE_NAMES = re.compile(r"_(PATH|FILE|URI|URL|MODE|DIR|HOST|NAME)$", re.IGNOREC
 """... unless they only say where one is."""
 
 # Python's paths leave one slash of two. Whoever wrote a password with a slash unquoted gets an error, and that must not
-# print it either; but a number after the colon is a port, and what follows it may have an @ of its own.
+# print it either; but a number after the colon is a port, and what follows it may have an @ of its own. Lengths are
+# bounded, for a text of addresses without a space would take minutes.
 USER_INFO = re.compile(
-    r"(?P<scheme>\b[a-z][a-z0-9+.-]+:/{1,3})"
-    r"(?P<user>[^\s/?#'\"]*|[^\s/?#@:\[]+:(?!\d+(?:[/?#\s'\"]|$))[^\s'\"]*)@",
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]{1,30}:/{1,3})"
+    r"(?P<user>[^\s/?#'\"]{0,500}|[^\s/?#@:\[]{1,500}:(?!\d+(?:[/?#\s'\"]|$))[^\s'\"]{0,500})@",
     re.IGNORECASE,
 )
 

@@ -34,6 +34,8 @@ class HandedIn(Observation):
     is_ahead: bool = False
     has_process: bool = False
     is_takeover: bool = False
+    num_workers: int | None = None
+    """That train it this time; None: as many as the last."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Answered(Observation):
     """None where there are several."""
 
     node: str | None = None
+    now_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class FellSilent(Observation):
 @dataclass(frozen=True)
 class Noticed(Observation):
     """Its node is about to be taken away."""
+
+
+@dataclass(frozen=True)
+class GivenRoom(Observation):
+    """There are places for the workers that it lacks."""
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ class FailureKind(Enum):
     NOT_ANSWERING = "it stopped answering"
     WORKERS_PARTED = "its workers lost one another"
     RAISED = "it raised an error"
+    OUTGROWN = "there was room for more workers"
 
     @property
-    def is_of_the_node(self) -> bool:
-        """Whether it befell the node; then it says nothing about the expert, and costs it no attempt."""
-        return self in {FailureKind.NODE_LOST, FailureKind.PREEMPTED}
+    def is_nobodys_fault(self) -> bool:
+        """Whether it says nothing about the expert; then it costs no attempt."""
+        return self in {FailureKind.NODE_LOST, FailureKind.PREEMPTED, FailureKind.OUTGROWN}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def after_failure(kind: FailureKind, *, attempts: int, max_attempts: int, cause:
     """
     if kind is FailureKind.RAISED:
         return GiveUp(cause)
-    if kind.is_of_the_node:
+    if kind.is_nobodys_fault:
         return Retry(delay_s=0.0)
     if attempts >= max_attempts:
         return GiveUp(f"{kind.value} ({cause})" if cause else kind.value)
@@ -115,6 +116,16 @@ def num_fitting(requests: Sequence[Request], nodes: Sequence[Mapping[str, float]
     return placed
 
 
+def as_it_fits(job: PlannedJob, occupied: Sequence[Request], nodes: Sequence[Mapping[str, float]]) -> PlannedJob:
+    """With as many of the workers it may have as fit beside the others; with the fewest where even they do not."""
+    if job.fewest_workers < job.wanted_workers:
+        alone = num_fitting(occupied, nodes)
+        for count in job.worker_counts:
+            if num_fitting([*occupied, job.by(count).request], nodes) > alone:
+                return job.by(count)
+    return job.by(job.fewest_workers)
+
+
 def num_queued_ahead(fitting: int) -> int:
     """How many experts are submitted beyond those that fit now: one takes over a slot at once, more show an autoscaler
     that there is demand. Half as many again, so that a cluster of one node is soon one of thirty.
@@ -151,7 +162,8 @@ def _fits(wanted: Mapping[str, float], room: Mapping[str, float]) -> bool:
 
 
 def why_unplaceable(job: PlannedJob, nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """None if the nodes could hold the whole job when idle, otherwise what is missing and how much there is."""
+    """None if the nodes could hold the job when idle, otherwise what is missing and how much there is."""
+    job = job.by(job.fewest_workers)
     reason = why_infeasible(job.resources, nodes)
     # One worker fits where some node can hold it. This is asked about all that wait, at every look.
     if reason is not None or job.num_workers == 1 or num_fitting([job.request], nodes):
@@ -159,7 +171,8 @@ def why_unplaceable(job: PlannedJob, nodes: Sequence[Mapping[str, float]]) -> st
     rooms = [[node] for node in nodes] if job.placement == "STRICT_PACK" else [nodes]
     most = max(num_slots([job.resources] * job.num_workers, room) for room in rooms)
     where = " on one node" if job.placement == "STRICT_PACK" else ""
-    return f"{job.workers_field} is {job.num_workers}, but only {most} of them fit at once{where}"
+    verb = "needs" if job.workers_field == "min_workers" else "is"
+    return f"{job.workers_field} {verb} {job.num_workers}, but only {most} of them fit at once{where}"
 
 
 def why_infeasible(request: Resources, nodes: Sequence[Mapping[str, float]]) -> str | None:

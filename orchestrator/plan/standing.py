@@ -48,6 +48,11 @@ class ExpertStanding(StrictConfig):
 
     pid: int | None = None
     num_workers: int | None = None
+    """That train it together now; None: it has a process of its own."""
+
+    wanted_workers: int = 1
+    """That would, where there is room."""
+
     begun_s: float | None = None
     """When the cluster was first asked for it."""
 
@@ -60,8 +65,14 @@ class ExpertStanding(StrictConfig):
     @classmethod
     def of(cls, job: PlannedJob) -> "ExpertStanding":
         """Before anything has happened."""
-        images = job.job.training.images
-        return cls(key=job.key, name=job.name, interval=job.interval, total_images=images, macs=job.macs)
+        return cls(
+            key=job.key,
+            name=job.name,
+            interval=job.interval,
+            total_images=job.job.training.images,
+            macs=job.macs,
+            wanted_workers=job.wanted_workers,
+        )
 
     @property
     def remaining_s(self) -> float | None:

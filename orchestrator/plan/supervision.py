@@ -16,6 +16,7 @@ from orchestrator.plan.observations import (
     FellSilent,
     Finished,
     Found,
+    GivenRoom,
     HandedIn,
     LetGo,
     Noticed,
@@ -28,6 +29,7 @@ from orchestrator.plan.policies import (
     FailureKind,
     GiveUp,
     after_failure,
+    as_it_fits,
     longest_first,
     num_fitting,
     num_queued_ahead,
@@ -82,6 +84,11 @@ class Running:
     is_leaving: bool = False
     """Its node is about to be taken away, and it was asked for a checkpoint."""
 
+    is_growing: bool = False
+    """There is room for the workers it lacks, and it was asked for a checkpoint."""
+
+    since_s: float = field(default=0.0, compare=False)
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -109,6 +116,8 @@ class Fleet:
     """All experts of a run that the store lacked at its beginning."""
 
     jobs: Mapping[str, PlannedJob]
+    """Each with the workers it was started with last."""
+
     phases: Mapping[str, Phase]
     queue: tuple[str, ...]
     """Those that wait, in the order to start them."""
@@ -116,14 +125,22 @@ class Fleet:
     attempts: Mapping[str, int]
     max_attempts: int
     wait_timeout_s: float = float("inf")
+    grow_every_s: float = float("inf")
     unplaceable: Mapping[str, "Unplaceable"] = field(default_factory=dict)
     """Those that wait for what no live node has."""
 
     @classmethod
-    def of(cls, jobs: Mapping[str, PlannedJob], max_attempts: int, wait_timeout_s: float = float("inf")) -> "Fleet":
+    def of(
+        cls,
+        jobs: Mapping[str, PlannedJob],
+        max_attempts: int,
+        wait_timeout_s: float = float("inf"),
+        grow_every_s: float = float("inf"),
+    ) -> "Fleet":
         """All wait, the longest first."""
         queue = tuple(longest_first({key: job.expected_macs for key, job in jobs.items()}))
-        return cls(jobs, dict.fromkeys(jobs, Waiting()), queue, dict.fromkeys(jobs, 0), max_attempts, wait_timeout_s)
+        phases, attempts = dict.fromkeys(jobs, Waiting()), dict.fromkeys(jobs, 0)
+        return cls(jobs, phases, queue, attempts, max_attempts, wait_timeout_s, grow_every_s)
 
     def those(self, *kinds: type) -> list[str]:
         """Keys of the experts that stand so."""
@@ -144,6 +161,13 @@ class Fleet:
     def stopped(self) -> list[str]:
         """Those that ended without a result because a stop was asked for."""
         return [key for key, one in self.phases.items() if isinstance(one, Ended) and one.is_stopped]
+
+    def with_workers(self, key: str, number: int | None) -> "Fleet":
+        """The same with one expert trained by so many; None: by as many as it is."""
+        if number in {None, self.jobs[key].num_workers}:
+            return self
+        assert number is not None
+        return replace(self, jobs={**self.jobs, key: self.jobs[key].by(number)})
 
     def moved(self, key: str, phase: Phase, attempts: int) -> "Fleet":
         """The same with one expert elsewhere; one that comes back to wait goes to the front of the queue."""
@@ -166,6 +190,7 @@ class Start:
 
     key: str
     is_ahead: bool
+    num_workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -215,10 +240,11 @@ def next_start(fleet: Fleet, nodes: Sequence[Mapping[str, float]], now_s: float)
         # One that sits out its pause does not hold up the others.
         if isinstance(phase, Waiting) and phase.not_before_s > now_s:
             continue
-        requests = [*occupied, fleet.jobs[key].request]
+        job = as_it_fits(fleet.jobs[key], occupied, nodes)
+        requests = [*occupied, job.request]
         fitting = num_fitting(requests, nodes)
         num_ahead = len(requests) - fitting
-        return Start(key, num_ahead > 0) if num_ahead <= num_queued_ahead(fitting) else None
+        return Start(key, num_ahead > 0, job.num_workers) if num_ahead <= num_queued_ahead(fitting) else None
     return None
 
 
@@ -248,17 +274,21 @@ def after(fleet: Fleet, seen: Observation) -> Step:
         # No new start: the actor that is replaced had no process yet.
         case HandedIn(is_takeover=True):
             phase, actions = Submitted(is_ahead=False, has_process=True), ()
-        case HandedIn(is_ahead=is_ahead, has_process=has_process):
+        case HandedIn(is_ahead=is_ahead, has_process=has_process, num_workers=num_workers):
             attempts += 1
-            together = num_workers if (num_workers := fleet.jobs[key].num_workers) > 1 else None
+            fleet = fleet.with_workers(key, num_workers)
+            job = fleet.jobs[key]
+            together = job.num_workers if job.wanted_workers > 1 else None
             phase, actions = Submitted(is_ahead, has_process), (Tell(events.Starting(key, attempts, together)),)
-        case Answered(pid=pid, node=node):
-            phase, actions = Running(), (Tell(events.Training(key, pid, node)),)
+        case Answered(pid=pid, node=node, now_s=now_s):
+            phase, actions = Running(since_s=now_s), (Tell(events.Training(key, pid, node)),)
         # Why it was killed is kept, for Ray only says that it died.
         case FellSilent():
             phase, actions = Running(is_silent=True), (Kill(key),)
         case Noticed():
             phase, actions = Running(is_leaving=True), (AskToStop(key),)
+        case GivenRoom():
+            phase, actions = Running(is_growing=True), (AskToStop(key),)
         case Vanished(node_id=node_id, now_s=now_s):
             phase, actions = Missing(node_id, now_s), ()
         case Finished() | StoppedOnRequest() | Broke():
@@ -269,12 +299,15 @@ def after(fleet: Fleet, seen: Observation) -> Step:
 
 
 def _after_end(fleet: Fleet, seen: Finished | StoppedOnRequest | Broke) -> Step:
-    key, is_leaving = seen.key, fleet.phases[seen.key] == Running(is_leaving=True)
+    key, phase = seen.key, fleet.phases[seen.key]
+    is_leaving = phase == Running(is_leaving=True)
     match seen:
         case Finished():
             ended, event = Ended(), Tell(events.Done(key))
         case StoppedOnRequest() if is_leaving:
             return _after_break(fleet, Broke(key, FailureKind.PREEMPTED, "", seen.now_s))
+        case StoppedOnRequest() if phase == Running(is_growing=True):
+            return _after_break(fleet, Broke(key, FailureKind.OUTGROWN, "", seen.now_s))
         case StoppedOnRequest():
             ended, event = Ended(is_stopped=True), Tell(events.Stopped(key))
         # Its time there was over; Ray does not always say so.
@@ -287,8 +320,8 @@ def _after_end(fleet: Fleet, seen: Finished | StoppedOnRequest | Broke) -> Step:
 
 def _after_break(fleet: Fleet, seen: Broke) -> Step:
     key = seen.key
-    # A lost node is nobody's fault: the start it cost is given back.
-    attempts = fleet.attempts[key] - seen.kind.is_of_the_node
+    # As of a lost node: the start it cost is given back.
+    attempts = fleet.attempts[key] - seen.kind.is_nobodys_fault
     decision = after_failure(seen.kind, attempts=attempts, max_attempts=fleet.max_attempts, cause=seen.cause)
     if isinstance(decision, GiveUp):
         failure = str(ExpertFailedError(fleet.jobs[key].name, attempts, decision.reason))

@@ -25,11 +25,13 @@ from orchestrator.tracking.configuration import ExpertsLog, log_score, log_sizes
 from orchestrator.tracking.names import COMPARISON_TAG
 from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
 from workloads.config import ProtocolConfig, RunConfig
+from workloads.config.evaluation import Metric
 from workloads.config.load import apply_override, validate
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.evaluation.protocol import Score
+from workloads.evaluation.score import TABLE_METRICS
 from workloads.pipeline import Scored, check_score
 from workloads.places import RunDir
 from workloads.training.jobs import check_memory
@@ -93,7 +95,8 @@ def train_configuration(
         session.log_training(results, ensemble, dataset)
         scored = None
         if reference is not None:
-            scored = session.score(ensemble, config.evaluation, reference, with_others=comparison is not None)
+            metrics = TABLE_METRICS if comparison is not None else ()
+            scored = session.score(ensemble, config.evaluation, reference, metrics)
         if comparison is not None:
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)
@@ -201,11 +204,15 @@ class _Session:
         log_sizes(self.tracked, self.work.plan, results)
 
     def score(
-        self, ensemble: Ensemble, protocol: ProtocolConfig, reference: PreparedDataset, *, with_others: bool = False
+        self,
+        ensemble: Ensemble,
+        protocol: ProtocolConfig,
+        reference: PreparedDataset,
+        default_metrics: tuple[Metric, ...] = (),
     ) -> Scored:
         """Sample and measure; the score is logged with its samples."""
         listener = self.status.doing
-        scored = self.work.score(ensemble, protocol, reference, with_others=with_others, listener=listener)
+        scored = self.work.score(ensemble, protocol, reference, default_metrics=default_metrics, listener=listener)
         log_score(self.tracked, scored.score, scored.protocol, scored.grid, is_own=scored.is_own)
         return scored
 

@@ -13,7 +13,15 @@ from platform import python_version
 
 from orchestrator.execution.cluster import alive_nodes, connect, local_node
 from orchestrator.execution.nodes import dashboard_address, facts_of_nodes, has_token, package_versions
-from orchestrator.plan.fitness import MIN_FREE_BYTES, Finding, judge_dashboard, judge_demand, judge_nodes
+from orchestrator.plan.fitness import (
+    MIN_FREE_BYTES,
+    SAFE_SINCE,
+    Finding,
+    judge_dashboard,
+    judge_demand,
+    judge_nodes,
+    judge_versions,
+)
 from orchestrator.plan.places import RunsDir
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.storage import OPTION
@@ -43,6 +51,7 @@ def examine(
     """
     stores = {option: uri for option, uri in (("--store", store), (OPTION, storage)) if uri is not None}
     yield _versions()
+    yield judge_versions(package_versions(tuple(SAFE_SINCE)))
     yield _devices()
     yield _disk(runs_dir)
     yield _shared_memory()

@@ -21,7 +21,7 @@ from orchestrator.terminal.progress import ProgressListener, progress
 from workloads.analysis.curves import LossCurve, read_curve
 from workloads.analysis.held_out import curve_file
 from workloads.config import ProtocolConfig
-from workloads.config.evaluation import HeldOutSpec
+from workloads.config.evaluation import HeldOutSpec, Metric
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
@@ -146,8 +146,7 @@ class Work:
         protocol: ProtocolConfig,
         reference: PreparedDataset,
         *,
-        with_others: bool = False,
-        with_stderr: bool = False,
+        default_metrics: tuple[Metric, ...] = (),
         on_cluster: bool = False,
         listener: ProgressListener | None = None,
     ) -> Scored:
@@ -177,7 +176,7 @@ class Work:
             self.run,
             cache_dir=self.runs.cache,
             draw=draw,
-            measure=partial(measure, with_others=with_others, with_stderr=with_stderr),
+            measure=partial(measure, default_metrics=default_metrics),
         )
         self.keep()
         return scored
@@ -189,8 +188,7 @@ def _measure_here(
     protocol: ProtocolConfig,
     *,
     cache_dir: Path,
-    with_others: bool,
-    with_stderr: bool,
+    default_metrics: tuple[Metric, ...],
     listener: ProgressListener | None,
     shown: bool,
 ) -> Score:
@@ -202,6 +200,5 @@ def _measure_here(
             cache_dir=cache_dir,
             device=default_device(),
             on_progress=advance,
-            with_others=with_others,
-            with_stderr=with_stderr,
+            default_metrics=default_metrics,
         )

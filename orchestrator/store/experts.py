@@ -6,6 +6,7 @@ process, and whoever needs the key next goes on from its last checkpoint.
 
 import contextlib
 import logging
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -92,7 +93,8 @@ class ExpertStore:
     def completed(self, key: str) -> JobResult | None:
         """The result of a finished job, fetched if only the remote has it.
 
-        A damaged one is named, set aside and reported as missing.
+        A damaged one is named, set aside and reported as missing. Who was killed between the result and the end of its
+        checkpoints has left them: they are removed.
         """
         try:
             result = completed(self.path(key))
@@ -102,6 +104,8 @@ class ExpertStore:
             aside = set_aside(self.path(key))
             logger.warning("%s; it was moved to %s and will be trained again", error, aside.name)
             return None
+        if result is not None:
+            shutil.rmtree(JobDir(self.path(key)).checkpoints, ignore_errors=True)
         return result
 
     def claim(self, key: str) -> Claim | None:

@@ -72,7 +72,7 @@ def _experts_table(status: RunStanding, driver: DriverState) -> Table:
             expert.name,
             str(expert.interval),
             Text(expert.state.value, STYLES.get(expert.state, "dim")),
-            expert.node or (f"{expert.num_workers} workers" if expert.num_workers else ""),
+            ", ".join(words for words in (expert.node, workers_words(expert)) if words),
             f"{expert.images_seen:,}",
             f"{expert.images_seen / expert.total_images:.0%}",
             "" if expert.loss is None else f"{expert.loss:.4f}",
@@ -92,6 +92,14 @@ def doing_words(status: RunStanding) -> str:
 def states_words(experts: Sequence[ExpertStanding]) -> str:
     """1 queued, 2 training."""
     return ", ".join(f"{number} {state.value}" for state, number in count_states(experts).items())
+
+
+def workers_words(expert: ExpertStanding) -> str:
+    """4 workers, or 2 of 4 workers; nothing of one that has a process of its own."""
+    if expert.num_workers is None:
+        return ""
+    wanted = f" of {expert.wanted_workers}" if expert.num_workers < expert.wanted_workers else ""
+    return f"{expert.num_workers}{wanted} workers"
 
 
 def restarts_words(expert: ExpertStanding) -> str:

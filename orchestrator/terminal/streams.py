@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from orchestrator.plan.masking import masked
 from workloads.errors import ConfigError
 
 GONE = {errno.EPIPE, errno.EIO}
@@ -15,13 +16,16 @@ WRONG_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 
 
 class _Lasting:
-    """A stream that outlives its reader: `train | head -1` goes on, and writes to nowhere."""
+    """A stream that outlives its reader: `train | head -1` goes on, and writes to nowhere.
+
+    All that a command says passes through here, and no secret in it: neither a result nor an error, nor a traceback.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._lasting(lambda: self._stream.write(text)) or len(text)
+        return self._lasting(lambda: self._stream.write(masked(text))) or len(text)
 
     def flush(self) -> None:
         self._lasting(self._stream.flush)
@@ -42,7 +46,10 @@ class _Lasting:
 
 
 def settle() -> None:
-    """Make the streams bear whatever happens to them. Raises ConfigError where there is no working directory."""
+    """Make the streams bear whatever happens to them, and show no secret.
+
+    Raises ConfigError where there is no working directory.
+    """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

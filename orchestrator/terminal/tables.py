@@ -68,7 +68,8 @@ def _plan_cells(job: PlannedJob) -> list[str]:
     wanted += [resources.accelerator_type] if resources.accelerator_type else []
     wanted += [f"{name}={value}" for name, value in resources.label_selector.items()]
     needs = ", ".join(wanted)
-    needs = f"{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
+    few = f"{job.fewest_workers} to " if job.fewest_workers < job.num_workers else ""
+    needs = f"{few}{job.num_workers} x ({needs})" if job.num_workers > 1 else needs
     key = job.key if job.job.data.fingerprint else "unknown"
     return [f"{job.job.training.images:,}", needs, key]
 
@@ -92,11 +93,13 @@ def print_result(
     console.print(table)
     if score is not None:
         console.print(
-            f"{score.name} = [bold]{score.value:.3f}[/bold]   (protocol {score.protocol['name']}, "
+            f"{score.name} = [bold]{score.value:.3f}[/bold]{score.half_width}   (protocol {score.protocol['name']}, "
             f"{score.num_samples:,} samples, hash {score.protocol_hash[:8]}; compare only under the same hash)"
         )
         if score.warning:
             console.print(f"[bold red]{score.warning}[/bold red]")
+        if score.other_words:
+            console.print(f"also         {', '.join(score.other_words)}")
         console.print(f"samples      {grid}")
     console.print(f"run          {run_dir}")
     console.print(f"MLflow       {url}")

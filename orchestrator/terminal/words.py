@@ -31,7 +31,7 @@ def detail(event: ExpertEvent) -> str:
     """What is worth saying of an event besides the state it leads to; often nothing."""
     match event:
         case events.Starting(num_workers=int(num_workers)):
-            return f"{num_workers} workers"
+            return f"{num_workers} worker{'s' if num_workers > 1 else ''}"
         case events.Training(pid=int(pid), node=node):
             return f"pid {pid} on {node}" if node else f"pid {pid}"
         case events.NoSignOfLife(silent_s=silent_s, node=node):
@@ -40,4 +40,4 @@ def detail(event: ExpertEvent) -> str:
             return cause.value
         case events.Failed(reason=reason) | events.WaitingFor(reason=reason):
             return reason
-    return ""
+    return "another command trains it; it is waited for" if isinstance(event, events.TrainedElsewhere) else ""

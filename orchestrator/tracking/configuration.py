@@ -73,6 +73,7 @@ def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid:
     short_hash = score.protocol_hash[:8]
     suffix = "" if is_own else f"/{protocol.name}-{short_hash}"
     values = {score.name: score.value, **score.others}
+    values |= {f"{name}_stderr": error for name, error in score.others_stderr.items()}
     if score.stderr is not None:
         values[f"{score.name}_stderr"] = score.stderr
     tracked.log_metrics({f"{name}{suffix}": value for name, value in values.items()})

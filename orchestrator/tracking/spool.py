@@ -6,6 +6,7 @@ A note is handed on at least once: whoever writes it asks the store what it has 
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -56,7 +57,8 @@ class Spool:
     """An append-only file per process and a folder of files to upload; those of ended processes count too.
 
     notes-PID-HEX.jsonl is what is to be written, .will what is to be written if the process dies, .rejected what nobody
-    takes, line by line with the reason. A lock beside them is held while the process lives.
+    takes, line by line with the reason. A lock beside them is held while the process lives. Folders of files have
+    names that begin with it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +69,8 @@ class Spool:
         # The number is for people: what counts is the lock.
         self._own = path / f"notes-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         self._lock: Lock | None = None
+        self._taking = threading.Lock()
+        """Files are staged in one thread, notes written in another."""
         self._heirs: set[str] = set()
         self._done: dict[Path, int] = {}
         self._memory: list[Note] = []
@@ -98,8 +102,9 @@ class Spool:
 
     def stage(self, identity: str, name: str, folder: str | None, write: Callable[[Path], object]) -> Note:
         """Have a file to upload written into the spool; the note that uploads it."""
-        place = self._files / uuid.uuid4().hex
+        place = self._files / f"{self._own.stem}-{uuid.uuid4().hex}"
         try:
+            self._show_life()
             place.mkdir(parents=True)
             write(place / name)
         except BaseException:
@@ -133,6 +138,7 @@ class Spool:
             finally:
                 lock.release()
         self._replay_file(self._own, apply)
+        self._remove_orphans()
         for _, group in groupby(list(self._memory), key=lambda note: note[:2]):
             while together := list(islice(group, MAX_TOGETHER)):
                 self._hand_on(self._own, [_Line(_text_of(note), 0, note) for note in together], apply)
@@ -154,9 +160,7 @@ class Spool:
         """Whole lines or none."""
         if not notes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:
-            self._lock = _lock_of(self._own)
+        self._show_life()
         size = file.stat().st_size if file.exists() else 0
         try:
             with file.open("a") as opened:
@@ -165,6 +169,23 @@ class Spool:
             with suppress(OSError):
                 os.truncate(file, size)
             raise
+
+    def _show_life(self) -> None:
+        with self._taking:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock or _lock_of(self._own)
+
+    def _remove_orphans(self) -> None:
+        """Files of processes that were killed before their notes were written, which nothing speaks of."""
+        for folder in self._files.glob("notes-*"):
+            base = self.path / folder.name.rpartition("-")[0]
+            kept = [base.with_suffix(suffix) for suffix in (".jsonl", ".will", ".rejected")]
+            if base.name == self._own.stem or any(file.exists() for file in kept):
+                continue
+            if (lock := _lock_of(base)) is not None:  # its process is dead
+                shutil.rmtree(folder, ignore_errors=True)
+                _lock_file(base).unlink(missing_ok=True)
+                lock.release()
 
     def _write_will(self, identities: Sequence[str]) -> None:
         """Runs that this process opens are to end with it, whatever ends it."""

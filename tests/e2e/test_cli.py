@@ -78,6 +78,11 @@ BAD_REMIX = {
     "batch over workers": (["execution.num_workers=3"], "training.batch_size 32 is not a multiple of execution.num_w"),
     "workers over experts": (["strategy.experts_per_step=8", "execution.num_workers=3", "training.batch_size=48"], "3"),
     "too many workers": (["execution.num_workers=32", "strategy.experts_per_step=32"], "of them fit at once"),
+    "at least more": (["execution.min_workers=3"], "execution.min_workers is 3, but only 2 are wanted for each job"),
+    "fewer on one node": (
+        ["execution.min_workers=1", "execution.placement=STRICT_PACK"],
+        "placement STRICT_PACK",
+    ),
     "unknown mixer": (["strategy.mixer=soft"], "strategy.mixer is 'soft'"),
     "initial weights": (["initial_weights=nowhere.pt"], "initial_weights nowhere.pt does not exist"),
     "patch size": (["model.patch_size=8"], "image_size 20 is not a multiple of model.patch_size 8"),

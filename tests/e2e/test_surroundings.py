@@ -1,13 +1,17 @@
 """Commands where something around them is missing: each has an answer, and none a traceback."""
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -32,6 +36,37 @@ def test_every_surrounding_has_an_answer(case: str, tmp_path: Path) -> None:
     assert done.returncode == code, errors
     assert told in errors
     assert "Traceback" not in errors
+
+
+def test_two_who_train_the_same_at_once_where_much_is_missing(
+    tiny_run: dict[str, Any],
+    mounted: Callable[[str], Path],
+    user_environment: Callable[..., dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    """No home or a read-only one, ASCII, a temporary directory too long for sockets, a reader who leaves."""
+    home, long = mounted("1m"), tmp_path / ("long-" * 24)
+    subprocess.run(["mount", "-o", "remount,ro", str(home)], check=True)
+    long.mkdir()
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run | {"strategy": {"kind": "single"}}))
+    train = f"{sys.executable} -m orchestrator.cli train tiny.yaml --no-evaluate"
+    commands = (
+        f"env -u HOME LC_ALL=C PYTHONUTF8=0 TMPDIR={long} {train} 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}",
+        f"HOME={home} TERM=dumb {train} < /dev/null",
+    )
+    environment = user_environment({"PYTHONPATH": str(Path.cwd())})
+    both = [
+        subprocess.Popen(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for command in commands
+    ]
+    said = [process.communicate(timeout=480)[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "Traceback" not in said[1]
+    assert re.search("training|elsewhere .another command trains it|reused", said[1])
+    (result,) = (tmp_path / "runs/store").glob("*/result.json")
+    assert json.loads(result.read_text())["images_seen"] == tiny_run["training"]["images"]
 
 
 REFUSED = {

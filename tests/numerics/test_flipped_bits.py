@@ -1,15 +1,21 @@
-"""One bit flipped in any file that a run, a remix, a study, samples or data leave: named, and never used."""
+"""One bit flipped in any file that a run, a remix, a study, samples or data leave: named, and never used.
+
+And the same files on a disk that may only be read.
+"""
 
 import json
 import logging
 import random
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
@@ -24,12 +30,14 @@ from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
 from workloads.analysis.held_out import held_out_curve
 from workloads.checkpoint import Checkpoint, CheckpointFolder
-from workloads.config import RunConfig
+from workloads.config import ExpertJob, RunConfig
 from workloads.config.evaluation import HeldOutSpec
+from workloads.config.load import validate
+from workloads.data.prepare import prepare
 from workloads.ensemble import Ensemble
-from workloads.errors import RememeError
-from workloads.pipeline import reference_data, score_ensemble, training_data
-from workloads.places import JobDir, RunDir
+from workloads.errors import DamagedFileError, DataError, RememeError, StorageError
+from workloads.pipeline import gather, reference_data, score_ensemble, training_data
+from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.sealed import UNREADABLE, load_json
 from workloads.training.job import train_job
 
@@ -105,10 +113,10 @@ def flip(file: Path, place: int | None = None) -> None:
     file.write_bytes(content)
 
 
-def flips(file: Path) -> Iterator[None]:
+def flips(file: Path, num_flips: int = NUM_FLIPS) -> Iterator[None]:
     """The file with another bit flipped each time, and in the end as it was."""
     whole = file.read_bytes()
-    for place in random.Random(file.name).sample(range(8 * len(whole)), NUM_FLIPS):
+    for place in random.Random(file.name).sample(range(8 * len(whole)), num_flips):
         flip(file, place)
         if file.suffix != ".json" or not is_equal(file, whole):
             yield
@@ -155,7 +163,7 @@ def test_a_cache_is_computed_again(copied: tuple[RunsDir, list[RunDir]], caplog:
     runs, (run, _) = copied
     expected = score(run, Ensemble.load(run.path), runs)
     (file,) = (runs.cache / "statistics").glob("*.safetensors")
-    for _ in flips(file):
+    for _ in flips(file, 2):
         caplog.clear()
         assert score(run, Ensemble.load(run.path), runs) == expected
         assert f"{file} is damaged and is computed again" in caplog.text
@@ -263,3 +271,106 @@ def test_a_damaged_configuration_of_a_study_is_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         assert ledger.trials() == []
     assert f"{file} is damaged" in caplog.text
+
+
+def told(command: str, runs: RunsDir, run: RunDir, out: Path) -> tuple[int, str]:
+    """Exit code and words of a command line."""
+    result = CliRunner().invoke(app, command.format(runs=runs.path, run=run.path, out=out).split())
+    if isinstance(result.exception, RememeError):
+        return result.exception.exit_code, str(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_the_first_stage_of_latents_is_the_one_they_were_made_with(
+    tiny_run: dict[str, Any], few_images: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        layers_per_block=1,
+        scaling_factor=1.0,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    images = validate(RunConfig, tiny_run | {"data": few_images}).data
+    with pytest.raises(DataError, match="would be right") as raised:
+        prepare(images, tmp_path / "wrong", vae=tmp_path / "vae")
+    factor = float(re.findall(r"; (\S+) would be right", str(raised.value))[0])
+    vae.register_to_config(scaling_factor=factor)
+    vae.save_pretrained(tmp_path / "vae")
+    prepare(images, tmp_path / "latents", vae=tmp_path / "vae")
+    changes: dict[str, Any] = {
+        "data": {"kind": "prepared", "path": str(tmp_path / "latents"), "image_size": 4},
+        "reference": few_images,
+        "strategy": {"kind": "single"},
+        "training": {"images": 16, "batch_size": 16},
+    }
+    runs, config = RunsDir(tmp_path / "runs"), RunConfig.model_validate(tiny_run | changes)
+    dataset = training_data(config, runs.data)
+    (job,) = config.jobs(dataset.spec(config.data))
+    work_dir, run = runs.job(job.key).path, RunDir(runs.path / "run")
+    train_job(job, dataset.path, work_dir)
+    ensemble = gather(run, config, dataset, [work_dir])
+    ensemble.decode(torch.zeros(1, *ensemble.shape_CHW))
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        file = EnsembleDir(run.ensemble.path).vae / name
+        flip(file)
+        with pytest.raises(DamagedFileError, match=f"{file} is damaged"):
+            Ensemble.load(run.path).decode(torch.zeros(1, *ensemble.shape_CHW))
+        assert gather(run, config, dataset, [work_dir]).index == ensemble.index  # made anew
+    flip(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    shutil.rmtree(run.ensemble.path)
+    with pytest.raises(DamagedFileError, match="put back what the latents were made with"):
+        gather(run, config, dataset, [work_dir])
+
+
+def test_doctor_looks_at_directories(copied: tuple[RunsDir, list[RunDir]], tmp_path: Path) -> None:
+    runs, (run, _) = copied
+    expert = next(runs.store.glob("*/expert")).parent
+    for folder in (run.path, run.ensemble.path, runs.studies / "study", expert, next(runs.data.glob("*/"))):
+        code, words = told(f"doctor {folder}", runs, run, tmp_path)
+        assert (code, "problem" in words) == (0, False), words
+    file = run.ensemble.expert(1) / "config.json"
+    flip(file)
+    code, words = told("doctor {run}", runs, run, tmp_path)
+    assert (code, words.count("problem")) == (1, 1)
+    assert f"{file} is damaged" in words
+    code, words = told(f"doctor {runs.path}", runs, run, tmp_path)
+    assert (code, "is no directory of a run" in words) == (2, True)
+
+
+def test_a_disk_that_may_only_be_read_is_looked_at(
+    left: tuple[RunsDir, list[RunDir]], mounted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    disk = mounted("64m")
+    shutil.copytree(left[0].path, disk, dirs_exist_ok=True)
+    runs = RunsDir(disk)
+    run = runs.run_named(left[1][0].path.name)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for command in (
+        "sample {run} --num 2 --grid {out}/grid.png",
+        "export {run} {out}/export",
+        "doctor {run}",
+        "store ls --runs-dir {runs}",
+        "store verify --runs-dir {runs}",
+        "store gc --runs-dir {runs}",
+        "status {run} --runs-dir {runs}",
+        "report study --runs-dir {runs} --out {out}/report.html",
+    ):
+        code, words = told(command, runs, run, tmp_path)
+        assert code == 0, (command, words)
+    code, words = told("report study --runs-dir {runs}", runs, run, tmp_path)
+    assert (code, "report.html cannot be written (Read-only file system)" in words) == (1, True)
+    with pytest.raises(StorageError, match=r"store/new cannot be written .Read-only file system"):
+        train_job(*job_of(runs), runs.store / "new")
+
+
+def job_of(runs: RunsDir) -> tuple[ExpertJob, Path]:
+    """Of the finished run, and its data."""
+    file = next(runs.store.glob("*/expert")).parent / "job.json"
+    return ExpertJob.model_validate(load_json(file)), next(runs.data.glob("*/"))

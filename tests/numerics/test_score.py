@@ -29,7 +29,7 @@ from workloads.evaluation.features import (
 )
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import write_images
-from workloads.evaluation.score import evaluate_samples, frechet_distance, other_scores
+from workloads.evaluation.score import TABLE_METRICS, evaluate_samples, frechet_distance
 
 NUM_SAMPLES = 300
 
@@ -119,8 +119,9 @@ def test_a_damaged_cache_is_computed_again(
 
 
 def test_features_of_drawn_references_are_extracted_once(
-    reference: PreparedDataset, samples: TensorImages, tmp_path: Path
+    reference: PreparedDataset, samples: TensorImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(score, "NUM_MANIFOLD_IMAGES", 1000)
     extractor = load_extractor(protocol())
     drawn_ND = reference_features(reference, extractor, 100, seed=0, cache_dir=tmp_path)
     whole_ND = reference_features(reference, extractor, 10**9, seed=0, cache_dir=tmp_path)
@@ -135,10 +136,11 @@ def test_features_of_drawn_references_are_extracted_once(
     assert torch.equal(reference_features(reference, extractor, 100, seed=0, cache_dir=tmp_path), drawn_ND)
     assert times_ns == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.safetensors")}
     first, again = (
-        evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, with_others=True) for _ in range(2)
+        evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, default_metrics=TABLE_METRICS)
+        for _ in range(2)
     )
     assert first == again
-    assert first.others_protocol == {"num_reference_images": 10_000, "reference_seed": 0}
+    assert first.others_protocol == {"num_reference_images": 1000, "reference_seed": 0}
     # What the others depend on is no part of the distance's protocol.
     assert first.protocol_hash == evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path).protocol_hash
 
@@ -171,21 +173,13 @@ def test_scores_that_are_not_to_be_trusted_say_why(reference: PreparedDataset, c
     assert doubts == ["fashion-cnn knows grey images of clothes, and the reference is in colour"]
 
 
-def test_other_scores_are_left_out_where_they_cannot_be_had(samples: TensorImages) -> None:
-    features_ND, logits_NK = torch.randn(40, 8), torch.randn(40, 10)
-    assert set(other_scores(features_ND, logits_NK, features_ND)) == {"inception_score", "precision", "recall"}
-    without = other_scores(features_ND, torch.full((40, 10), float("nan")), features_ND)
-    assert set(without) == {"precision", "recall"}
-    assert set(other_scores(features_ND[:3], logits_NK[:3], features_ND)) == {"inception_score"}
-
-
 def test_features_that_are_not_finite_are_named(
     reference: PreparedDataset, samples: TensorImages, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(*arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        features_ND, logits_NK = extract_all(*arguments, **options)
-        features_ND[7, 3] = float("nan")
-        return features_ND, logits_NK
+    def spoilt(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        found = extract_all(*arguments, **options)
+        found["128"][7, 3] = float("nan")
+        return found
 
     monkeypatch.setattr(score, "extract_all", spoilt)
     with pytest.raises(DataError, match="1 of 300 samples, the first of them sample 7, have features"):
@@ -209,37 +203,3 @@ def test_the_wrong_number_or_size_of_samples_is_refused(reference: PreparedDatas
     small = TensorImages(torch.zeros(NUM_SAMPLES, 1, 20, 20, dtype=torch.uint8))
     with pytest.raises(DataError, match="samples are 20 x 20 pixels and the reference 28 x 28"):
         evaluate_samples(small, reference, protocol(), cache_dir=tmp_path)
-
-
-def test_inception_score_is_its_definition() -> None:
-    """exp of the mean KL between each image's classes and the split's, averaged over ten splits."""
-    generator = np.random.default_rng(0)
-    logits_NK = generator.normal(size=(200, 10)) * 3
-    found = other_scores(torch.zeros(200, 4), torch.from_numpy(logits_NK), torch.zeros(50, 4))["inception_score"]
-    order = np.random.RandomState(2020).permutation(200)
-    shares = np.exp(logits_NK[order]) / np.exp(logits_NK[order]).sum(1, keepdims=True)
-    scores = []
-    for split in np.split(shares, 10):
-        mean = split.mean(0)
-        scores.append(np.exp(np.mean([sum(p * np.log(p / mean)) for p in split])))
-    assert found == pytest.approx(np.mean(scores), rel=1e-6)
-
-
-def test_precision_and_recall_are_their_definitions() -> None:
-    """Share of samples inside a ball around a real image that reaches its third neighbour, and the reverse."""
-    generator = torch.Generator().manual_seed(0)
-    samples_ND = torch.randn(40, 3, generator=generator, dtype=torch.float64) * 0.6
-    real_ND = torch.randn(60, 3, generator=generator, dtype=torch.float64)
-
-    def covered(points: torch.Tensor, centres: torch.Tensor) -> float:
-        radii = [sorted((centre - other).norm().item() for other in centres)[3] for centre in centres]
-        inside = [
-            any((point - centre).norm().item() <= radius for centre, radius in zip(centres, radii, strict=True))
-            for point in points
-        ]
-        return sum(inside) / len(inside)
-
-    found = other_scores(samples_ND, torch.randn(40, 10), real_ND)
-    assert found["precision"] == pytest.approx(covered(samples_ND, real_ND))
-    assert found["recall"] == pytest.approx(covered(real_ND, samples_ND))
-    assert found["precision"] > found["recall"]

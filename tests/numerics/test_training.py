@@ -164,6 +164,8 @@ def test_what_a_killed_process_was_writing_is_removed(dataset: PreparedDataset, 
     shutil.copytree(newest, newest.with_name(".000000000064.1.partial"), ignore=lambda *_: ["manifest.json"])
     (folder / ".expert.1.partial").mkdir()
     train_job(job, dataset.path, folder)
+    shutil.copytree(folder / "expert", folder / "checkpoints" / "000000000064")  # killed before it removed them
+    train_job(job, dataset.path, folder)
     left = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
     assert left == {".lock", "expert", "job.json", "records.jsonl", "result.json"}
 

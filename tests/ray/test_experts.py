@@ -251,7 +251,11 @@ def test_an_expert_that_keeps_dying_is_given_up(
 
 
 def test_ctrl_c_writes_checkpoints_and_the_next_run_continues(
-    planned: Plan, dataset: PreparedDataset, store: ExpertStore, expected: dict[str, str]
+    planned: Plan,
+    dataset: PreparedDataset,
+    store: ExpertStore,
+    expected: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     interrupted: list[str] = []
 
@@ -265,7 +269,11 @@ def test_ctrl_c_writes_checkpoints_and_the_next_run_continues(
     assert not outcome.failed
     assert len(outcome.stopped) == len(set(outcome.stopped)) == 4 - len(outcome.completed)
     assert list(store.path(interrupted[0]).glob("checkpoints/*")) or interrupted[0] in outcome.completed
+    damaged = max(store.root.glob("*/checkpoints/*/state.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert digests(run(planned, dataset, store)) == expected
+    # Where that was found out, nobody reads.
+    assert f"checkpoint {damaged.parent} is damaged" in caplog.text
 
 
 @pytest.mark.parametrize(("num_cpus", "num_threads"), [(2, 2), (1, 1), (0.5, 1)])

@@ -1,4 +1,4 @@
-"""Nodes that die, and experts that wait for what no node has: several raylets on this machine."""
+"""Nodes that die, groups that shrink and grow with them, and who waits for what no node has: several raylets here."""
 
 import time
 from collections.abc import Iterator
@@ -138,6 +138,64 @@ def preempt(node_id: str) -> None:
     client, reason = ray._private.worker.global_worker.gcs_client, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
     accepted, why_not = client.drain_node(node_id, reason, "spot", int((time.time() + 30) * 1000))
     assert accepted, why_not
+
+
+def test_a_group_of_four_loses_a_node_goes_on_with_two_and_grows_back(
+    nodes: Cluster,
+    job: PlannedJob,
+    dataset: PreparedDataset,
+    store: ExpertStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every image counts once, and the loss curve stays far inside what another seed makes of it."""
+    monkeypatch.setattr("orchestrator.execution.supervisor.POLL_INTERVAL_S", 0.1)
+    doomed = nodes.add_node(num_cpus=2, **OBJECT_STORE)
+    nodes.add_node(num_cpus=2, **OBJECT_STORE)
+    training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 192})
+    job = replace(job, job=job.job.model_copy(update={"training": training}))
+    group, folder = replace(job, num_workers=4, worker_counts=(4, 2)), JobDir(store.path(job.key))
+    workers: list[int | None] = []
+    heard: list[int] = []
+    """Images of records since the node was lost."""
+    left: list[tuple[FailureKind, int, int]] = []
+    """Why, with which checkpoint, and after which record a group ended."""
+
+    def listen(event: ExpertEvent) -> None:
+        match event:
+            case events.Starting(attempt=1, num_workers=num_workers):
+                workers.append(num_workers)
+                if num_workers == 2:
+                    nodes.add_node(num_cpus=2, **OBJECT_STORE)
+            case events.Progressed(records=records) if left:
+                heard.extend(record.images_seen for record in records)
+            case events.Checkpointed() if doomed in nodes.list_all_nodes():
+                nodes.remove_node(doomed, allow_graceful=False)
+            case events.Restarting(cause=cause):
+                left.append((cause, folder.checkpointed_images() or 0, read_records(folder.records)[-1].images_seen))
+
+    execution = ExecutionConfig(max_attempts=1, grow_every_s=1)
+    outcome = train_experts([group], dataset.path, store, execution, [listen])
+    assert outcome.failed == {}
+    assert workers == [4, 2, 4]
+    (lost, saved, _), (grown, saved_by_two, trained_by_two) = left
+    assert (lost, grown) == (FailureKind.NODE_LOST, FailureKind.OUTGROWN)
+    assert heard[0] > saved  # nothing before the last checkpoint was done again
+    assert heard == sorted(set(heard))  # and nothing twice for growing
+    assert saved < saved_by_two == trained_by_two
+    assert outcome.completed[job.key].images_seen == training.images
+    curves = [read_records(folder.records)]
+    for seed in (0, 1):
+        alone = tmp_path / str(seed)
+        train_job(job.job.model_copy(update={"seed": seed}), dataset.path, alone)
+        curves.append(read_records(JobDir(alone).records))
+    assert [record.images_seen for record in curves[0]] == list(range(64, training.images + 1, 64))
+    elastic, same, other = ([record.loss for record in curve] for curve in curves)
+    off = [abs(a - b) for a, b in zip(elastic, same, strict=True)]
+    spread = [abs(a - b) for a, b in zip(other, same, strict=True)]
+    print(f"{saved_by_two - saved} images by two; off by at most {max(off):.2g}, another seed by {max(spread):.2g}")
+    assert max(off) < 0.1 * max(spread)
+    assert sum(off) < 0.01 * sum(spread)
 
 
 def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(

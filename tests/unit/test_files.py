@@ -1,6 +1,9 @@
 """Files that are whole or absent, on a disk that is really full."""
 
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +74,33 @@ def test_what_a_killed_process_left_of_a_file_is_removed_and_no_other(tmp_path: 
         (tmp_path / name).touch()
     remove_unfinished_file(tmp_path / "a")
     assert {path.name for path in tmp_path.iterdir()} == {".ab.1.partial", "a"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from workloads import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as scratch:
+    (scratch / "part" if scratch.is_dir() else scratch).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["new_file", "new_directory"])
+def test_what_a_killed_process_was_writing_goes_when_another_writes_it(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target[1]"
+    assert subprocess.run([sys.executable, "-c", KILLED, kind, target], check=False).returncode == -signal.SIGKILL
+    (orphan,) = tmp_path.iterdir()
+    write_text(tmp_path / "target", "whole")
+    assert orphan.exists()  # it is another's
+    with new_file(target) as scratch:
+        scratch.write_text("whole")
+        lives = scratch.with_name(scratch.name.replace(str(os.getpid()), str(os.getppid())))
+        lives.touch()
+    elsewhere = tmp_path / f".target[1].another-{os.getpid()}.partial"
+    elsewhere.touch()
+    write_text(target, "anew")
+    assert set(tmp_path.iterdir()) == {target, tmp_path / "target", lives, elsewhere}
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_disk: Path) -> None:

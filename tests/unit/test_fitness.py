@@ -1,18 +1,24 @@
 """Whether machines are fit, judged from made-up facts; what connecting says of Ray's own errors."""
 
+import tomllib
 from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from orchestrator.execution.cluster import connect, unreachable
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.fitness import (
+    SAFE_SINCE,
     Finding,
     NodeFacts,
     judge_dashboard,
     judge_demand,
     judge_nodes,
+    judge_versions,
     socket_excess,
 )
 from workloads.config import RunConfig
@@ -143,3 +149,23 @@ def test_another_version_on_the_head_is_one_sentence() -> None:
 def test_a_wrong_address_is_said_at_once(address: str, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said), connect(address):
         raise AssertionError("connected")
+
+
+def test_versions_known_to_be_vulnerable_are_named_with_the_next_ones() -> None:
+    safe = {"torch": "2.10.0+cpu", "ray": "2.60.0", "mlflow": "3.15.1", "pyarrow": "", "pillow": "12.3.0"}
+    assert judge_versions(safe).is_ok
+    found = judge_versions(safe | {"torch": "2.9.1", "mlflow": "3.9.0"})
+    assert not found.is_ok
+    assert found.text == (
+        "torch 2.9.1 is known to be vulnerable: pip install 'torch>=2.10'; "
+        "mlflow 3.9.0 is known to be vulnerable: pip install 'mlflow>=3.15.1'"
+    )
+
+
+def test_what_is_installed_is_at_least_what_is_safe() -> None:
+    """And so is the oldest that the package allows."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    asked = [line.partition(">=") for line in project["dependencies"]]
+    oldest = {name.partition("[")[0]: Version(since) for name, _, since in asked}
+    assert [name for name, since in SAFE_SINCE.items() if oldest[name] < Version(since)] == []
+    assert judge_versions({name: version(name) for name in SAFE_SINCE}).is_ok

@@ -16,6 +16,7 @@ from orchestrator.plan.policies import (
     Node,
     Retry,
     after_failure,
+    as_it_fits,
     longest_first,
     num_fitting,
     num_slots,
@@ -142,6 +143,12 @@ def test_workers_of_a_job_are_placed_all_or_none() -> None:
             "workers_per_expert is 4, but only 3 of them fit at once on one node",
         ),
         (["execution.workers_per_expert=4"], [{"CPU": 3.0}, {"CPU": 2.0}], None),
+        (["execution.workers_per_expert=4", "execution.min_workers=2"], [{"CPU": 2.0}], None),
+        (
+            ["execution.workers_per_expert=8", "execution.min_workers=3"],
+            [{"CPU": 3.0}],
+            "min_workers needs 4, but only 3 of them fit at once",
+        ),
     ],
 )
 def test_a_group_that_never_fits_is_named(
@@ -155,6 +162,51 @@ def test_a_group_that_never_fits_is_named(
 def test_workers_are_no_part_of_a_key(tiny_run: dict[str, Any]) -> None:
     """All draws are of the whole batch; tests/multiprocess shows that only last bits depend on how many share it."""
     assert keys(tiny_run, "execution.workers_per_expert=4") == keys(tiny_run)
+    assert keys(tiny_run, "execution.workers_per_expert=4", "execution.min_workers=2") == keys(tiny_run)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "counts"),
+    [
+        ([], (1,)),
+        (["execution.workers_per_expert=8"], (8,)),
+        (["execution.workers_per_expert=8", "execution.min_workers=1"], (8, 4, 2, 1)),
+        (["execution.workers_per_expert=8", "execution.min_workers=3"], (8, 4)),
+        (["training.batch_size=12", "execution.workers_per_expert=6", "execution.min_workers=2"], (6, 4, 3, 2)),
+    ],
+)
+def test_fewer_workers_have_equal_parts_of_a_batch(
+    tiny_run: dict[str, Any], overrides: list[str], counts: tuple[int, ...]
+) -> None:
+    assert planned(tiny_run, *overrides).jobs[0].worker_counts == counts
+
+
+def test_fewer_workers_of_a_remix_share_the_experts_of_a_step(tiny_run: dict[str, Any]) -> None:
+    strategy = {"kind": "remix", "num_experts": 6, "num_bases": 4, "experts_per_step": 4}
+    model = {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2}
+    raw = tiny_run | {"strategy": strategy, "model": model, "execution": {"num_workers": 12, "min_workers": 1}}
+    made = planned(raw, "training.batch_size=24")
+    assert made.jobs[0].worker_counts == (12, 8, 4, 2, 1)  # 6 and 3 divide the batch, but not the experts
+
+
+@pytest.mark.parametrize(
+    ("occupied", "cpus", "expected"),
+    [
+        (0, [8.0], 8),
+        (0, [4.0, 4.0], 8),
+        (0, [4.0, 3.0], 4),
+        (3, [4.0, 3.0], 4),
+        (4, [4.0, 3.0], 2),
+        (6, [4.0, 3.0], 2),  # not even they fit: it queues for the fewest
+    ],
+)
+def test_a_group_takes_what_fits_beside_the_others(
+    tiny_run: dict[str, Any], occupied: int, cpus: list[float], expected: int
+) -> None:
+    job = planned(tiny_run, "execution.workers_per_expert=8", "execution.min_workers=2").jobs[0]
+    nodes = [{"CPU": amount} for amount in cpus]
+    assert as_it_fits(job, [Request(Resources())] * occupied, nodes).num_workers == expected
+    assert as_it_fits(job.by(2), [Request(Resources())] * occupied, nodes).num_workers == expected
 
 
 A100, LABELLED = Node({"GPU": 1.0, "accelerator_type:A100": 1.0}, {"zone": "a"}), Node({"CPU": 4.0}, {"zone": "b"})
@@ -208,6 +260,7 @@ def test_a_job_that_fits_nowhere_is_refused_before_anything_starts(tiny_run: dic
         (FailureKind.PROCESS_DIED, 3, GiveUp("its process died (why)")),
         (FailureKind.NOT_ANSWERING, 3, GiveUp("it stopped answering (why)")),
         (FailureKind.NODE_LOST, 99, Retry(0.0)),
+        (FailureKind.OUTGROWN, 99, Retry(0.0)),
         (FailureKind.RAISED, 1, GiveUp("why")),
     ],
 )

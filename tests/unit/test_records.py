@@ -1,11 +1,13 @@
 """What training reported is read back, whatever happened to the file."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from workloads.training.records import TrainingRecord, append_record, read_records
+from workloads.training.coefficients import CoefficientHistory, read_coefficients
+from workloads.training.records import TrainingRecord, append_record, read_records, write_records
 
 RECORDS = [TrainingRecord(64 * i, 1 / 3**i, 9.5, 1e-3, 0.25, written_s=1e9 + i / 7) for i in range(1, 5)]
 
@@ -34,3 +36,22 @@ def test_a_damaged_line_costs_itself_only(tmp_path: Path, caplog: pytest.LogCapt
         assert read_records(file) == [RECORDS[0], RECORDS[3]]
         read_records(file)
     assert [record.getMessage() for record in caplog.records] == [f"{file} has 2 damaged lines, which are left out"]
+
+
+def test_a_file_that_is_cut_back_is_never_empty_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it goes on from a checkpoint must not lose the curve up to there."""
+    curve, coefficients = tmp_path / "records.jsonl", tmp_path / "coefficients.jsonl"
+    for record in RECORDS:
+        append_record(curve, record)
+    coefficients.write_text('{"images_seen": 64, "coefficients": [[1.0]]}\n')
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_records(curve, RECORDS[:2])
+    with pytest.raises(KeyboardInterrupt):
+        CoefficientHistory(coefficients, start_images=64, every_images=64)
+    assert read_records(curve) == RECORDS
+    assert len(read_coefficients(coefficients)) == 1

@@ -161,6 +161,7 @@ from orchestrator.tracking.notes import Note
 from orchestrator.tracking.spool import Spool
 spool = Spool(Path({str(tmp_path)!r}))
 spool.append([Note("open", "a", {{}})])
+spool.stage("a", "of-no-note.txt", None, lambda file: file.touch())
 print("there", flush=True)
 input()
 """
@@ -170,11 +171,28 @@ input()
     spool, seen = Spool(tmp_path), []
     spool.replay(seen.extend)
     assert not seen
+    assert list(tmp_path.rglob("of-no-note.txt"))
     process.kill()
     process.communicate()
     spool.replay(seen.extend)
     assert seen == [Note("open", "a", {}), Note("finish", "a", {"status": "KILLED", "if_running": True})]
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*")] == ["files"]
+
+
+def test_what_was_staged_for_no_note_goes_with_its_process(tmp_path: Path) -> None:
+    """It was killed before it had written any."""
+    writer = f"""
+import os
+from pathlib import Path
+from orchestrator.tracking.spool import Spool
+Spool(Path({str(tmp_path)!r})).stage("a", "b.txt", None, lambda file: os.kill(os.getpid(), 9))
+"""
+    subprocess.run([sys.executable, "-c", writer], check=False)
+    assert len(list((tmp_path / "files").iterdir())) == 1
+    living = Spool(tmp_path)
+    living.stage("a", "c.txt", None, lambda file: file.touch())
+    Spool(tmp_path).replay(lambda notes: None)
+    assert [path.name for path in (tmp_path / "files").rglob("*.txt")] == ["c.txt"]
 
 
 def test_who_ends_well_leaves_no_will(tmp_path: Path) -> None:

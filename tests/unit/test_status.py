@@ -1,5 +1,6 @@
 """A run as others see it: written by its driver, read from other processes, and true after a SIGKILL."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,11 +21,11 @@ from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.policies import FailureKind
-from orchestrator.plan.standing import DriverState
+from orchestrator.plan.standing import DriverState, ExpertStanding
 from orchestrator.runs.status import StatusFile, find_run, view_run, view_runs
 from orchestrator.search.running.status import WholeStatus, status_here
 from orchestrator.search.study.trial import Rung, Trial
-from orchestrator.terminal.status import restarts_words, run_lines
+from orchestrator.terminal.status import restarts_words, run_lines, workers_words
 from workloads.config import DataSpec, RunConfig
 from workloads.errors import ConfigError
 from workloads.files import write_text
@@ -100,6 +101,15 @@ def test_a_driver_that_is_killed_is_gone_at_once_and_what_it_said_stays(
     assert view.driver is DriverState.GONE
     assert re.search(r"driver gone since \d{4}-\d\d-\d\dT[\d:]{8}[+-]\d\d:\d\d", text_of(run_lines(*view[1:])))
     assert [one.status.name for one in view_runs(RunsDir(tmp_path))] == ["a-12345678"]
+
+
+def test_a_group_is_shown_with_the_workers_it_has_now(plan: Plan) -> None:
+    group = dataclasses.replace(plan.jobs[0], num_workers=4, worker_counts=(4, 2))
+    expert = ExpertStanding.of(group)
+    assert workers_words(expert) == ""
+    for num_workers, words in ((4, "4 workers"), (2, "2 of 4 workers")):
+        expert = expert.after(events.Starting(group.key, num_workers=num_workers), 0.0)
+        assert workers_words(expert) == words
 
 
 def test_experts_are_shown_with_node_speed_and_what_restarts_cost(plan: Plan, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from orchestrator.plan import events
 from orchestrator.plan import supervision as sv
 from orchestrator.plan.events import ExpertEvent, ExpertState
-from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.growing import lacking_places
+from orchestrator.plan.jobs import Plan, Request, make_plan
 from orchestrator.plan.policies import MAX_DELAY_S, FailureKind, num_queued_ahead
-from workloads.config import DataSpec, RunConfig
+from workloads.config import DataSpec, Resources, RunConfig
 from workloads.training.records import TrainingRecord
 
 TWO_SLOTS = [{"CPU": 2.0}]
@@ -46,7 +47,7 @@ class Simulated:
         started = []
         while (start := sv.next_start(self.fleet, nodes, now_s)) is not None:
             started.append(start)
-            self.see(sv.HandedIn(start.key, start.is_ahead))
+            self.see(sv.HandedIn(start.key, start.is_ahead, num_workers=start.num_workers))
         return started
 
     @property
@@ -77,6 +78,45 @@ def test_groups_start_whole_and_say_how_many_they_are(tiny_run: dict[str, Any]) 
     assert [start.is_ahead for start in started] == [False, False, True]
     said = [one.event for one in fleet.actions if isinstance(one, sv.Tell)]
     assert said == [events.Starting(start.key, 1, num_workers=2) for start in started]
+
+
+def test_a_group_shrinks_with_the_cluster_and_grows_back_after_a_while(tiny_run: dict[str, Any]) -> None:
+    raw = tiny_run | {"strategy": {"kind": "single"}, "execution": {"workers_per_expert": 4, "min_workers": 2}}
+    fleet = Simulated(make_plan(RunConfig.model_validate(raw), DATA), max_attempts=1)
+    fleet.fleet, (key,) = dataclasses.replace(fleet.fleet, grow_every_s=100.0), fleet.keys
+    assert fleet.start([{"CPU": 2.0}, {"CPU": 2.0}]) == [sv.Start(key, False, 4)]
+    fleet.see(sv.Answered(key, now_s=10.0), sv.Broke(key, FailureKind.NODE_LOST, "", now_s=500.0))
+    assert fleet.start([{"CPU": 3.0}], now_s=500.0) == [sv.Start(key, False, 2)]  # 3 have no equal parts of 16 images
+    assert fleet.actions[-1] == sv.Tell(events.Starting(key, 1, num_workers=2))
+    assert lacking_places(fleet.fleet, now_s=1000.0) == {}  # it does not run yet
+    fleet.see(sv.Answered(key, now_s=510.0))
+    assert lacking_places(fleet.fleet, now_s=609.0) == {}
+    assert lacking_places(fleet.fleet, now_s=610.0) == {key: Request(Resources(), 2)}
+    fleet.see(sv.GivenRoom(key))
+    assert fleet.actions[-1] == sv.AskToStop(key)
+    assert lacking_places(fleet.fleet, now_s=611.0)  # the places are held until it has ended
+    fleet.see(sv.StoppedOnRequest(key, now_s=612.0))
+    assert fleet.actions[-1] == sv.Tell(events.Restarting(key, FailureKind.OUTGROWN, attempt=1))
+    assert fleet.start([{"CPU": 3.0}, {"CPU": 2.0}], now_s=612.0) == [sv.Start(key, False, 4)]
+    fleet.see(sv.Answered(key, now_s=620.0))
+    assert lacking_places(fleet.fleet, now_s=1e9) == {}  # it has what it wants
+
+
+def test_groups_do_not_grow_while_others_wait_for_a_place(tiny_run: dict[str, Any]) -> None:
+    raw = tiny_run | {"execution": {"workers_per_expert": 4, "min_workers": 2}}
+    fleet = Simulated(make_plan(RunConfig.model_validate(raw), DATA))
+    fleet.fleet = dataclasses.replace(fleet.fleet, grow_every_s=0.0)
+    started = fleet.start([{"CPU": 6.0}])
+    assert [(start.num_workers, start.is_ahead) for start in started] == [(4, False), (2, False), (2, True)]
+    whole, small, ahead = (start.key for start in started)
+    fleet.see(sv.Answered(whole), sv.Answered(small))
+    assert lacking_places(fleet.fleet, now_s=1.0) == {}
+    fleet.see(sv.Finished(whole), sv.Answered(ahead))
+    assert fleet.start([{"CPU": 6.0}])
+    (last,) = fleet.fleet.those(sv.Submitted)
+    assert lacking_places(fleet.fleet, now_s=1.0) == {}
+    fleet.see(sv.Answered(last), sv.Finished(small))
+    assert set(lacking_places(fleet.fleet, now_s=1.0)) == {ahead, last}
 
 
 def test_an_autoscaler_sees_half_as_many_again_and_the_longest_of_these_inherit_first(tiny_run: dict[str, Any]) -> None:

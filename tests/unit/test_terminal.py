@@ -55,7 +55,7 @@ def test_a_time_is_local_and_says_how_far_it_is_from_utc(monkeypatch: pytest.Mon
     [
         (events.Queued("k"), "queued"),
         (events.Reused("k"), "reused"),
-        (events.TrainedElsewhere("k"), "elsewhere"),
+        (events.TrainedElsewhere("k"), "elsewhere (another command trains it; it is waited for)"),
         (events.Starting("k"), "starting"),
         (events.Starting("k", num_workers=2), "starting (2 workers)"),
         (events.Training("k", pid=7), "training (pid 7)"),

@@ -79,8 +79,13 @@ class SamplingConfig(GrownConfig):
         return self
 
 
-class ProtocolConfig(StrictConfig):
+Metric = Literal["inception_score", "precision_recall", "sfid", "kid"]
+
+
+class ProtocolConfig(GrownConfig):
     """Named in a config by `evaluation: fid50k`, or `evaluation: {name: fid50k, num_samples: 2000}`."""
+
+    later = frozenset({"metrics", "resize", "reference_statistics"})
 
     name: Name
     """The protocol's name; with changed fields it still counts as another protocol, by its hash."""
@@ -101,12 +106,34 @@ class ProtocolConfig(StrictConfig):
     sampling: SamplingConfig = SamplingConfig()
     """Sampler, steps and guidance."""
 
+    metrics: tuple[Metric, ...] = ()
+    """Measured beside the distance, of the same samples; no part of its protocol. inception_score (arXiv:1606.03498),
+    precision_recall (arXiv:1904.06991), kid (arXiv:1801.01401), sfid: the distance of spatial features
+    (arXiv:2103.03841), for inception only. A comparison measures the first two unless some are named."""
+
+    resize: Literal["tensorflow", "clean"] = "tensorflow"
+    """How images reach the size of inception: as the original network does, or antialiased and in floating point
+    (Clean-FID, arXiv:2104.11222, with which MEME was scored)."""
+
+    reference_statistics: UserPath | None = None
+    """Mean and covariance of the reference's features from a file: ADM's or clean-fid's .npz, or torch-fidelity's .pt.
+    None: those of the reference images, which precision, recall and kid compare with in any case."""
+
     inception_weights: UserPath | None = None
     """File with the Inception weights in torch-fidelity's format. None: $REMEME_INCEPTION, then the package
     of the extra rememe[inception]."""
 
     inception_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """What the SHA-256 of inception_weights must be; required with it unless it is torch-fidelity's own file."""
+
+    @model_validator(mode="after")
+    def _check_network(self) -> "ProtocolConfig":
+        if self.extractor != "inception":
+            if "sfid" in self.metrics:
+                raise ValueError(f"metrics names sfid, which {self.extractor} has no features for; leave it out")
+            if self.resize != "tensorflow":
+                raise ValueError(f"resize is {self.resize}, which is for inception; leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -66,6 +66,14 @@ class ExecutionConfig(StrictConfig):
     workers_per_expert: Whole = Field(1, ge=1)
     """Workers that train one expert together where experts are trained alone, each on its part of every batch."""
 
+    min_workers: Whole | None = Field(None, ge=1)
+    """Fewest workers to train one job with where the cluster has no room for all: then the most that fit and can have
+    equal, larger parts of a batch (training.micro_batch_size bounds what is in memory at once). None: all or none."""
+
+    grow_every_s: Real = Field(300.0, gt=0)
+    """Workers that are missing are asked for again this long after a start, when nothing else waits for a place; once
+    there is room for all, a checkpoint is written and all go on from there."""
+
     placement: Literal["PACK", "SPREAD", "STRICT_PACK"] = "PACK"
     """Workers of one job: on as few nodes as possible, on as many, or all on one."""
 

@@ -21,6 +21,16 @@ OTHER_WORDS = {
 }
 """Keys that people try at the top of a description, and what they mean by them."""
 
+SECTION = "it must be a section, with a key and a value on each line"
+PLAIN_WORDS = {
+    **dict.fromkeys(("model_type", "dict_type", "model_attributes_type"), SECTION),
+    **dict.fromkeys(("tuple_type", "list_type"), "it must be a list"),
+    **dict.fromkeys(("int_type", "int_from_float"), "it must be a whole number"),
+    "bool_type": "it must be true or false",
+    "float_type": "it must be a number",
+}
+"""What pydantic says in the words of Python's types."""
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = LONGEST
 
@@ -57,11 +67,7 @@ def _sentence(details: ErrorDetails, path: str, owner: type[BaseModel] | None) -
         return f"{path}.kind is {short(context['tag'])}{suggest(str(context['tag']), tags)}"
     if kind == "value_error":
         return f"{path}: {details['ctx']['error']}" if path else str(details["ctx"]["error"])
-    allowed = message.replace("Input should be", "it must be", 1)
-    if kind in {"model_type", "dict_type", "model_attributes_type"}:
-        allowed = "it must be a section, with a key and a value on each line"
-    if kind == "bool_type":
-        allowed = "it must be true or false"
+    allowed = PLAIN_WORDS.get(kind) or message.replace("Input should be", "it must be", 1)
     return f"{path} is {short(value)}; {allowed[0].lower()}{allowed[1:]}"
 
 

@@ -79,6 +79,7 @@ class RunConfig(StrictConfig):
         except ValueError as error:
             raise ValueError(f"strategy.{error}") from None
         self.strategy.check_run(self.execution, self.training)
+        self._check_fewer_workers()
         for model in self.strategy.architectures or (self.model,):
             model.check_size(self.data.image_size)
         self._check_shared_gpus()
@@ -120,6 +121,22 @@ class RunConfig(StrictConfig):
                 "set the sampler to ddpm, or evaluation.sampling.variance to fixed to leave it out"
             )
 
+    def _check_fewer_workers(self) -> None:
+        fewest = self.execution.min_workers
+        if fewest is None:
+            return
+        if fewest > self.num_workers:
+            raise ValueError(
+                f"execution.min_workers is {fewest}, but only {self.num_workers} are wanted for each job; lower it, or "
+                "raise execution.workers_per_expert (of a remix: execution.num_workers)"
+            )
+        # Room for more of them is looked for on any node.
+        if self.execution.placement == "STRICT_PACK":
+            raise ValueError(
+                "execution.min_workers does not go with execution.placement STRICT_PACK, which has all workers on one "
+                "node; say PACK"
+            )
+
     def _check_shared_gpus(self) -> None:
         if self.num_workers == 1:
             return
@@ -134,6 +151,13 @@ class RunConfig(StrictConfig):
     def num_workers(self) -> int:
         """How many workers train each job together."""
         return self.strategy.num_workers(self.execution)
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """How many workers may train each job together, the most first; several only with execution.min_workers."""
+        fewest = self.execution.min_workers or self.num_workers
+        counts = range(self.num_workers, fewest - 1, -1)
+        return tuple(count for count in counts if self.strategy.can_share(count, self.training))
 
     @property
     def intervals(self) -> IntervalTable:

@@ -81,6 +81,10 @@ class Strategy(StrictConfig, ABC):
         """How many workers train each job together."""
         return execution.workers_per_expert
 
+    def can_share(self, num_workers: int, training: TrainingConfig) -> bool:
+        """Whether so many workers can have equal parts of every batch."""
+        return training.batch_size % num_workers == 0
+
     def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:
         """Raise ValueError if the run's execution or training does not go with the strategy."""
         if execution.num_workers > 1:
@@ -88,7 +92,7 @@ class Strategy(StrictConfig, ABC):
                 f"execution.num_workers is {execution.num_workers}, but strategy.kind {self.kind} trains each "
                 "expert by itself; say execution.workers_per_expert for workers that share an expert"
             )
-        if training.batch_size % execution.workers_per_expert:
+        if not self.can_share(execution.workers_per_expert, training):
             raise ValueError(
                 f"training.batch_size {training.batch_size} is not a multiple of execution.workers_per_expert "
                 f"{execution.workers_per_expert}"
@@ -271,6 +275,11 @@ class Remix(_Intervals):
         """All train the one job."""
         return execution.num_workers
 
+    def can_share(self, num_workers: int, training: TrainingConfig) -> bool:
+        """Whether so many workers can have equal parts of every batch, and of the experts of a step."""
+        more, fewer = sorted((num_workers, self.experts_per_step), reverse=True)
+        return super().can_share(num_workers, training) and more % fewer == 0
+
     def check_run(self, execution: ExecutionConfig, training: TrainingConfig) -> None:
         """Raise ValueError unless workers and experts of a step divide each other and the batch."""
         num_workers, per_step = execution.num_workers, self.experts_per_step
@@ -282,7 +291,7 @@ class Remix(_Intervals):
         for name, value in (("execution.num_workers", num_workers), ("strategy.experts_per_step", per_step)):
             if training.batch_size % value:
                 raise ValueError(f"training.batch_size {training.batch_size} is not a multiple of {name} {value}")
-        if num_workers % per_step and per_step % num_workers:
+        if not self.can_share(num_workers, training):
             raise ValueError(
                 f"execution.num_workers {num_workers} and strategy.experts_per_step {per_step} do not divide evenly; "
                 "one must be a multiple of the other"

@@ -35,6 +35,14 @@ def load_first_stage(path: Path) -> Any:
         raise DataError(f"--vae {path} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
+def first_stage_weights(path: Path) -> Path:
+    """The file with its weights, which is what latents depend on. DataError if there is none."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"--vae {path} has no weights as safetensors; save it with save_pretrained")
+    return files[0]
+
+
 class VaeScale(NamedTuple):
     """What the numbers of a VAE become before a diffusion sees them."""
 
@@ -73,7 +81,7 @@ class LatentEncoder:
             raise DataError(f"--vae {path} is a VQModel, whose latents have no distribution; leave --posterior out")
         self._path = path
         self.posterior = posterior
-        self.weights_sha256 = sha256_file(next(iter(sorted(path.glob("*.safetensors")))))
+        self.weights_sha256 = sha256_file(first_stage_weights(path))
         self.scaling_factor = float(self._vae.config.scaling_factor)
         self.shift_factor = float(self._vae.config.get("shift_factor") or 0.0)
         self._downsampling = 2 ** (len(self._vae.config.block_out_channels) - 1)

@@ -18,13 +18,12 @@ WIDE = 256
 
 def bootstrap_stderr(
     features_ND: Tensor,
-    expected: Statistics,
-    distance: Callable[[Statistics, Statistics], float],
+    distance: Callable[[Statistics], float],
     *,
     num_resamples: int | None = None,
     seed: int = 0,
 ) -> float:
-    """Standard error of distance(statistics of the features, expected) over the draw of the N samples (Efron 1979).
+    """Standard error of distance(statistics of the features) over the draw of the N samples (Efron 1979).
 
     Resampling with replacement is a weight per sample, so statistics are weighted moments and nothing is copied. The
     bias of a Frechet distance, which falls with N, is not in it: it is nearly the same for all that is compared.
@@ -36,7 +35,7 @@ def bootstrap_stderr(
     distances = []
     for _ in range(count):
         weights_N = rng.multinomial(number, np.full(number, 1 / number))
-        distances.append(distance(weighted_statistics(values_ND, weights_N), expected))
+        distances.append(distance(weighted_statistics(values_ND, weights_N)))
     return float(np.std(distances, ddof=1))
 
 

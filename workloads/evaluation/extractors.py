@@ -46,6 +46,11 @@ class Extractor:
 
     score_name: str
 
+    num_features: int
+
+    spatial_layer: str | None = None
+    """torch-fidelity's (or our) name of the features of sFID, where they were asked for."""
+
     @property
     def identity(self) -> dict[str, Any]:
         """Its part of the protocol."""
@@ -113,18 +118,77 @@ def load_fashion_cnn(_: ProtocolConfig) -> Extractor:
         weights_sha256=check_fashion_weights(),
         resize="channel mean, antialiased bilinear to 28 x 28",
         score_name="fd-fashion-cnn",
+        num_features=NUM_FEATURES,
     )
 
 
+NUM_INCEPTION_FEATURES = 2048
+SPATIAL = "spatial"
+NUM_SPATIAL_CHANNELS, SPATIAL_SIZE = 7, 17
+NUM_SPATIAL_FEATURES = NUM_SPATIAL_CHANNELS * SPATIAL_SIZE**2
+
+
+class InceptionExtractor(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """torch-fidelity's Inception, with two more ways to use it: Clean-FID's resizing, and sFID's features.
+
+    sFID (Nash et al. 2021, arXiv:2103.03841) takes the first 7 channels of the 17 x 17 map that ADM's evaluator calls
+    mixed_6/conv, in the order height, width, channel.
+    """
+
+    features_list: list[str]
+
+    def __init__(self, name: str, features_list: list[str], *, clean: bool, **options: Any) -> None:
+        super().__init__(name, features_list, **options)
+        self._seen: dict[str, Tensor] = {}
+        if clean:
+            self.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (clean_resized(self._seen["images"]),))
+        if SPATIAL in features_list:
+            self.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        asked = self.features_list
+        self._seen = {"images": images_BCHW}
+        self.features_list = [name for name in asked if name != SPATIAL]
+        try:
+            found = dict(zip(self.features_list, super().forward(images_BCHW), strict=True)) | self._seen
+        finally:
+            self.features_list = asked
+            self._seen = {}
+        return tuple(found[name] for name in asked)
+
+    def _keep_spatial(self, _module: object, _inputs: object, output_BCHW: Tensor) -> None:
+        first_BHWC = output_BCHW[:, :NUM_SPATIAL_CHANNELS].permute(0, 2, 3, 1)
+        self._seen[SPATIAL] = first_BHWC.flatten(1).float()
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (*FeatureExtractorInceptionV3.get_provided_features_list(), SPATIAL)
+
+
+def clean_resized(images_BCHW: Tensor) -> Tensor:
+    """What Inception takes, (B, 3, 299, 299) about [-1, 1]: resized as Pillow resizes floating point, bicubic and
+    antialiased, and not rounded (Parmar et al. 2022, arXiv:2104.11222).
+    """
+    side = InceptionExtractor.INPUT_IMAGE_SIZE
+    resized = torch.nn.functional.interpolate(
+        images_BCHW.float(), (side, side), mode="bicubic", align_corners=False, antialias=True
+    )
+    return (resized.clamp(0, 255) - 128) / 128
+
+
 def load_inception(protocol: ProtocolConfig) -> Extractor:
-    path = find_weights(protocol)
+    path, is_clean = find_weights(protocol), protocol.resize == "clean"
+    spatial = [SPATIAL] if "sfid" in protocol.metrics else []
     # torch-fidelity unpickles whatever it is given: give it bytes written here, from tensors read safely.
     buffer = io.BytesIO()
     torch.save(read_weights(path), buffer)
     buffer.seek(0)
     try:
-        module = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
+        module = InceptionExtractor(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased", *spatial],
+            clean=is_clean,
+            feature_extractor_weights_path=buffer,
         )
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:200]
@@ -137,8 +201,10 @@ def load_inception(protocol: ProtocolConfig) -> Extractor:
         layer="2048",
         logits_layer="logits_unbiased",
         weights_sha256=tensors_sha256(module.state_dict()),
-        resize="TensorFlow 1 bilinear to 299 x 299",
-        score_name="fid",
+        resize="antialiased bicubic to 299 x 299, not rounded" if is_clean else "TensorFlow 1 bilinear to 299 x 299",
+        score_name="clean-fid" if is_clean else "fid",
+        num_features=NUM_INCEPTION_FEATURES,
+        spatial_layer=SPATIAL if spatial else None,
     )
 
 
@@ -153,6 +219,7 @@ def tensors_sha256(state: dict[str, Tensor]) -> str:
 
 
 class _Kind(NamedTuple):
+    num_features: int
     check: Callable[[ProtocolConfig], object]
     """Quick; raises ConfigError if the weights are absent or wrong."""
 
@@ -160,8 +227,8 @@ class _Kind(NamedTuple):
 
 
 EXTRACTORS = {
-    "inception": _Kind(find_weights, load_inception),
-    FASHION_NAME: _Kind(lambda _: check_fashion_weights(), load_fashion_cnn),
+    "inception": _Kind(NUM_INCEPTION_FEATURES, find_weights, load_inception),
+    FASHION_NAME: _Kind(NUM_FEATURES, lambda _: check_fashion_weights(), load_fashion_cnn),
 }
 """By ProtocolConfig.extractor."""
 

@@ -107,13 +107,13 @@ def extract_features(
     images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
 ) -> Tensor:
     """Features of every image in order: float32 (N, D) on the CPU. advance(n) follows each n images read."""
-    return extract_all(images, extractor, device=device, advance=advance)[0]
+    return extract_all(images, extractor, device=device, advance=advance)[extractor.layer]
 
 
 def extract_all(
     images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Features and class scores of every image in order, on the CPU."""
+) -> dict[str, Tensor]:
+    """Features of every image in order, on the CPU, by torch-fidelity's names of them."""
     on_gpu = torch.device(device).type == "cuda"
     extractor.module.to(device)
     with contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def extract_all(
             save_cpu_ram=True,  # no worker processes: reading is a copy from mapped memory
             verbose=False,
         )
-    return found[extractor.layer], found[extractor.logits_layer]
+    return found
 
 
 class Statistics(NamedTuple):

@@ -8,6 +8,9 @@ from workloads.config.base import content_hash
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError
 
+Z_95 = 1.96
+"""Half-width of a normal 95 % interval in standard errors."""
+
 MAX_DIFFERENCES = 4
 """Named in an error message."""
 
@@ -32,7 +35,7 @@ class Score:
     """Generated images."""
 
     others: dict[str, float] = field(default_factory=dict)
-    """Inception Score, precision and recall, where they were asked for and can be had."""
+    """The protocol's other metrics by name: inception_score, precision, recall, kid, sfid."""
 
     others_protocol: dict[str, Any] = field(default_factory=dict)
     """What those depend on besides `protocol`: which reference images, and how many."""
@@ -41,7 +44,25 @@ class Score:
     """Why the value is not to be trusted; with any, it is shown as such and ranks behind all others."""
 
     stderr: float | None = None
-    """Standard error over the drawn samples, where it was asked for; that of training is not in it."""
+    """Standard error over the drawn samples; that of training is not in it. None in files of earlier versions."""
+
+    others_stderr: dict[str, float] = field(default_factory=dict)
+    """Of the others."""
+
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """Why metrics that were asked for cannot be had."""
+
+    @property
+    def half_width(self) -> str:
+        """Half of the value's 95 % interval, as it stands behind the value; empty if it is not known."""
+        return "" if self.stderr is None else f" +- {Z_95 * self.stderr:.2g}"
+
+    @property
+    def other_words(self) -> list[str]:
+        """Each of the other metrics with half of its 95 % interval, or why there is none."""
+        halves = {name: f" +- {Z_95 * error:.2g}" for name, error in self.others_stderr.items()}
+        found = [f"{name} {value:.4g}{halves.get(name, '')}" for name, value in self.others.items()]
+        return found + [f"{name} not available: {reason}" for name, reason in self.unavailable.items()]
 
     @property
     def warning(self) -> str:
@@ -55,7 +76,7 @@ def describe_protocol(
     score_name: str,
     extractor: Mapping[str, Any],
     reference_fingerprint: str,
-    num_reference_images: int,
+    num_reference_images: int | None,
     torch_fidelity_version: str,
 ) -> dict[str, Any]:
     """Everything a score depends on but the ensemble: by content, so paths to weights and data are left out."""

@@ -1,22 +1,23 @@
 """From generated images to a score, through torch-fidelity (Heusel et al. 2017, arXiv:1706.08500, Eq. 6)."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from workloads.config.evaluation import ProtocolConfig
+from workloads.config.evaluation import Metric, ProtocolConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError, DataError
 from workloads.evaluation.bootstrap import bootstrap_stderr
 from workloads.evaluation.doubts import doubts_about
-from workloads.evaluation.extractors import Extractor, load_extractor
+from workloads.evaluation.extractors import EXTRACTORS, NUM_SPATIAL_FEATURES, Extractor, check_extractor, load_extractor
 from workloads.evaluation.features import (
     FEATURE_BATCH,
     ImageSet,
@@ -28,25 +29,50 @@ from workloads.evaluation.features import (
     reference_statistics,
     statistics_path,
 )
+from workloads.evaluation.metrics import NUM_NEIGHBOURS, MetricValue, inception_score, kernel_distance, precision_recall
 from workloads.evaluation.protocol import Score, comparable, describe_protocol, protocol_hash, require_comparable
 from workloads.evaluation.samples import SampleStore
+from workloads.evaluation.statistics_file import read_statistics
+from workloads.files import sha256_file
 from workloads.progress import Progress
 
 NUM_MANIFOLD_IMAGES = 10_000
-"""Precision and recall compare at most this many samples with this many reference images."""
+"""Precision, recall and KID compare at most this many samples with this many reference images."""
 
 MANIFOLD_SEED = 0
 """Of the choice of those; data sets often have their images class by class."""
 
-NUM_NEIGHBOURS = 3
-"""Of precision and recall (arXiv:1904.06991)."""
+TABLE_METRICS: tuple[Metric, ...] = ("inception_score", "precision_recall")
+"""Of a comparison that names none."""
 
-__all__ = ["Score", "comparable", "evaluate_samples", "frechet_distance", "require_comparable"]
+__all__ = ["Score", "check_protocol", "comparable", "evaluate_samples", "frechet_distance", "require_comparable"]
+
+
+def check_protocol(protocol: ProtocolConfig) -> None:
+    """Raise ConfigError unless what the score is measured with is here and goes together; loads no network."""
+    check_extractor(protocol)
+    if (path := protocol.reference_statistics) is not None:
+        read_statistics(path, EXTRACTORS[protocol.extractor].num_features)
+        if "sfid" in protocol.metrics:
+            read_statistics(path, NUM_SPATIAL_FEATURES, spatial=True)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mu_a - mu_b|^2 + Tr(sigma_a + sigma_b - 2 sqrt(sigma_a sigma_b)), as torch-fidelity computes it."""
     return float(fid_statistics_to_metric(a._asdict(), b._asdict(), verbose=False)[KEY_METRIC_FID])
+
+
+def frechet_distance_to(expected: Statistics) -> Callable[[Statistics], float]:
+    """The same of symmetric matrices, whose eigenvalues cost a fraction: for who measures many times."""
+    values_D, vectors_DD = np.linalg.eigh(expected.sigma)
+    root_DD = vectors_DD * np.sqrt(values_D.clip(min=0)) @ vectors_DD.T
+
+    def distance(found: Statistics) -> float:
+        products_D = np.linalg.eigvalsh(root_DD @ found.sigma @ root_DD).clip(min=0)
+        traces = np.trace(found.sigma) + np.trace(expected.sigma) - 2 * np.sqrt(products_D).sum()
+        return float(np.square(found.mu.astype(np.float64) - expected.mu).sum() + traces)
+
+    return distance
 
 
 def evaluate_samples(
@@ -57,12 +83,11 @@ def evaluate_samples(
     cache_dir: Path,
     device: str = "cpu",
     on_progress: Progress | None = None,
-    with_others: bool = False,
-    with_stderr: bool = False,
+    default_metrics: tuple[Metric, ...] = (),
 ) -> Score:
-    """Distance between the features of the protocol's samples and of the reference images.
+    """Distance between the features of the protocol's samples and of the reference images, and the other metrics.
 
-    with_others: Inception Score, precision and recall as well (see other_scores). with_stderr: the standard error.
+    default_metrics: those of a protocol that names none.
 
     The reference's statistics are kept in cache_dir. Raises ConfigError without the extractor's weights, DataError if
     samples are missing, differ in size from the reference, or the reference holds latents.
@@ -71,64 +96,107 @@ def evaluate_samples(
     images = samples.images(protocol) if isinstance(samples, SampleStore) else samples
     _check_images(images, references, protocol)
     extractor = load_extractor(protocol)
-    is_cached = statistics_path(reference, extractor, cache_dir).is_file()
-    counter = _Counter(on_progress, len(images) + (0 if is_cached else len(references)))
-    expected = reference_statistics(reference, extractor, cache_dir=cache_dir, device=device, advance=counter.advance)
-    features_ND, logits_NK = extract_all(images, extractor, device=device, advance=counter.advance)
+    source = _Reference(reference, protocol, cache_dir, device)
+    counter = _Counter(on_progress, len(images) + (0 if source.is_known(extractor) else len(references)))
+    expected = source.statistics(extractor, counter.advance)
+    found = extract_all(images, extractor, device=device, advance=counter.advance)
+    features_ND = found[extractor.layer]
     _check_features(features_ND, extractor)
-    value = frechet_distance(feature_statistics(features_ND), expected)
+    distance = _distance(features_ND, expected)
     # Faulty builds of OpenBLAS have been seen to yield NaN of finite features.
-    if not math.isfinite(value):
+    if not math.isfinite(distance.value):
         raise DataError(
-            f"the {extractor.score_name} of {len(images)} samples is {value}; NumPy's linear algebra is faulty"
+            f"the {extractor.score_name} of {len(images)} samples is {distance.value}; NumPy's linear algebra is faulty"
         )
-    others, others_protocol = {}, {}
-    if with_others:
-        reference_ND = reference_features(
-            reference, extractor, NUM_MANIFOLD_IMAGES, seed=MANIFOLD_SEED, cache_dir=cache_dir, device=device
-        )
-        others = other_scores(features_ND[:NUM_MANIFOLD_IMAGES], logits_NK, reference_ND)
-        others_protocol = {"num_reference_images": len(reference_ND), "reference_seed": MANIFOLD_SEED}
-    doubts = doubts_about(features_ND, expected, references, extractor)
-    stderr = bootstrap_stderr(features_ND, expected, frechet_distance) if with_stderr else None
-    described = _described(extractor, reference, protocol)
+    others, unavailable, others_protocol = _others(protocol.metrics or default_metrics, found, extractor, source)
+    described = _described(extractor, source, protocol)
     return Score(
         extractor.score_name,
-        value,
+        distance.value,
         described,
         protocol_hash(described),
         protocol.num_samples,
-        others,
+        {name: one.value for name, one in others.items()},
         others_protocol,
-        doubts,
-        stderr,
+        doubts_about(features_ND, expected, references, extractor),
+        distance.stderr,
+        {name: one.stderr for name, one in others.items()},
+        unavailable,
     )
 
 
-def other_scores(features_ND: Tensor, logits_NK: Tensor, reference_ND: Tensor) -> dict[str, float]:
-    """Inception Score (arXiv:1606.03498) in ten splits; precision and recall (arXiv:1904.06991) with 3 neighbours.
+class _Reference(NamedTuple):
+    """What samples are compared with."""
 
-    Without the first where the weights have no classifier, without the others where there are too few images.
-    """
-    # Splits, seed and neighbours are torch-fidelity's own.
-    found = {}
-    if torch.isfinite(logits_NK).all():
-        score = isc_features_to_metric(logits_NK, splits=min(10, len(logits_NK)), shuffle=True, rng_seed=2020)
-        found["inception_score"] = float(score[KEY_METRIC_ISC_MEAN])
-    if min(len(features_ND), len(reference_ND)) > NUM_NEIGHBOURS:
-        manifolds = prc_features_to_metric(
-            features_ND,
-            reference_ND,
-            prc_neighborhood=NUM_NEIGHBOURS,
-            prc_batch_size=10_000,
-            save_cpu_ram=False,
-            verbose=False,
+    images: PreparedDataset
+    protocol: ProtocolConfig
+    cache_dir: Path
+    device: str
+
+    def is_known(self, extractor: Extractor) -> bool:
+        """Whether its statistics need no look at the images."""
+        is_given = self.protocol.reference_statistics is not None
+        return is_given or statistics_path(self.images, extractor, self.cache_dir).is_file()
+
+    def statistics(self, extractor: Extractor, advance: Callable[[int], None] | None = None) -> Statistics:
+        """Of the extractor's features."""
+        if (path := self.protocol.reference_statistics) is not None:
+            is_spatial = extractor.layer == extractor.spatial_layer
+            width = NUM_SPATIAL_FEATURES if is_spatial else extractor.num_features
+            return read_statistics(path, width, spatial=is_spatial)
+        return reference_statistics(
+            self.images, extractor, cache_dir=self.cache_dir, device=self.device, advance=advance
         )
-        found |= {
-            "precision": float(manifolds[KEY_METRIC_PRECISION]),
-            "recall": float(manifolds[KEY_METRIC_RECALL]),
-        }
-    return found
+
+    def features(self, extractor: Extractor) -> Tensor:
+        """Of images drawn by MANIFOLD_SEED."""
+        return reference_features(
+            self.images,
+            extractor,
+            NUM_MANIFOLD_IMAGES,
+            seed=MANIFOLD_SEED,
+            cache_dir=self.cache_dir,
+            device=self.device,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the file, where statistics are given."""
+        path = self.protocol.reference_statistics
+        return self.images.fingerprint if path is None else sha256_file(path)
+
+
+def _distance(features_ND: Tensor, expected: Statistics) -> MetricValue:
+    value = frechet_distance(feature_statistics(features_ND), expected)
+    return MetricValue(value, bootstrap_stderr(features_ND, frechet_distance_to(expected)))
+
+
+def _others(
+    metrics: tuple[Metric, ...], found: dict[str, Tensor], extractor: Extractor, source: _Reference
+) -> tuple[dict[str, MetricValue], dict[str, str], dict[str, Any]]:
+    """The metrics; why some cannot be had; and what they depend on besides the distance's protocol."""
+    measured: dict[str, MetricValue] = {}
+    unavailable: dict[str, str] = {}
+    logits_NK, features_ND = found[extractor.logits_layer], found[extractor.layer]
+    if "inception_score" in metrics:
+        if torch.isfinite(logits_NK).all():
+            measured["inception_score"] = inception_score(logits_NK)
+        else:
+            unavailable["inception_score"] = "these weights have no classifier"
+    if "sfid" in metrics:
+        assert extractor.spatial_layer is not None
+        spatial = replace(extractor, layer=extractor.spatial_layer)
+        measured["sfid"] = _distance(found[spatial.layer], source.statistics(spatial))
+    pairwise = [metric for metric in metrics if metric in {"precision_recall", "kid"}]
+    if not pairwise:
+        return measured, unavailable, {}
+    reference_MD, samples_ND = source.features(extractor), features_ND[:NUM_MANIFOLD_IMAGES]
+    if min(len(samples_ND), len(reference_MD)) <= 2 * NUM_NEIGHBOURS:
+        unavailable |= dict.fromkeys(pairwise, "there are too few images")
+    else:
+        measured |= precision_recall(samples_ND, reference_MD) if "precision_recall" in pairwise else {}
+        measured |= {"kid": kernel_distance(samples_ND, reference_MD)} if "kid" in pairwise else {}
+    return measured, unavailable, {"num_reference_images": len(reference_MD), "reference_seed": MANIFOLD_SEED}
 
 
 def _check_features(features_ND: Tensor, extractor: Extractor) -> None:
@@ -151,13 +219,13 @@ def _check_images(images: ImageSet, references: ReferenceImages, protocol: Proto
         )
 
 
-def _described(extractor: Extractor, reference: PreparedDataset, protocol: ProtocolConfig) -> dict[str, Any]:
+def _described(extractor: Extractor, source: _Reference, protocol: ProtocolConfig) -> dict[str, Any]:
     return describe_protocol(
         protocol,
         score_name=extractor.score_name,
         extractor=extractor.identity | {"batch_size": FEATURE_BATCH},
-        reference_fingerprint=reference.fingerprint,
-        num_reference_images=reference.num_images,
+        reference_fingerprint=source.fingerprint,
+        num_reference_images=None if protocol.reference_statistics is not None else source.images.num_images,
         torch_fidelity_version=torch_fidelity.__version__,
     )
 

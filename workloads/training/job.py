@@ -19,7 +19,7 @@ from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, DataError, TakenOverError
-from workloads.files import remove_unfinished, sha256_file, write_text
+from workloads.files import clear_storage_errors, remove_unfinished, sha256_file, write_text
 from workloads.locks import try_lock
 from workloads.models.build import NETWORK
 from workloads.places import JobDir
@@ -61,6 +61,8 @@ def train_job(
     """
     workers = workers or Workers()
     if (result := _result(work_dir, workers)) is not None:
+        if workers.is_first:  # who finished it may not have come to that
+            CheckpointFolder(JobDir(work_dir).checkpoints, job.key).clear()
         return result
     # The last bits depend on it, and a process that is used again has the number of its last job.
     if num_threads is not None:
@@ -97,12 +99,13 @@ def _nothing() -> None:
 
 @contextmanager
 def _sole_writer(work_dir: Path) -> Iterator[Callable[[], None]]:
-    """Wait until no other process writes here. Raises CheckpointError if one stays.
+    """Wait until no other process writes here. Raises CheckpointError if one stays, StorageError if nobody can.
 
     What is yielded raises TakenOverError once another one does: a shared file system frees the lock of a host that it
     does not hear of, and that host may come back.
     """
-    lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
+    with clear_storage_errors(work_dir):
+        lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
     if lock is None:
         raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it")
     word, file = uuid.uuid4().hex, JobDir(work_dir).writer

@@ -5,8 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Z_95 = 1.96
-"""Half-width of a normal 95 % interval in standard errors."""
+from workloads.evaluation.protocol import Z_95
 
 MIN_PAIRS = 3
 """Fewer pairs have no rank correlation worth naming."""

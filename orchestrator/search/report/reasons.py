@@ -1,7 +1,7 @@
 """Why the best are best: which parameters matter, and what a better score costs."""
 
 from orchestrator.search.inference.importance import EVALUATOR, importances
-from orchestrator.search.inference.statistics import Z_95, knee, pareto_front
+from orchestrator.search.inference.statistics import knee, pareto_front
 from orchestrator.search.report import words
 from orchestrator.search.report.pictures import Picture, picture_of
 from orchestrator.search.report.standing import Standing, rung_of
@@ -9,6 +9,7 @@ from orchestrator.search.space.columns import columns
 from orchestrator.search.space.points import flat_numbers
 from orchestrator.terminal.words import si
 from workloads.analysis.study_figures import front_figure, importance_figure, parameters_figure
+from workloads.evaluation.protocol import Z_95
 
 SMALL_DIFFERENCE = 0.01
 """Costs that differ by less than this share are called alike."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.search.inference.statistics import Z_95, Estimate
+from orchestrator.search.inference.statistics import Estimate
 from orchestrator.search.study.options import FULL, QUICK
 from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name, total_images
 from orchestrator.terminal.words import si
+from workloads.evaluation.protocol import Z_95
 
 GOOD, POOR = 0.7, 0.4
 """Rank correlations from which, and below which, one score is called a good and a poor guide to another."""

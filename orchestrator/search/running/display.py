@@ -11,7 +11,6 @@ from rich.table import Table
 
 from orchestrator.plan.places import StudyDir
 from orchestrator.runs.data import spec_of
-from orchestrator.search.inference.statistics import Z_95
 from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.survey import Survey, survey
@@ -30,6 +29,7 @@ from orchestrator.search.study.trial_plans import plans_by_point
 from orchestrator.terminal.progress import print_line, progress
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
+from workloads.evaluation.protocol import Z_95
 
 LOOK_INTERVAL_S = 2.0
 NUM_SHOWN = 20

@@ -134,7 +134,7 @@ class Climb:
         for work in self.works:
             protocol = self._protocol(work.plan.config, rung)
             ensemble = work.gather(self._dataset)
-            scored = work.score(ensemble, protocol, reference, with_stderr=True, on_cluster=True)
+            scored = work.score(ensemble, protocol, reference, on_cluster=True)
             estimates.append(Estimate(scored.score.value, scored.score.stderr))
             doubts += scored.score.doubts
         # Name, protocol and number of samples are the same for every seed.
