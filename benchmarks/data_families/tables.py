@@ -116,6 +116,8 @@ def row_splits(draw: Draw, root: Path) -> Iterator[Case]:
     tested = [one for one, split in zip(pixels, splits, strict=True) if split == "test"]
     yield Case(path, {"split": "test", "label_column": "none"}, truth_of(["all"] * len(tested), tested))
     yield Case(path, {"split": "other"}, None, "has no split other")
+    # The same column may be what is wanted as label.
+    yield Case(path, {"label_column": column}, truth_of(spelt, pixels))
 
 
 def hive_folders(draw: Draw, root: Path) -> Iterator[Case]:
@@ -162,7 +164,7 @@ def parts(draw: Draw, root: Path) -> Iterator[Case]:
         yield Case(root / "more", {"missing_parts": "accept"}, None, "the same part")
     (alone.parent / "alone").mkdir()
     file = write_part(alone.parent / "alone" / alone.name, pixels)
-    yield Case(file, {}, truth_of([0, 1], pixels), f"alone was read, one of 0*{num_parts} parts")
+    yield Case(file, {}, truth_of([0, 1], pixels), f"alone was read, one of {num_parts} parts")
 
 
 def write_part(file: Path, pixels: Sequence[np.ndarray]) -> Path:

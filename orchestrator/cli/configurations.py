@@ -21,15 +21,12 @@ from orchestrator.execution import environment
 
 def presets() -> None:
     """List the presets with their first line, by the command that takes them."""
-    from importlib import resources
-
-    from workloads.config.load import list_presets
+    from workloads.presets import list_presets, text_of
 
     for command, folder in (("train", ""), ("compare", "comparisons"), ("search", "studies")):
         print(f"rememe {command}")
         for name in list_presets(folder):
-            text = resources.files("workloads.presets").joinpath(folder, f"{name}.yaml").read_text()
-            print(f"  {name:24} {text.splitlines()[0].lstrip('# ')}")
+            print(f"  {name:24} {text_of(name, folder).splitlines()[0].lstrip('# ')}")
 
 
 def plan(

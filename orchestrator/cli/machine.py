@@ -41,7 +41,8 @@ def doctor(
     storage: StorageOption = None,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
-    from workloads.config.load import list_presets, load_config
+    from workloads.config.load import load_config
+    from workloads.presets import list_presets
 
     if config is not None and config not in list_presets() and Path(config).is_dir():
         raise typer.Exit(0 if _tell(_examined(Path(config))) else 1)

@@ -5,11 +5,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.execution.leftovers import ended_with_driver
 from orchestrator.plan.errors import ClusterError, ResourcesError
 from orchestrator.plan.fitness import socket_excess
 from orchestrator.plan.jobs import PlannedJob, Request
@@ -79,20 +80,19 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | temp_dir | local_options
     else:
         options["address"] = address
-    try:
-        with ExitStack() as turn:
-            if address is None:
-                turn.enter_context(_turn_to_start())
-            ray.init(**options)
-    # Errors of gRPC are of none of our kinds either.
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise unreachable(address or "local", error) from None
-    try:
-        if address is not None:
-            refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
-        yield
-    finally:
-        ray.shutdown()
+    with ended_with_driver() if address is None else nullcontext():
+        try:
+            with _turn_to_start() if address is None else nullcontext():
+                ray.init(**options)
+        # Errors of gRPC are of none of our kinds either.
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise unreachable(address or "local", error) from None
+        try:
+            if address is not None:
+                refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:
@@ -205,6 +205,15 @@ def alive_nodes() -> list[Node]:
     return _nodes_but(set())
 
 
+def require_nodes() -> None:
+    """Raise ClusterError if there is no live node: what waits then waits for ever."""
+    if not alive_nodes():
+        raise ClusterError(
+            "the last node of the cluster is gone (killed, or out of memory?); what was done so far is kept, run the "
+            "same command again to continue"
+        )
+
+
 def staying_nodes() -> list[Node]:
     """The live nodes that are not about to be taken away."""
     return _nodes_but(leaving_nodes())
@@ -222,6 +231,15 @@ def leaving_nodes() -> set[str]:
     from ray._private.state import state
 
     return set(state.get_draining_nodes())
+
+
+def died_with_node(actor_id: str) -> bool:
+    """Whether Ray says of a dead actor that its node took it along, be it that it only waited there for a process."""
+    from ray._private.state import actors
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+
+    cause = actors(actor_id).get("DeathCause")
+    return cause is not None and cause.actor_died_error_context.reason == ActorDiedErrorContext.NODE_DIED
 
 
 def dead_nodes() -> set[str]:

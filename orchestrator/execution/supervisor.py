@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator.execution.cluster import alive_nodes, dead_nodes, leaving_nodes, staying_nodes
+from orchestrator.execution.cluster import dead_nodes, died_with_node, leaving_nodes, require_nodes, staying_nodes
 from orchestrator.execution.processes import Ending, ExpertProcesses, Heard, Member
 from orchestrator.execution.stopping import STOP_TIMEOUT_S, stop_signals
 from orchestrator.plan import events, observations, supervision
-from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import EventListener, ExpertEvent
 from orchestrator.plan.growing import lacking_places
 from orchestrator.plan.jobs import PlannedJob
@@ -171,11 +170,7 @@ class _Supervisor:
         if not (missing := self._fleet.those(supervision.Missing)) and now_s - self._looked_s < NODES_INTERVAL_S:
             return
         self._looked_s = now_s
-        if not alive_nodes():
-            raise ClusterError(
-                "the last node of the cluster is gone (killed, or out of memory?); checkpoints are kept, run the same "
-                "command again to continue"
-            )
+        require_nodes()
         if missing:
             for seen in supervision.verdicts(self._fleet, dead_nodes(), now_s):
                 self._saw(seen)
@@ -243,13 +238,13 @@ class _Supervisor:
         if isinstance(error, RayTaskError):
             kind = FailureKind.WORKERS_PARTED if isinstance(error.cause, WorkersPartedError) else FailureKind.RAISED
             return kind, str(error.cause) or repr(error.cause)
+        if isinstance(error, RayActorError) and error.preempted:
+            return FailureKind.PREEMPTED, ""
+        if member.node_id in dead_nodes() or (isinstance(error, RayActorError) and died_with_node(error.actor_id)):
+            return FailureKind.NODE_LOST, ""
         phase = self._fleet.phases[key]
         if isinstance(phase, Running) and phase.is_silent:
             return FailureKind.NOT_ANSWERING, f"no answer for {self._heartbeat_timeout_s:g} s"
-        if isinstance(error, RayActorError) and error.preempted:
-            return FailureKind.PREEMPTED, ""
-        if member.has_answered and member.node_id in dead_nodes():
-            return FailureKind.NODE_LOST, ""
         if isinstance(error, OutOfMemoryError):
             return FailureKind.OUT_OF_MEMORY, "lower training.batch_size, or let fewer experts share a node"
         cause = "" if isinstance(error, RayActorError) else str(error).splitlines()[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from workloads.config import AnyModel, DataSpec, Interval, Job, Resources, RunConfig
 from workloads.config.base import content_hash
+from workloads.config.data import AnyData
 
 BACKWARD_FACTOR = 3
 """A training step costs about three forward passes: one forward, two backward."""
@@ -132,8 +133,7 @@ class Plan:
             {
                 "jobs": [job.key for job in self.jobs],
                 "cuts": self.config.intervals.cuts,
-                # Always 0 here; left out, fingerprints from before there was such a field still match.
-                "reference": None if reference is None else reference.model_dump(mode="json", exclude={"held_out"}),
+                "reference": None if reference is None else described(reference),
                 # The same weights may lie elsewhere on the next machine.
                 "protocol": self.config.evaluation.model_dump(mode="json", exclude={"inception_weights", "metrics"}),
             }
@@ -164,6 +164,15 @@ class Plan:
             "num_active_parameters": max(job.num_active_parameters for job in self.jobs),
             "expected_training_macs": sum(job.expected_macs for job in self.jobs),
         }
+
+
+def described(reference: AnyData) -> dict[str, Any]:
+    """What the data of a score depends on. Fields that came later are left out as long as they change nothing."""
+    fields = type(reference).model_fields
+    later = {"missing_parts", *({"label_column", "sparse_labels"} if reference.kind == "folder" else ())}
+    usual = {name for name in later & fields.keys() if getattr(reference, name) == fields[name].default}
+    # held_out is always 0 here.
+    return reference.model_dump(mode="json", exclude={"held_out", *usual})
 
 
 def architecture_of(model: AnyModel) -> str:

@@ -21,11 +21,14 @@ from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
 from workloads.analysis.grid import sample_grid
 from workloads.analysis.latency import latency_s
+from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
+from workloads.errors import ConfigError
 from workloads.evaluation.protocol import require_comparable, samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.files import new_file
+from workloads.pipeline import check_score
 
 NUM_SHOWN = 20
 """Samples of each row, side by side."""
@@ -62,10 +65,7 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
     storage: the URI that takes the place of a directory all nodes see, and has the table too.
     The same command again goes on where it stopped. Raises ConfigError if a row could not run, before any does.
     """
-    for seed in comparison.seeds:  # a mistake in the last row is to be found before the first is trained
-        comparison.base_run(seed)
-        for row in comparison.rows:
-            comparison.row_run(row, seed, None)
+    _check(comparison)
     runs = open_for_results(runs_dir)
     outcomes: dict[str, list[Outcome]] = {"base": [], **{row: [] for row in comparison.rows}}
     train = partial(_train, comparison, runs_dir=runs_dir, address=address, storage=storage)
@@ -86,6 +86,27 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
         Storage.at(storage).keep_files([file, picture])
     print(f"kept in      {file}")
     print(f"samples      {picture} (a row each: {', '.join(row.name for row in rows)}; equal seeds)")
+
+
+def _check(comparison: Comparison) -> None:
+    """A mistake in the last row is to be found before the first is trained."""
+    base = comparison.base_run(comparison.seeds[0])
+    check_score(base)
+    for row in comparison.rows:
+        config = comparison.row_run(row, comparison.seeds[0], None)
+        if _measured_by(config) != _measured_by(base):
+            raise ConfigError(
+                f"rows.{row} has another evaluation than the base, so their scores could not be compared; leave it out"
+            )
+        try:
+            check_score(config)
+        except ConfigError as error:
+            raise ConfigError(f"rows.{row}: {error}") from None
+
+
+def _measured_by(config: RunConfig) -> ProtocolConfig:
+    """Whatever it is called."""
+    return config.evaluation.model_copy(update={"name": ""})
 
 
 def _train(

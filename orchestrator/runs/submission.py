@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from workloads.config.load import list_presets, load_comparison, load_config, read_raw
+from workloads.config.load import load_comparison, load_config, read_raw
 from workloads.errors import ConfigError
+from workloads.presets import list_presets
 
 
 def describe_submission(source: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -96,7 +96,8 @@ class Work:
         curves = {key: curve for key, file in files.items() if (curve := read_curve(file)) is not None}
         missing = [job for job in self.plan.jobs if job.key not in curves]
         folders = [self.store.at_nodes(job.key) for job in missing]
-        measured = measure_curves(missing, folders, self._data_at_nodes(dataset), spec)
+        data, wait_timeout_s = self._data_at_nodes(dataset), self.plan.config.execution.wait_timeout_s
+        measured = measure_curves(missing, folders, data, spec, wait_timeout_s)
         for job, curve in zip(missing, measured, strict=True):
             write_json(files[job.key], curve.to_json())
             if self.storage is not None:
@@ -155,20 +156,28 @@ class Work:
         on_cluster: measure there too, with what the configuration asks for, unless no node but this one has the
         samples, since there is a storage; else here, with a progress bar.
         """
-        resources = ensemble.config.execution.resources
+        execution = ensemble.config.execution
+        resources, wait_timeout_s = execution.resources, execution.wait_timeout_s
         folder = self.ensemble_at_nodes(ensemble)
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:
                 with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
                     generate_samples(
-                        ensemble, protocol, samples, resources=resources, folder=folder, on_progress=advance
+                        ensemble,
+                        protocol,
+                        samples,
+                        resources=resources,
+                        folder=folder,
+                        wait_timeout_s=wait_timeout_s,
+                        on_progress=advance,
                     )
             finally:  # one that is stopped goes on from the batches it has, on whichever machine
                 self.keep()
 
-        here = partial(_measure_here, listener=listener, shown=not on_cluster)
-        measure = partial(score_on_cluster, resources=resources) if on_cluster and self.storage is None else here
+        measure = partial(_measure_here, listener=listener, shown=not on_cluster)
+        if on_cluster and self.storage is None:
+            measure = partial(score_on_cluster, resources=resources, wait_timeout_s=wait_timeout_s)
         scored = score_ensemble(
             ensemble,
             protocol,

@@ -105,6 +105,7 @@ def test_a_study_survives_kill_and_trains_each_expert_once(
         assert links == {
             one.info.run_id for one in experts if one.data.tags["rememe.key"] in {j.key for j in trial.jobs}
         }
+        assert run.data.tags["rememe.trustworthy.quick"].startswith("no: 24 samples are too few for 128 features")
         assert run.data.metrics["fd-fashion-cnn_quick"] == pytest.approx(quick[trial.number])
         assert float(run.data.params["space.strategy.experts.0.model.attention_share.0"]) in {0.25, 0.75}
     assert study[0].data.metrics["factor_saved"] == pytest.approx(1.5)
@@ -123,6 +124,7 @@ def _check_what_reads_it(quick_run: dict[str, Any], rememe_here: Rememe, folder:
     """Report, store, a planned search, and refusals, on what the test above has left."""
     page = (folder / "runs" / "studies" / NAME / "report.html").read_text()
     assert "6 experts together: 4 were trained for it and 2 reused" in page
+    assert "not trustworthy: 24 samples are too few" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     listed = json.loads(rememe_here("store", "ls", "--json", cwd=folder).stdout)
     assert [entry["state"] for entry in listed] == ["finished"] * 4

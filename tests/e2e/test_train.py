@@ -78,6 +78,8 @@ def test_training_ends_with_the_score_and_where_to_look(trained: Path, run_dir: 
     printed = (trained / "train.txt").read_text()
     (score,) = json.loads((run_dir / "scores.json").read_text()).values()
     assert f"fd-fashion-cnn = {score['value']:.3f}" in printed
+    assert score["doubts"] == ["40 samples are too few for 128 features, whose covariance needs at least 129"]
+    assert f"not trustworthy: {score['doubts'][0]}" in " ".join(printed.split())
     assert re.search(r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}", printed)
     assert f"samples      {run_dir.relative_to(trained) / 'grid.png'}" in printed
     assert (run_dir / "grid.png").is_file()
@@ -91,6 +93,7 @@ def test_mlflow_holds_the_configuration_and_its_experts(trained: Path, run_dir: 
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["fd-fashion-cnn"] == score["value"]
     assert parent.data.tags["rememe.protocol_hash"] == score["protocol_hash"]
+    assert parent.data.tags["rememe.trustworthy"] == f"not trustworthy: {score['doubts'][0]}"
     assert parent.data.params["training.batch_size"] == "16"
     assert parent.data.params["strategy.experts.3.specialisation"] == "0.1"
     client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")

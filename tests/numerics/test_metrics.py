@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from workloads.config.data import EmbeddedData
+from workloads.config.data import EmbeddedData, FolderData
 from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
@@ -149,6 +149,13 @@ def test_metrics_that_cannot_be_had_say_why(
     assert "inception_score not available: these weights have no classifier" in score.other_words
 
 
+def write_few(folder: Path) -> FolderData:
+    for number in range(4):
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 60 * number).save(folder / "a" / f"{number}.png")
+    return FolderData(path=folder, image_size=28, channels=1)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])
 def test_statistics_from_a_file_give_the_score_of_the_images(
     reference: PreparedDataset, cache: Path, tmp_path: Path, suffix: str
@@ -163,6 +170,8 @@ def test_statistics_from_a_file_give_the_score_of_the_images(
     ours = evaluate_samples(samples, reference, protocol(), cache_dir=cache)
     theirs = evaluate_samples(samples, reference, protocol(reference_statistics=file), cache_dir=tmp_path)
     assert theirs.value == pytest.approx(ours.value, rel=1e-6)
+    few = ensure_prepared(write_few(tmp_path / "few"), tmp_path / "data")  # images are then only for other metrics
+    assert evaluate_samples(samples, few, protocol(reference_statistics=file), cache_dir=tmp_path).doubts == []
     assert theirs.protocol_hash != ours.protocol_hash
     assert not (tmp_path / "statistics").exists()  # the images were not looked at
 

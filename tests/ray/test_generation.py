@@ -1,9 +1,11 @@
 """Samples drawn by many workers are those of a plain loop, however many workers there are."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from orchestrator.execution.tasks import generate_samples
@@ -41,6 +43,7 @@ def test_images_do_not_depend_on_the_number_of_workers(ensemble: Ensemble, tmp_p
         protocol,
         store,
         resources=Resources(num_cpus=num_cpus),
+        wait_timeout_s=60,
         on_progress=lambda done, total: reported.append((done, total)),
     )
     torch.set_num_threads(1)
@@ -53,11 +56,11 @@ def test_images_do_not_depend_on_the_number_of_workers(ensemble: Ensemble, tmp_p
 def test_only_missing_batches_are_drawn_again(ensemble: Ensemble, tmp_path: Path) -> None:
     protocol = ensemble.config.evaluation
     store = SampleStore(tmp_path)
-    generate_samples(ensemble, protocol, store, resources=Resources())
+    generate_samples(ensemble, protocol, store, resources=Resources(), wait_timeout_s=60)
     before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     content = store.file(2).read_bytes()
     store.file(2).write_bytes(content[:-100])  # cut short
-    generate_samples(ensemble, protocol, store, resources=Resources())
+    generate_samples(ensemble, protocol, store, resources=Resources(), wait_timeout_s=60)
     after = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {store.file(2).name}
     assert store.file(2).read_bytes() == content
@@ -72,7 +75,44 @@ def test_damaged_weights_are_one_sentence(ensemble: Ensemble, tmp_path: Path) ->
     damaged.write_bytes(damaged.read_bytes()[:-8])
     with pytest.raises((DamagedFileError, ClusterError)) as raised:
         generate_samples(
-            Ensemble.load(copy), ensemble.config.evaluation, SampleStore(tmp_path / "s"), resources=Resources()
+            Ensemble.load(copy),
+            ensemble.config.evaluation,
+            SampleStore(tmp_path / "s"),
+            resources=Resources(),
+            wait_timeout_s=60,
         )
     assert "is damaged" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_tasks_that_no_node_could_hold_are_given_up(
+    ensemble: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.execution.tasks.LOOK_INTERVAL_S", 0.2)
+    wanting = Resources(custom={"highmem": 1})
+    with pytest.raises(ClusterError, match=r"but no node has more than 0, for 0\.5 s \(execution") as raised:
+        generate_samples(
+            ensemble, ensemble.config.evaluation, SampleStore(tmp_path), resources=wanting, wait_timeout_s=0.5
+        )
+    assert "\n" not in str(raised.value)
+    assert caplog.messages == ["5 tasks wait: execution.resources.custom.highmem is 1, but no node has more than 0"]
+
+
+def test_a_cluster_that_dies_is_an_error_not_a_wait(ensemble: Ensemble, tmp_path: Path) -> None:  # the last one
+    """The raylet of a private cluster is killed as soon as something is drawn."""
+    (raylet,) = ray._private.worker.global_worker.node.all_processes["raylet"]
+
+    def kill(done: int, total: int) -> None:
+        raylet.process.kill()
+
+    started_s = time.monotonic()
+    with pytest.raises(ClusterError, match="run the same command again to continue"):
+        generate_samples(
+            ensemble,
+            ensemble.config.evaluation,
+            SampleStore(tmp_path),
+            resources=Resources(),
+            wait_timeout_s=600,
+            on_progress=kill,
+        )
+    assert time.monotonic() - started_s < 60

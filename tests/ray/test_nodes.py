@@ -1,7 +1,7 @@
 """Nodes that die, groups that shrink and grow with them, and who waits for what no node has: several raylets here."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.autoscaler.v2.schema import ResourceDemand
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.nodes import facts_of_nodes
+from orchestrator.execution.processes import ExpertProcesses
 from orchestrator.execution.supervisor import train_experts
 from orchestrator.plan import events
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.events import ExpertEvent
-from orchestrator.plan.jobs import PlannedJob, make_plan
+from orchestrator.plan.jobs import PlannedJob, Request, make_plan
 from orchestrator.plan.policies import FailureKind
 from orchestrator.runs.doctor import examine
 from orchestrator.store.experts import ExpertStore
@@ -33,6 +36,9 @@ pytestmark = pytest.mark.ray
 NUM_IMAGES = 9_600
 """Some ten seconds of training: a node dies in the middle of it."""
 
+
+DEMAND_TIMEOUT_S = 60.0
+"""Nodes tell the head what waits about once a second."""
 
 OBJECT_STORE = {"object_store_memory": 100 * 2**20}
 
@@ -79,7 +85,8 @@ def test_every_node_is_looked_at_and_nothing_is_left_behind(nodes: Cluster, tmp_
 def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
     nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
 ) -> None:
-    """With a single attempt: the only node that trains is killed, another is there, and the expert ends the same."""
+    """With a single attempt: the only node is killed while one trains there and one waits for its place; another node
+    is there, and both end the same."""
     doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
     heard: list[ExpertEvent] = []
 
@@ -89,16 +96,49 @@ def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
             nodes.remove_node(doomed, allow_graceful=False)  # SIGKILL of its raylet
             nodes.add_node(num_cpus=1, **OBJECT_STORE)
 
-    outcome = train_experts([job], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+    short = job.job.model_copy(update={"seed": 1, "training": job.job.training.model_copy(update={"images": 640})})
+    both = [job, replace(job, job=short)]
+    outcome = train_experts(both, dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
     assert outcome.failed == {}
     restarts = [event for event in heard if isinstance(event, events.Restarting)]
-    assert [(event.cause, event.attempt) for event in restarts] == [(FailureKind.NODE_LOST, 1)]
-    seen = [event.images_seen for event in heard if isinstance(event, events.Progressed)]
+    assert {event.key for event in restarts} == {one.key for one in both}
+    assert {(event.cause, event.attempt) for event in restarts} == {(FailureKind.NODE_LOST, 1)}
+    seen = [event.images_seen for event in heard if isinstance(event, events.Progressed) and event.key == job.key]
     assert seen[-1] == NUM_IMAGES
     num_threads = torch.get_num_threads()
-    expected = train_job(job.job, dataset.path, tmp_path / "plain", num_threads=1)
+    for one in both:
+        expected = train_job(one.job, dataset.path, tmp_path / one.key, num_threads=1)
+        assert outcome.completed[one.key].weights_sha256 == expected.weights_sha256
     torch.set_num_threads(num_threads)
-    assert outcome.completed[job.key].weights_sha256 == expected.weights_sha256
+
+
+def test_a_group_goes_on_elsewhere_when_it_loses_a_node(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    """With a single attempt, and the weights of a group that lost nothing."""
+    training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 320})
+    group = replace(job, job=job.job.model_copy(update={"training": training}), num_workers=2, placement="SPREAD")
+    doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    restarts: list[ExpertEvent] = []
+    spare = None
+
+    def listen(event: ExpertEvent) -> None:
+        nonlocal spare
+        if isinstance(event, events.Checkpointed) and doomed in nodes.list_all_nodes():
+            nodes.remove_node(doomed, allow_graceful=False)
+            spare = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+        if isinstance(event, events.Restarting):
+            restarts.append(event)
+
+    found = []
+    for name in ("disturbed", "undisturbed"):
+        store = ExpertStore(tmp_path / name)
+        outcome = train_experts([group], dataset.path, store, ExecutionConfig(max_attempts=1), [listen])
+        assert outcome.failed == {}
+        found.append(outcome.completed[group.key].weights_sha256)
+    assert restarts == [events.Restarting(group.key, FailureKind.NODE_LOST, 1)]
+    assert found[0] == found[1]
+    nodes.remove_node(spare)
 
 
 def test_a_preempted_node_is_left_with_a_checkpoint(
@@ -213,6 +253,47 @@ def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(
     assert len(told_s) == 1  # though it is looked at again and again
     assert told_s[0] < 10
     assert "no node has more than 0, for 6 s (execution.wait_timeout_s)" in outcome.failed[job.key]
+
+
+def demand(nodes: Cluster) -> tuple[int, int]:
+    """What Ray tells an autoscaler: how many actors wait for the resource `later`, and how many places of groups."""
+    demands = get_cluster_status(nodes.address).resource_demands
+
+    def waiting(kind: Sequence[ResourceDemand]) -> int:
+        shapes = [shape for one in kind for shape in one.bundles_by_count if "later" in shape.bundle]
+        assert all(shape.bundle == {"CPU": 1, "later": 1} for shape in shapes)
+        return sum(shape.count for shape in shapes)
+
+    return waiting(demands.ray_task_actor_demand), waiting(demands.placement_group_demand)
+
+
+def test_an_autoscaler_sees_who_queues(
+    nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    later = replace(job, resources=Resources(num_cpus=1, custom={"later": 1}))
+    deadline_s, seen = time.monotonic() + DEMAND_TIMEOUT_S, (0, 0)
+
+    def is_seen() -> bool:
+        nonlocal seen
+        seen = demand(nodes)
+        return seen == (1, 0) or time.monotonic() > deadline_s
+
+    outcome = train_experts([later], dataset.path, store, ExecutionConfig(), should_stop=is_seen)
+    assert outcome.stopped == [later.key]
+    assert seen == (1, 0)
+
+
+def test_an_autoscaler_sees_the_places_that_a_group_lacks(
+    nodes: Cluster, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    processes = ExpertProcesses(store.site, dataset.path)
+    lacking = {"a-key": Request(Resources(num_cpus=1, custom={"later": 1}), 2)}
+    for wanted, expected in ((lacking, (0, 2)), ({}, (0, 0))):
+        deadline_s = time.monotonic() + DEMAND_TIMEOUT_S
+        while demand(nodes) != expected:
+            assert processes.make_room(wanted) == []
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
 
 
 def test_a_cluster_without_nodes_is_an_error_not_a_wait(  # the last one: it leaves no cluster behind

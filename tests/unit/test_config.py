@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from workloads.config import RunConfig, load_config
 from workloads.config.intervals import IntervalTable, uniform_cuts
-from workloads.config.load import apply_override, list_presets
+from workloads.config.load import apply_override
 from workloads.errors import ConfigError
+from workloads.presets import list_presets
 
 
 @pytest.mark.parametrize("name", list_presets())

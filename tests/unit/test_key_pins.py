@@ -8,7 +8,8 @@ import pytest
 from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.study import Study
 from workloads.config import DataSpec, RunConfig, load_config
-from workloads.config.load import list_presets, load_comparison, read_raw, validate
+from workloads.config.load import load_comparison, read_raw, validate
+from workloads.presets import list_presets
 
 PINS: dict[str, dict[str, object]] = json.loads(Path(__file__).with_name("key_pins.json").read_text())
 """Literals: never made anew from the code under test."""

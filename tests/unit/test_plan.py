@@ -1,6 +1,7 @@
 """The plan and the decisions: keys, costs, feasibility, order, restarts. No Ray."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.execution.cluster import refuse_infeasible
 from orchestrator.plan.errors import ResourcesError
-from orchestrator.plan.jobs import Request, make_plan
+from orchestrator.plan.jobs import Request, described, make_plan
 from orchestrator.plan.policies import (
     FailureKind,
     GiveUp,
@@ -24,6 +25,7 @@ from orchestrator.plan.policies import (
     why_unplaceable,
 )
 from workloads.config import DataSpec, Resources, RunConfig
+from workloads.config.data import ArchiveData, FolderData, ParquetData
 from workloads.config.load import apply_override, load_config
 
 DATA = DataSpec(fingerprint="f" * 64, channels=3, image_size=8, num_classes=10)
@@ -88,6 +90,19 @@ def test_one_experts_change_leaves_the_others_keys(tiny_run: dict[str, Any]) -> 
     changed = keys(tiny_run, "strategy.experts.2.specialisation=0.9")
     same = [a == b for a, b in zip(changed, keys(tiny_run), strict=True)]
     assert same == [True, True, False, True]
+
+
+def test_fields_of_a_reference_that_came_later_leave_its_fingerprint_as_it_was(tiny_run: dict[str, Any]) -> None:
+    first = {"kind", "path", "image_size", "channels", "num_classes", "class_conditional", "flip", "split", "one_class"}
+    labels = {"label_column", "sparse_labels"}
+    for data, fields in (
+        (FolderData(path=Path("/x")), first),
+        (ArchiveData(path=Path("/x")), first | labels),
+        (ParquetData(path=Path("/x")), first | labels | {"image_column"}),
+    ):
+        assert described(data).keys() == fields
+    accepting = planned(tiny_run, "reference={kind: parquet, path: /x, missing_parts: accept}")
+    assert accepting.fingerprint != planned(tiny_run, "reference={kind: parquet, path: /x}").fingerprint
 
 
 def test_the_fingerprint_names_what_the_result_depends_on(tiny_run: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ import yaml
 from orchestrator.runs.submission import describe_submission, job_command
 from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.find import find_study, whole_description
-from workloads.config.load import list_presets, load_comparison, load_config
+from workloads.config.load import load_comparison, load_config
 from workloads.errors import ConfigError
+from workloads.presets import list_presets
 
 
 def written(folder: Path, command: str, description: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from workloads.config.evaluation import ProtocolConfig, SamplingConfig
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import Interval, IntervalTable
 from workloads.config.job import DataSpec, ExpertJob, InitialWeights, Job
-from workloads.config.load import list_presets, load_config
+from workloads.config.load import load_config
 from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.config.run import RunConfig
 from workloads.config.strategy import AnyStrategy, Independent, Meme, Remix, RemixJob, Single
@@ -37,6 +37,5 @@ __all__ = [
     "SamplingConfig",
     "Single",
     "TrainingConfig",
-    "list_presets",
     "load_config",
 ]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,19 +13,12 @@ from workloads.config.explain import explain_error, short, suggest
 from workloads.config.run import RunConfig
 from workloads.config.text import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from workloads.errors import ConfigError
+from workloads.presets import FOLDERS, list_presets, text_of
 
 PRESET = "preset"
 """The key of a file that names what it starts from."""
-FOLDERS = ("", "comparisons", "studies")
-"""Of presets: of runs, and of what holds several."""
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def list_presets(folder: str = "") -> list[str]:
-    """Names of the presets in the package, or of what one of its folders holds (comparisons, studies)."""
-    files = resources.files("workloads.presets").joinpath(folder).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def load_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison:
@@ -54,7 +46,7 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
     if source.endswith((".yaml", ".yml")) or is_file(source):
         text = _read_file(source, presets)
     elif source in presets:
-        text = resources.files("workloads.presets").joinpath(folder, f"{source}.yaml").read_text()
+        text = text_of(source, folder)
     else:
         raise ConfigError(f"no preset or file is called {short(source)}{suggest(source, presets)}")
     raw = parse_yaml(text, source)

@@ -44,7 +44,11 @@ def check_parts(paths: Sequence[Sequence[str]], where: str, missing: MissingPart
 def about_one_part(name: str) -> list[str]:
     """What is to be said when this file alone was asked for."""
     found = COUNTED.fullmatch(name)
-    return [] if found is None or int(found["count"]) < 2 else [f"{name} alone was read, one of {found['count']} parts"]
+    return (
+        []
+        if found is None or int(found["count"]) < 2
+        else [f"{name} alone was read, one of {int(found['count'])} parts"]
+    )
 
 
 def _check_counted(by_count: dict[int, list[_Part]], where: str, missing: MissingParts) -> list[str]:

@@ -1,7 +1,7 @@
 """Files of one data set: what folders say of their rows, and which rows are of the split that is read."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,13 +40,15 @@ class PlacedTable(NamedTuple):
 
 
 def rows_of_split(
-    parts: Sequence[PlacedTable], wanted: str | None, where: str
+    parts: Sequence[PlacedTable], wanted: str | None, where: str, *, in_use: Collection[str | None]
 ) -> tuple[list[PlacedTable], list[str]] | None:
     """The files with only the rows of a split, where a column says what each is of, and a remark on that.
 
-    None where no column does. DataError if the wanted split is not there.
+    None where no column does. in_use: columns that say something else. DataError if the wanted split is not there.
     """
     for column in _columns(parts):
+        if column in in_use:
+            continue
         counts = sum((_counts(part, column) for part in parts), Counter[str | None]())
         values = values_of_split(counts, wanted, f"{where}: the column {column}")
         if values is None:

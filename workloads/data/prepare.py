@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ from workloads.data.prepared import (
     read_manifest,
     rows_in_order,
 )
-from workloads.data.source import ImageSource
+from workloads.data.source import ImageSource, OrderedItems
 from workloads.data.sources import open_source
 from workloads.errors import DataError
 from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
@@ -55,6 +54,9 @@ SHARD_LATENTS = 1024
 
 SHARD_BYTES = 2**27
 """Of pixels, for a shard is made in memory; large images lie in shards of fewer."""
+
+CHECKED_IMAGES = 1024
+"""That are held at a time when nothing is written."""
 
 READING_VERSION = 3
 """Raise it when the same source may be read as other pixels or labels; what was prepared before is then made anew."""
@@ -113,10 +115,11 @@ def _prepare(
     on_progress: Progress | None,
 ) -> None:
     bad: list[BadItem] = []
+    items = OrderedItems(source)
     for index, start in enumerate(range(0, source.num_images, shard_images)):
         sidecar = out / f"shard-{index:05d}.json"
         if not _finished(sidecar):
-            block = _decode(source, config, start, shard_images, max_bad - len(bad), on_progress)
+            block = _decode(items, config, start, shard_images, max_bad - len(bad), on_progress)
             # Before it is written: decoding stopped where there were too many.
             check_bad([*bad, *block.bad], max_bad)
             _write_shard(out, index, block, encoder if source.latent_shape is None else None)
@@ -141,9 +144,9 @@ def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceCont
     """Read all of a source and say what is there, without writing anything; how many are bad is for the caller."""
     source = _open(config)
     tally, labels, bad = Tally(), np.zeros(len(source.class_names), np.int64), list[BadItem]()
-    step = _shard_images(config, source, None)
+    items, step = OrderedItems(source), min(CHECKED_IMAGES, _shard_images(config, source, None))
     for start in range(0, source.num_images, step):
-        block = _decode(source, config, start, step, None, on_progress)
+        block = _decode(items, config, start, step, None, on_progress)
         tally, bad = tally + block.tally, bad + block.bad
         labels += np.bincount(block.labels, minlength=len(labels))
     return _found(source, name_of_source(config), dict(enumerate(labels.tolist())), tally, bad)
@@ -203,8 +206,10 @@ def _shard_images(config: AnyData, source: ImageSource, encoder: LatentEncoder |
 
 
 def _decode(
-    source: ImageSource, config: AnyData, start: int, count: int, may_be_bad: int | None, on_progress: Progress | None
+    items: OrderedItems, config: AnyData, start: int, count: int, may_be_bad: int | None, on_progress: Progress | None
 ) -> Block:
+    source = items.source
+
     def advance(done: int) -> None:
         if on_progress is not None:
             on_progress(start + done, source.num_images)
@@ -213,7 +218,7 @@ def _decode(
     dtype = np.dtype(np.float16 if source.latent_shape else np.uint8)
     num = min(count, source.num_images - start)
     block = decode_block(
-        islice(source.items(start), count), np.empty((num, *shape), dtype), len(source.class_names), may_be_bad, advance
+        items.take(start, count), np.empty((num, *shape), dtype), len(source.class_names), may_be_bad, advance
     )
     if len(block.labels) + len(block.bad) != num and (may_be_bad is None or len(block.bad) <= may_be_bad):
         raise DataError(

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,22 @@ class ImageSource(ABC):
     @abstractmethod
     def signature(self) -> str:
         """Changes when the source does; cheap, so it looks at names, sizes and times rather than at pixels."""
+
+
+class OrderedItems:
+    """The items of a source, gone through once: to begin anew in the midst of a large row group takes reading it."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self._items: Iterator[Item] = iter(())
+        self._next: int | None = None
+
+    def take(self, start: int, count: int) -> Iterator[Item]:
+        """So many from one on; all of them are to be taken before the next ones are."""
+        if start != self._next:
+            self._items = self.source.items(start)
+        self._next = start + count
+        return islice(self._items, count)
 
 
 class ArraySource(ImageSource):

@@ -122,7 +122,7 @@ class TableSource(ImageSource):
         return [PlacedTable(kind(files[i], "/".join(inside[i])), _constants(inside[i])) for i in kept]
 
     def _rows_of_split(self) -> list[PlacedTable]:
-        found = rows_of_split(self._parts, self._split, str(self._root))
+        found = rows_of_split(self._parts, self._split, str(self._root), in_use=(self._image, self._label))
         if found is None and self._split is not None:
             raise DataError(
                 f"{self._root} has no split {self._split}: neither the name of a file nor a column "

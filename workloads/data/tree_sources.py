@@ -98,7 +98,7 @@ class TreeSource(ImageSource):
         arranged = self._arranged(split=split if folders_speak else None, one_class=True)
         pictures = [tree.pictures[index] for index, _ in arranged.pictures]
         names = PictureNames(pictures)
-        read = [(path, label_table(self._content(path), path, tree.place_of(path), names)) for path in paths]
+        read = [(path, label_table(self._text(path), path, tree.place_of(path), names)) for path in paths]
         known = {table.place: path for path, table in read if table is not None}
         tables = [table for _, table in read if table is not None]
         chosen = choose_tables(tables, config.label_column, are_in_folders=arranged.num_folders > 1)
@@ -131,18 +131,19 @@ class TreeSource(ImageSource):
                 f"{self._tree.place}: no table beside the pictures has a column {column}; columns there are: {there}"
             )
 
-    def _content(self, path: Parts) -> bytes:
+    def _text(self, path: Parts) -> bytes:
+        """What a file beside the pictures holds; nothing if it cannot be read, and then it is left out like others."""
         try:
             return self._tree.read(path)
-        except BadPictureError as error:
-            raise DataError(f"{self._tree.place_of(path)} cannot be read ({error}); mend it or take it away") from None
+        except BadPictureError:
+            return b""
 
     def _unread_lists(self) -> Iterator[str]:
         """Remarks about files of an unknown form that name pictures, for labels might be in them."""
         names = [path[-1].encode("utf-8", "surrogateescape") for path in self._tree.pictures[:20]]
         lists = [path for path in self._tree.others if path[-1].lower().endswith(LISTS)]
         for path in lists[:20]:
-            content = self._content(path)
+            content = self._text(path)
             if sum(name in content for name in names) >= min(2, len(names)):
                 yield (
                     f"{printable(self._tree.name(path))} names pictures and was not read; labels in it can be given as "

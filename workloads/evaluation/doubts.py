@@ -17,12 +17,21 @@ NUM_LOOKED_AT = 64
 
 
 def doubts_about(
-    features_ND: Tensor, expected: Statistics, references: ReferenceImages, extractor: Extractor
+    features_ND: Tensor,
+    expected: Statistics,
+    references: ReferenceImages,
+    extractor: Extractor,
+    *,
+    are_expected_of: bool = True,
 ) -> list[str]:
-    """A sentence for each reason; none where there is none."""
+    """A sentence for each reason; none where there is none.
+
+    are_expected_of: whether the expected statistics are those of the reference images.
+    """
     number, width = features_ND.shape
     found = []
-    for what, count in (("samples", number), ("reference images", len(references))):
+    counts = {"samples": number} | ({"reference images": len(references)} if are_expected_of else {})
+    for what, count in counts.items():
         if count <= width:
             found.append(
                 f"{count:,} {what} are too few for {width:,} features, whose covariance needs at least {width + 1:,}"

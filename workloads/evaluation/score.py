@@ -118,7 +118,9 @@ def evaluate_samples(
         protocol.num_samples,
         {name: one.value for name, one in others.items()},
         others_protocol,
-        doubts_about(features_ND, expected, references, extractor),
+        doubts_about(
+            features_ND, expected, references, extractor, are_expected_of=protocol.reference_statistics is None
+        ),
         distance.stderr,
         {name: one.stderr for name, one in others.items()},
         unavailable,

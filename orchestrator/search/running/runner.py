@@ -122,7 +122,8 @@ class Climb:
         work, each_s = self.works[0], None
         if self.runner.study.measures_latency:
             ensemble = work.ensemble_at_nodes(work.gather(self._dataset))
-            each_s = latencies_s(ensemble, work.plan.jobs[0].resources)
+            job, wait_timeout_s = work.plan.jobs[0], work.plan.config.execution.wait_timeout_s
+            each_s = latencies_s(ensemble, job.resources, wait_timeout_s)
         self.trial = with_costs(self.trial, work.plan, each_s)
 
     def score(self, rung: str) -> None:

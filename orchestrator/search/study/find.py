@@ -3,8 +3,9 @@
 from typing import Any
 
 from orchestrator.search.study.study import Study
-from workloads.config.load import apply_override, is_file, list_presets, read_raw, validate
+from workloads.config.load import apply_override, is_file, read_raw, validate
 from workloads.errors import ConfigError
+from workloads.presets import list_presets
 
 
 def find_study(source: str, overrides: list[str]) -> Study | None:

@@ -1,0 +1,319 @@
+"""Real commands: `rememe train` and `rememe search`, whose processes are killed from outside, several in each run.
+
+    python -m benchmarks.kills.commands --folder /tmp/kills --out kills.jsonl
+
+The driver, the processes that train, Ray's own (raylet, head, agents). What the supervisor does not
+start again, the same command does.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.kills.__main__ import append
+from benchmarks.kills.runs import Killed, Outcome, contents, read
+from benchmarks.kills.scenarios import runs_of_workloads, write_pictures
+from benchmarks.kills.tracer import ROOT
+from orchestrator.store.sites import ID_FILE
+
+END_S = 600.0
+"""A command that takes longer hangs."""
+
+GONE_S = 30.0
+"""Within which all processes of a killed driver are gone."""
+
+KINDS = {
+    "expert": "ray::ExpertActor",
+    "sampling or measuring": "ray::_",
+    "raylet": "/raylet/raylet",
+    "head": "/gcs/gcs_server",
+    "dashboard agent": "ray::DashboardAgent",
+    "environment agent": "ray::RuntimeEnvAgent",
+}
+"""Processes by a word of their command lines; the driver is the command itself."""
+
+FATAL = {"driver", "raylet", "head"}
+"""The command ends with them."""
+
+TRAINING = {*FATAL, "expert"}
+"""What is trained ends with them."""
+
+OFTEN = {"expert": 4, "sampling or measuring": 4}
+EXTRA_STARTS = 5
+"""The death of an agent takes its node along, and with a last node the command ends too."""
+
+
+class Process(NamedTuple):
+    """As /proc has it."""
+
+    pid: int
+    parent: int
+    state: str
+    command: str
+
+
+def processes() -> dict[int, Process]:
+    """All of this machine."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found[int(entry.name)] = Process(int(entry.name), int(stat[1]), stat[0], command)
+    return found
+
+
+def descendants(root: int) -> list[Process]:
+    """Of a process, itself left out."""
+    table, found = processes(), {root}
+    while more := {one.pid for one in table.values() if one.parent in found} - found:
+        found |= more
+    return [table[pid] for pid in found - {root}]
+
+
+@dataclass
+class Command:
+    """A command in a directory, started as often as it takes."""
+
+    arguments: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+    family: Sequence[Process] = ()
+    """Its processes at the last kill."""
+
+    def start(self) -> None:
+        """It writes to a file, for nobody reads."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.cli", *self.arguments],
+                cwd=self.folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit code, if it has one."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def find(self, kind: str) -> int | None:
+        """One of its processes of a kind."""
+        if kind == "driver":
+            return self.pid
+        for one in descendants(self.pid):
+            if KINDS[kind] in one.command:
+                return one.pid
+        return None
+
+    @property
+    def pid(self) -> int:
+        """Of the driver."""
+        assert self.process is not None
+        return self.process.pid
+
+    def again(self) -> int:
+        """Start it, and its exit code."""
+        self.start()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code."""
+        assert self.process is not None
+        return self.process.wait(END_S)
+
+
+def stage_of(folder: Path) -> str:
+    """How far a run is, as its files tell."""
+    runs = folder / "runs"
+    if list(runs.glob("*/scores.json")):
+        return "scored"
+    if list(runs.glob("*/samples/*/*.npy")):
+        return "sampling"
+    if list(runs.glob("*/ensemble/ensemble.json")):
+        return "gathered"
+    if list(runs.glob("store/*/checkpoints/*")) or list(runs.glob("store/*/result.json")):
+        return "training"
+    return "starting"
+
+
+def images_of(folder: Path) -> dict[str, int]:
+    """By expert, as its curve tells."""
+    found = {}
+    for file in (folder / "runs" / "store").glob("*/records.jsonl"):
+        lines = [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        found[file.parent.name] = json.loads(lines[-1])["images_seen"] if lines else 0
+    return found
+
+
+def checkpoints_of(folder: Path) -> dict[str, int]:
+    """Images at the last checkpoint, by expert."""
+    found: dict[str, int] = {}
+    for file in (folder / "runs" / "store").glob("*/checkpoints/[0-9]*/manifest.json"):
+        key = file.parents[2].name
+        found[key] = max(found.get(key, 0), int(file.parent.name))
+    return found
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """What must be the same in the end: experts, ensembles, samples, scores, and how often MLflow has which rows."""
+    parts = ("store/", "/ensemble/", "/samples/", "/scores.json")
+    found = {
+        name: sha
+        for name, sha in contents(folder / "runs").items()
+        if any(part in name for part in parts) and not name.endswith(ID_FILE)  # which is drawn
+    }
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        rows = database.execute(
+            "select identity.value, runs.status, metrics.key, count(*), count(distinct metrics.step) from runs "
+            "join tags identity on identity.run_uuid = runs.run_uuid and identity.key = 'rememe.identity' "
+            "join metrics on metrics.run_uuid = runs.run_uuid where runs.lifecycle_stage = 'active' "
+            "group by runs.run_uuid, metrics.key"
+        ).fetchall()
+    for identity, status, key, number, distinct in rows:
+        name = f"MLflow {identity} {key}"
+        found[f"a second {name}" if name in found else name] = f"{status} {number} {distinct}"
+    return found
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command and its description."""
+
+    name: str
+    arguments: tuple[str, ...]
+    raw: Mapping[str, Any]
+
+
+def scenarios(data: Path) -> list[Scenario]:
+    """Those of scenarios.py, with enough training for a kill to meet it; and a study."""
+    made = []
+    for one in runs_of_workloads(data):
+        training = one.raw["training"] | {"images": 3200, "checkpoint_every_images": 160, "log_every_images": 80}
+        execution = one.raw.get("execution", {}) | {"max_attempts": 20}
+        raw = {**one.raw, "training": training, "execution": execution}
+        made.append(Scenario(one.name, ("train", "run.yaml"), raw))
+    base, experts = made[1].raw, [{"specialisation": 0.2}, {"specialisation": 0.2}]
+    study = {
+        "name": "study",
+        "base": {**base, "data": base["data"] | {"held_out": 10}, "strategy": {"kind": "meme", "experts": experts}},
+        "space": {"strategy.experts.*.specialisation": {"each": [0.2, 0.9]}},
+        "sampler": "grid",
+        "budget": {"num_configurations": 3},
+        "ladder": {"quick": {"num_samples": 8, "sampling": {"num_steps": 2}}, "finalists": 1},
+    }
+    return [*made, Scenario("study", ("search", "run.yaml"), study)]
+
+
+def prepared(scenario: Scenario, folder: Path) -> Command:
+    """A directory in which it can be started."""
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(json.dumps(scenario.raw))
+    return Command(scenario.arguments, folder, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"})
+
+
+def kill_and_compare(
+    scenario: Scenario, folder: Path, whole: Mapping[str, str], *, num_kills: int, seed: int
+) -> Outcome:
+    """Kill processes of a run, one after the other, so many; let it end; compare."""
+    rng, began_s = random.Random(f"{scenario.name} {seed}"), time.monotonic()
+    outcome, command, code = Outcome(f"rememe {scenario.name}", seed), prepared(scenario, folder), -1
+    for _ in range(num_kills + EXTRA_STARTS):
+        command.start()
+        while len(outcome.kills) < num_kills and (killed := kill_one(command, rng)) is not None:
+            outcome.kills.append(killed)
+            print(killed, flush=True)
+            if killed.process in FATAL:
+                outcome.differences += leftovers(command)
+                break
+        if (code := command.wait()) == 0:
+            break
+    outcome.differences += [f"ends with {code}"] if code else differences(whole, kept(folder))
+    outcome.seconds = round(time.monotonic() - began_s, 1)
+    return outcome
+
+
+def kill_one(command: Command, rng: random.Random) -> Killed | None:
+    """One of the processes there are some seconds from now, at random; None if the command has ended before."""
+    while True:
+        time.sleep(rng.uniform(1, 5))
+        there = {kind: pid for kind in ("driver", *KINDS) if (pid := command.find(kind)) is not None}
+        if command.ended is not None:
+            return None
+        stage = stage_of(command.folder)
+        if stage == "starting" and "expert" not in there and rng.random() > 0.1:  # or it would never come to training
+            continue
+        (kind,) = rng.choices(list(there), [OFTEN.get(kind, 1) for kind in there])
+        reached, safe = images_of(command.folder), checkpoints_of(command.folder)
+        command.family = descendants(command.pid)
+        with suppress(ProcessLookupError):
+            os.kill(there[kind], signal.SIGKILL)
+            again = max((reached[key] - images for key, images in safe.items() if key in reached), default=0)
+            return Killed(kind, stage, "any time", images_again=max(0, again) if kind in TRAINING else 0)
+
+
+def leftovers(command: Command) -> list[str]:
+    """A sentence for each process that is still there, so long after the command lost its driver, node or head."""
+    command.wait()
+    deadline_s = time.monotonic() + GONE_S
+    while time.monotonic() < deadline_s:
+        table = processes()
+        left = [one for one in command.family if one.pid in table and table[one.pid].command == one.command]
+        left = [one for one in left if table[one.pid].state != "Z"]
+        if not left:
+            return []
+        time.sleep(0.5)
+    return [f"{one.command[:60]} is there {GONE_S:g} s after its driver" for one in left]
+
+
+def differences(whole: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """A sentence for each."""
+    names = sorted(whole.keys() | found.keys())
+    return [
+        f"{name} is {found.get(name, 'missing')}, and {whole.get(name, 'not there')} undisturbed"
+        for name in names
+        if whole.get(name) != found.get(name)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--per-run", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=1, help="of each scenario")
+    parser.add_argument("--only", nargs="*", help="meme, independent, remix, study")
+    parser.add_argument("--out", type=Path, default=Path("kills.jsonl"))
+    parser.add_argument("--folder", type=Path, required=True, help="undisturbed runs are kept there")
+    options = parser.parse_args()
+    for scenario in scenarios(write_pictures(options.folder.absolute() / "data")):
+        if scenario.name not in (options.only or scenario.name):
+            continue
+        calm = options.folder.absolute() / scenario.name
+        if not (calm / "kept.json").exists():
+            shutil.rmtree(calm, ignore_errors=True)
+            code = prepared(scenario, calm).again()
+            assert code == 0, (calm / "log").read_text()
+            (calm / "kept.json").write_text(json.dumps(kept(calm)))
+        whole = json.loads((calm / "kept.json").read_text())
+        done = sum(line["scenario"] == f"rememe {scenario.name}" for line in read(options.out))
+        for seed in range(done, done + options.runs):
+            folder = options.folder.absolute() / f"{scenario.name}-{seed}"
+            shutil.rmtree(folder, ignore_errors=True)
+            append(options.out, kill_and_compare(scenario, folder, whole, num_kills=options.per_run, seed=seed))
+
+
+if __name__ == "__main__":
+    main()
