@@ -33,5 +33,9 @@ class WorkersPartedError(RememeError):
     """Workers that train together lost one another; whoever starts them again goes on from the last checkpoint."""
 
 
+class TakenOverError(RememeError):
+    """Another process goes on with the job, for this one was not heard of; it has written nothing since."""
+
+
 class StorageError(RememeError):
     """Weights or samples could not be written, for instance because the disk is full."""

@@ -59,6 +59,11 @@ class JobDir:
         return self.path / ".lock"
 
     @property
+    def writer(self) -> Path:
+        """A random word of that process."""
+        return self.path / ".writer"
+
+    @property
     def tenant(self) -> Path:
         """Which process is to write here, where several might."""
         return self.path / ".tenant"

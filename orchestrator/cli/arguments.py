@@ -51,6 +51,24 @@ StorageOption = Annotated[
         show_default=False,
     ),
 ]
+RunStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="REMEME_STORAGE",
+        help="URI of a storage where it is looked for by name; it is brought into --runs-dir and kept up to date.",
+        show_default=False,
+    ),
+]
+StandingStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="REMEME_STORAGE",
+        help="URI of a storage where to look instead.",
+        show_default=False,
+    ),
+]
 JOB_SERVER = typer.Option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",

@@ -12,6 +12,7 @@ from orchestrator.cli.arguments import (
     Overrides,
     RunPath,
     RunsDirOption,
+    RunStorage,
     StorageOption,
     Store,
 )
@@ -88,6 +89,7 @@ def compare(
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
+    storage: StorageOption = None,
 ) -> None:
     """Train and score several strategies from one base network, same budget and protocol, and print the table."""
     from workloads.config.load import load_comparison
@@ -96,7 +98,7 @@ def compare(
     environment.prepare_ray_environment(address)
     from orchestrator.runs.comparison import run_comparison
 
-    run_comparison(loaded, runs_dir, address=address)
+    run_comparison(loaded, runs_dir, address=address, storage=storage)
 
 
 def evaluate(
@@ -109,9 +111,12 @@ def evaluate(
     ] = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
+    storage: RunStorage = None,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
     environment.prepare_ray_environment(address)
     from orchestrator.runs.configuration import evaluate_run
+    from orchestrator.runs.stored import run_at_hand
 
-    evaluate_run(run, runs_dir, protocol=protocol, overrides=overrides or (), address=address)
+    with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
+        evaluate_run(folder, runs_dir, protocol=protocol, overrides=overrides or (), address=address, storage=storage)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, RunPath, RunsDirOption
+from orchestrator.cli.arguments import RUNS, RunPath, RunsDirOption, RunStorage
 
 analyze = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into trained networks.")
 
@@ -22,19 +22,23 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the run's protocol.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
+    runs_dir: RunsDirOption = RUNS,
+    storage: RunStorage = None,
 ) -> None:
     """Draw images from a trained ensemble."""
     from orchestrator.runs.sampling import default_device, draw_images, sampling_protocol, write_grid
+    from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
     from workloads.ensemble import Ensemble
     from workloads.evaluation.samples import write_images
 
     changes = {"sampler": sampler, "num_steps": steps, "guidance_scale": guidance}
     given = {key: value for key, value in changes.items() if value is not None}
-    ensemble = Ensemble.load(run, device or default_device())
-    protocol = sampling_protocol(ensemble.config, num, seed, given)
-    with progress("sampling", "images") as advance:
-        images = draw_images(ensemble, protocol, advance)
+    with run_at_hand(run, runs_dir, storage) as folder:
+        ensemble = Ensemble.load(folder, device or default_device())
+        protocol = sampling_protocol(ensemble.config, num, seed, given)
+        with progress("sampling", "images") as advance:
+            images = draw_images(ensemble, protocol, advance)
     write_grid(images, grid)
     print(f"{grid}: {num} images, seed {seed}, {protocol.sampling.sampler} with {protocol.sampling.num_steps} steps")
     if out is not None:
@@ -45,26 +49,32 @@ def sample(
 def bake(
     run: RunPath,
     out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    runs_dir: RunsDirOption = RUNS,
+    storage: RunStorage = None,
 ) -> None:
     """Write a remix's experts out as plain networks, an ensemble that samples at no extra cost."""
     from orchestrator.runs.export import bake_run
+    from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
-    with progress("baking", "experts") as advance:
-        num_experts = bake_run(run, out, advance)
+    with run_at_hand(run, runs_dir, storage) as folder, progress("baking", "experts") as advance:
+        num_experts = bake_run(folder, out, advance)
     print(f"{out}: {num_experts} plain networks; use it as a run: rememe sample {out}")
 
 
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    runs_dir: RunsDirOption = RUNS,
+    storage: RunStorage = None,
 ) -> None:
     """Write each expert as a diffusers model (a DiT as diffusers' DiTTransformer2DModel)."""
     from orchestrator.runs.export import export_run
+    from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
-    with progress("exporting", "experts") as advance:
-        export_run(run, out, advance)
+    with run_at_hand(run, runs_dir, storage) as folder, progress("exporting", "experts") as advance:
+        export_run(folder, out, advance)
     print(f"{out}: one diffusers model per expert, and intervals.txt with the timesteps each is for")
 
 
@@ -75,8 +85,11 @@ def analyze_spectra(
     seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG; default: figures/spectra.png in the run.")] = None,
     runs_dir: RunsDirOption = RUNS,
+    storage: RunStorage = None,
 ) -> None:
     """Plot the frequency content of each block's feature maps per timestep, experts side by side (MEME, Fig. 3, 6)."""
     from orchestrator.runs.spectra import plot_spectra
+    from orchestrator.runs.stored import run_at_hand
 
-    print(plot_spectra(run, runs_dir, num_images=num_images, seed=seed, out=out))
+    with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
+        print(plot_spectra(folder, runs_dir, num_images=num_images, seed=seed, out=out))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, Store
+from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StorageOption, Store
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def doctor(
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     store: Store = None,
+    storage: StorageOption = None,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
     from workloads.config.load import load_config
@@ -49,7 +50,7 @@ def doctor(
     environment.prepare_ray_environment(address)
     from orchestrator.runs.doctor import examine
 
-    raise typer.Exit(0 if _tell(examine(runs_dir, address, config=loaded, store=store)) else 1)
+    raise typer.Exit(0 if _tell(examine(runs_dir, address, config=loaded, store=store, storage=storage)) else 1)
 
 
 def _examined(path: Path) -> "Iterable[Finding]":

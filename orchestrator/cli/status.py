@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import JOB_SERVER, RUNS, AsJson, RunsDirOption
+from orchestrator.cli.arguments import JOB_SERVER, RUNS, AsJson, RunsDirOption, StandingStorage
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ def status(
     address: Annotated[str | None, JOB_SERVER] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on looking until Ctrl-C.")] = False,
     json: AsJson = False,
+    storage: StandingStorage = None,
 ) -> None:
     """Say what a run does: experts by state, node, speed, time left, restarts with their causes."""
-    look = _all_going_on(runs_dir) if named is None else _one(named, runs_dir, address)
+    look = _all_going_on(runs_dir, storage) if named is None else _one(named, runs_dir, address, storage)
     if json:
         from json import dumps as to_text
 
@@ -42,32 +43,34 @@ def status(
         _show(lambda: look()[1], watch=watch)
 
 
-def _all_going_on(runs_dir: Path) -> "Callable[[], tuple[Any, RenderableType]]":
-    from orchestrator.plan.places import RunsDir
+def _all_going_on(runs_dir: Path, storage: str | None) -> "Callable[[], tuple[Any, RenderableType]]":
     from orchestrator.plan.standing import DriverState
     from orchestrator.runs.status import view_runs
+    from orchestrator.runs.stored import runs_to_look_at
     from orchestrator.terminal.status import runs_table
 
     def look() -> "tuple[Any, RenderableType]":
-        runs = RunsDir(runs_dir)
+        runs = runs_to_look_at(runs_dir, storage)
         views = view_runs(runs)
         going_on = [view for view in views if view.driver is not DriverState.ENDED]
         said = [{"driver": view.driver.value, "status": view.status.model_dump(mode="json")} for view in going_on]
         if going_on:
             return said, runs_table([(view.status, view.driver) for view in going_on])
         latest = f"; the latest was {views[0].status.name}" if views else ""
-        return said, f"nothing goes on under {runs.path}{latest}"
+        return said, f"nothing goes on under {runs.shown}{latest}"
 
     return look
 
 
-def _one(named: str, runs_dir: Path, address: str | None) -> "Callable[[], tuple[Any, RenderableType]]":
-    from orchestrator.plan.places import RunsDir
+def _one(
+    named: str, runs_dir: Path, address: str | None, storage: str | None
+) -> "Callable[[], tuple[Any, RenderableType]]":
+    from orchestrator.runs.stored import runs_to_look_at
     from orchestrator.search.running.status import status_here, status_of_job
     from workloads.errors import ConfigError
 
     def look_here() -> "tuple[Any, RenderableType]":
-        found = status_here(named, RunsDir(runs_dir))
+        found = status_here(named, runs_to_look_at(runs_dir, storage))
         return found.to_json(), found.show()
 
     try:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, Store
+from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StandingStorage, StorageOption, Store
 from orchestrator.execution import environment
 
 
@@ -24,6 +24,7 @@ def search(
     ] = None,
     num_planned: Annotated[int, typer.Option(min=1, help="How many configurations --plan-from proposes.")] = 3,
     store: Store = None,
+    storage: StorageOption = None,
 ) -> None:
     """Search boundaries, architectures and numbers of experts, each expert trained once; again = go on.
 
@@ -37,7 +38,7 @@ def search(
     environment.prepare_ray_environment(address)
     from orchestrator.search.running.search import SearchOptions, run_study
 
-    options = SearchOptions(address, store, max_failures, plan_from, num_planned)
+    options = SearchOptions(address, store, max_failures, plan_from, num_planned, storage)
     run_study(found, runs_dir, options)
 
 
@@ -47,8 +48,15 @@ def report(
         Path | None, typer.Option(help="HTML file; default: report.html of the study.", show_default=False)
     ] = None,
     runs_dir: RunsDirOption = RUNS,
+    storage: StandingStorage = None,
 ) -> None:
     """Write one HTML page about a search: what was tried, what won and why."""
     from orchestrator.search.report.page import write_report
 
+    if storage is not None:
+        from orchestrator.plan.places import RunsDir
+        from orchestrator.search.study.stored import bring_study
+        from orchestrator.store.storage import Storage
+
+        bring_study(study, RunsDir(runs_dir), Storage.at(storage))
     print(write_report(runs_dir, study, out))

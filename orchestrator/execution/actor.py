@@ -112,11 +112,11 @@ class ExpertActor:
         course = self._of(job.key)
         leave = course.stop.set if rank == 0 else None  # the others follow the first
         with (
-            self._site.job(job.key, course.note_checkpoint, self._host, leave) as place,
+            self._site.job(job.key, course.note_checkpoint, self._host, leave, writes=rank == 0) as place,
             self._group(job, rank, address) as workers,
         ):
             result = self._train_job(
-                job.job,
+                self._site.job_here(job.job),
                 here(data),
                 place.path,
                 device=job.resources.device,

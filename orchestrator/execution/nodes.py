@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -15,6 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.fitness import NodeFacts
+from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.sites import Site
 from workloads.errors import ConfigError, RememeError
 
@@ -34,7 +36,9 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _look_around(packages: Sequence[str], directories: Sequence[Path], probe: Path, has_gpus: bool) -> dict[str, Any]:
+def _look_around(
+    packages: Sequence[str], directories: Sequence[Path], probe: Path, stores: Mapping[str, str], has_gpus: bool
+) -> dict[str, Any]:
     clock_s, sees_probe = time.time(), probe.is_dir()
     if sees_probe:
         with suppress(OSError):  # the driver will miss it
@@ -54,19 +58,31 @@ def _look_around(packages: Sequence[str], directories: Sequence[Path], probe: Pa
         "free_bytes": {str(place): shutil.disk_usage(place).free for place in places},
         "sees_probe": sees_probe,
         "has_token": has_token(),
+        "store_problems": [problem for option, uri in stores.items() if (problem := _problem_with(option, uri))],
     }
 
 
-def facts_of_nodes(packages: Sequence[str], runs_dir: Path, probe: Path) -> tuple[list[NodeFacts], dict[str, str]]:
+def _problem_with(option: str, uri: str) -> str:
+    try:
+        RemoteFiles(uri, option).check()
+    except RememeError as error:
+        return str(error)
+    return ""
+
+
+def facts_of_nodes(
+    packages: Sequence[str], runs_dir: Path, probe: Path, stores: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[NodeFacts], dict[str, str]]:
     """What each node says, and in a sentence each, by address, why others say nothing.
 
-    probe is a directory below runs_dir, which the nodes see if they share that.
+    probe is a directory below runs_dir, which the nodes see if they share that; stores are URIs, by the option that
+    names them.
     """
     asked: dict[Any, tuple[Mapping[str, Any], float]] = {}
     for node in ray.nodes():
         if node["Alive"]:
             has_gpus = node["Resources"].get("GPU", 0) > 0
-            reference = _on(node, _look_around).remote(list(packages), [runs_dir], probe, has_gpus)
+            reference = _on(node, _look_around).remote(list(packages), [runs_dir], probe, dict(stores), has_gpus)
             asked[reference] = (node, time.time())
     facts, silent = [], {}
     deadline_s, waiting = time.monotonic() + ANSWER_TIMEOUT_S, list(asked)

@@ -18,9 +18,9 @@ from orchestrator.execution.cluster import alive_nodes, require_nodes, staying_n
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import num_slots, why_infeasible
-from orchestrator.store.storage import Folder, StoredFolder, here
+from orchestrator.store.storage import Folder, here
 from workloads.analysis.curves import LossCurve
-from workloads.analysis.held_out import held_out_curve
+from workloads.analysis.held_out import measure_curve
 from workloads.analysis.latency import latency_s
 from workloads.config import Job, ProtocolConfig, Resources
 from workloads.config.evaluation import HeldOutSpec
@@ -69,13 +69,13 @@ def generate_samples(
     *,
     resources: Resources,
     wait_timeout_s: float,
+    folder: Folder | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    stored: StoredFolder | None = None,
 ) -> None:
     """Draw the batches `out` lacks, each with `resources` of the connected cluster, and write them as they come.
 
     Raises ClusterError after wait_timeout_s without a node that could hold one; so does what follows.
-    stored: where the ensemble is for nodes that do not see its directory.
+    folder: where nodes find the ensemble that do not see its directory.
     """
     missing = out.missing(protocol)
     num_batches = len(batch_indices(protocol))
@@ -88,7 +88,7 @@ def generate_samples(
     while waiting or in_flight:
         while waiting and len(in_flight) < num_ahead:
             index = waiting.pop()
-            in_flight[task.remote(stored or ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = (
+            in_flight[task.remote(folder or ensemble.path, ensemble.fingerprint, protocol, index, resources.device)] = (
                 index
             )
         for reference in _ended(in_flight, resources, wait_timeout_s):
@@ -164,30 +164,30 @@ def score_on_cluster(
 
 
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _curve(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
-    return held_out_curve(work_dir, job, data_path, spec, device=device, num_threads=num_threads)
+def _curve(folder: Folder, job: Job, data: Folder, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
+    return measure_curve(here(folder), job, here(data), spec, device=device, num_threads=num_threads)
 
 
-def held_out_curves(
-    jobs: Sequence[PlannedJob], folders: Sequence[Path], data_path: Path, spec: HeldOutSpec, wait_timeout_s: float
+def measure_curves(
+    jobs: Sequence[PlannedJob], folders: Sequence[Folder], data: Folder, spec: HeldOutSpec, wait_timeout_s: float
 ) -> list[LossCurve]:
     """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
     asked = []
     for job, folder in zip(jobs, folders, strict=True):
         resources = job.resources
         task = with_resources(_curve, resources)
-        asked.append(task.remote(folder, job.job, data_path, spec, resources.device, resources.num_threads))
+        asked.append(task.remote(folder, job.job, data, spec, resources.device, resources.num_threads))
     return [_result(one, job.resources, wait_timeout_s) for one, job in zip(asked, jobs, strict=True)]
 
 
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _latencies(path: Path, device: str) -> list[float]:
-    ensemble = Ensemble.load(path, device)
+def _latencies(folder: Folder, device: str) -> list[float]:
+    ensemble = Ensemble.load(here(folder), device)
     return [latency_s(ensemble, interval.lo) for interval in ensemble.intervals]
 
 
-def latencies_s(ensemble: Ensemble, resources: Resources, wait_timeout_s: float) -> list[float]:
+def latencies_s(ensemble: Folder, resources: Resources, wait_timeout_s: float) -> list[float]:
     """Seconds of one call of each expert for one image, measured in one task with `resources`."""
-    asked = with_resources(_latencies, resources).remote(ensemble.path, resources.device)
+    asked = with_resources(_latencies, resources).remote(ensemble, resources.device)
     found: list[float] = _result(asked, resources, wait_timeout_s)
     return found

@@ -79,6 +79,9 @@ class NodeFacts:
     has_token: bool = True
     """Whether it asks for one."""
 
+    store_problems: Sequence[str] = ()
+    """Why it cannot use a --store or a --storage."""
+
 
 def judge_versions(versions: Mapping[str, str]) -> Finding:
     """Whether none of these packages is of a version that is known to be vulnerable; empty: not installed."""
@@ -91,15 +94,25 @@ def judge_versions(versions: Mapping[str, str]) -> Finding:
 
 
 def judge_nodes(
-    nodes: Sequence[NodeFacts], *, python: str, versions: Mapping[str, str], runs_dir: str, num_asked: int
+    nodes: Sequence[NodeFacts],
+    *,
+    python: str,
+    versions: Mapping[str, str],
+    runs_dir: str | None,
+    num_asked: int,
+    has_stores: bool = False,
 ) -> list[Finding]:
-    """What is wrong with the nodes of a cluster, for a driver with these versions; a line each for what is right."""
+    """What is wrong with the nodes of a cluster, for a driver with these versions; a line each for what is right.
+
+    runs_dir: None if nodes need not share it. has_stores: whether each has tried a --store or --storage.
+    """
     checks = {
         "packages": [_packages(node, python, versions) for node in nodes],
         "clocks": [_clock(node) for node in nodes],
         "gpus": [_gpus(node) for node in nodes],
         "disks": [_disks(node) for node in nodes],
-        "shared runs": [_shared(node, runs_dir) for node in nodes] if num_asked > 1 else [],
+        "shared runs": [_shared(node, runs_dir) for node in nodes] if runs_dir and num_asked > 1 else [],
+        "stores": [_stores(node) for node in nodes] if has_stores else [],
         "token": [_token(node) for node in nodes],
     }
     findings = []
@@ -157,6 +170,10 @@ def _shared(node: NodeFacts, runs_dir: str) -> str:
             f"{node.node} cannot write to {runs_dir}, or it is not seen here; check its permissions and mount options"
         )
     return ""
+
+
+def _stores(node: NodeFacts) -> str:
+    return f"{node.node} says that {'; '.join(node.store_problems)}" if node.store_problems else ""
 
 
 def _token(node: NodeFacts) -> str:

@@ -25,8 +25,9 @@ USER_INFO = re.compile(
     re.IGNORECASE,
 )
 
+# MLflow calls the name of a view to share a key.
 QUERY = re.compile(
-    r"(?<=[?&;])([\w.-]*(?:token|passw(?:or)?d|pwd|secret|signature|credential|api[_-]?key|access[_-]?key|sig|key))"
+    r"(?<=[?&;])(?!viewStateShareKey=)([\w.-]*(?:token|passw(?:or)?d|pwd|secret|signature|credential|api[_-]?key|access[_-]?key|sig|key))"
     r"=[^&;\s'\"#]+",
     re.IGNORECASE,
 )

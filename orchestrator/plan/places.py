@@ -1,6 +1,7 @@
 """Where things lie under the runs directory."""
 
 import os
+import re
 import reprlib
 from pathlib import Path
 
@@ -15,16 +16,27 @@ def confined(name: str) -> str:
     return name
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a run's directory may be called so: NAME-FINGERPRINT."""
+    return re.fullmatch(r".+-[0-9a-f]{8}", name) is not None
+
+
 class RunsDir(SharedDir):
     """runs/: everything a machine or a shared disk keeps.
 
     data  store  cache  studies  mlflow.db  mlartifacts  spool  NAME-FINGERPRINT (a run)
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, copy_of: str | None = None) -> None:
         super().__init__(path)
         self.given = path
         """As the user wrote it, for messages."""
+
+        self.is_copy = copy_of is not None
+        """Whether drivers work elsewhere on what is here, so that locks here tell nothing."""
+
+        self.shown = copy_of or str(self.path)
+        """Where a user finds it."""
 
     @property
     def studies(self) -> Path:

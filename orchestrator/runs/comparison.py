@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from orchestrator.execution.cluster import connect
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.runs.sampling import default_device
 from orchestrator.runs.surroundings import open_for_results
+from orchestrator.store.storage import Storage
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
@@ -57,27 +59,31 @@ class _ComparisonRow:
     """One value per seed."""
 
 
-def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | None) -> None:
+def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | None, storage: str | None = None) -> None:
     """Train what is missing of every row and seed, score it, print and keep the table.
 
+    storage: the URI that takes the place of a directory all nodes see, and has the table too.
     The same command again goes on where it stopped. Raises ConfigError if a row could not run, before any does.
     """
     _check(comparison)
     runs = open_for_results(runs_dir)
     outcomes: dict[str, list[Outcome]] = {"base": [], **{row: [] for row in comparison.rows}}
+    train = partial(_train, comparison, runs_dir=runs_dir, address=address, storage=storage)
     # One connection for all: a private cluster takes seconds to start.
     with connect(address):
         for seed in comparison.seeds:
-            base = _train(comparison, "base", seed, None, runs_dir, address)
+            base = train("base", seed, None)
             outcomes["base"].append(base)
             start = str(base.run.ensemble.expert(0))
             for row in comparison.rows:
-                outcomes[row].append(_train(comparison, row, seed, start, runs_dir, address))
+                outcomes[row].append(train(row, seed, start))
     rows = [_ComparisonRow(name, found, _figures(found)) for name, found in outcomes.items()]
     _print(comparison, rows)
     file, picture = runs.table(comparison.name), runs.picture(comparison.name)
     _write(file, comparison, rows)
     _draw(picture, rows)
+    if storage is not None:
+        Storage.at(storage).keep_files([file, picture])
     print(f"kept in      {file}")
     print(f"samples      {picture} (a row each: {', '.join(row.name for row in rows)}; equal seeds)")
 
@@ -104,11 +110,20 @@ def _measured_by(config: RunConfig) -> ProtocolConfig:
 
 
 def _train(
-    comparison: Comparison, row: str, seed: int, start: str | None, runs_dir: Path, address: str | None
+    comparison: Comparison,
+    row: str,
+    seed: int,
+    start: str | None,
+    *,
+    runs_dir: Path,
+    address: str | None,
+    storage: str | None,
 ) -> Outcome:
     print_note(f"{comparison.name}: {row}, seed {seed}")
     config = comparison.base_run(seed) if row == "base" else comparison.row_run(row, seed, start)
-    return train_configuration(config, runs_dir, address=address, evaluate=True, comparison=comparison.name)
+    return train_configuration(
+        config, runs_dir, address=address, evaluate=True, comparison=comparison.name, storage=storage
+    )
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:

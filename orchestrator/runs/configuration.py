@@ -82,8 +82,6 @@ def train_configuration(
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))
-    if kept is not None:
-        _refuse_groups(plan)
     if address is None:
         for job in plan.jobs:
             check_memory([job.job], on_gpu=job.resources.num_gpus > 0)
@@ -113,23 +111,22 @@ def open_storage(config: RunConfig, store: str | None, uri: str | None) -> Stora
         raise ConfigError(
             f"--store {store} and --storage {uri} are both given; a storage has a store: leave --store out"
         )
-    if "://" not in uri:
-        raise ConfigError(f"--storage is {uri!r}, which is no URI; a directory all nodes see is given as --runs-dir")
-    return Storage(uri, int(config.execution.cache_size_gb * 1e9))
-
-
-def _refuse_groups(plan: Plan) -> None:
-    if any(job.job.is_joint or job.num_workers > 1 for job in plan.jobs):
-        raise ConfigError(
-            "--storage does not take networks that several workers train yet, which meet in one directory; "
-            "give a --runs-dir all nodes see"
-        )
+    return Storage.at(uri, config.execution)
 
 
 def evaluate_run(
-    run: Path, runs_dir: Path, *, protocol: str | None, overrides: Sequence[str], address: str | None
+    run: Path,
+    runs_dir: Path,
+    *,
+    protocol: str | None,
+    overrides: Sequence[str],
+    address: str | None,
+    storage: str | None = None,
 ) -> None:
-    """Score a trained ensemble under its own or another protocol, and log the score to its MLflow run."""
+    """Score a trained ensemble under its own or another protocol, and log the score to its MLflow run.
+
+    storage: the URI through which nodes get the ensemble where they do not see its directory.
+    """
     runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
     config = _with_protocol(ensemble.config, protocol, overrides)
@@ -140,7 +137,8 @@ def evaluate_run(
             f"{run} was trained on other data than {config.data.kind} gives now; set reference in its config"
         )
     plan = make_plan(ensemble.config, ensemble.data)
-    work = Work(plan, runs, ExpertStore(runs.store), RunDir(ensemble.path.parent))
+    kept = open_storage(config, None, storage)
+    work = Work(plan, runs, ExpertStore(runs.store), RunDir(ensemble.path.parent), kept)
     with _open(work, address) as session:
         scored = session.score(ensemble, config.evaluation, reference)
         session.report([work.store.completed(job.key) for job in plan.jobs], scored, runs_dir)
@@ -164,7 +162,7 @@ def _open(work: Work, address: str | None, jobs: Sequence[PlannedJob] = ()) -> I
     kind = work.plan.config.strategy.kind
     with (
         connect(address, work.plan.jobs),
-        StatusFile(work.run, kind, jobs) as status,
+        StatusFile(work.run, kind, jobs, work.storage) as status,
         Tracker(work.runs.path) as tracker,
     ):
         tracked = open_configuration(tracker, work.plan, work.run.path.name)

@@ -5,7 +5,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from platform import python_version
@@ -22,7 +23,8 @@ from orchestrator.plan.fitness import (
     judge_versions,
 )
 from orchestrator.plan.places import RunsDir
-from orchestrator.store.remote import RemoteStore
+from orchestrator.store.remote_files import RemoteFiles
+from orchestrator.store.storage import OPTION
 from orchestrator.tracking.address import count_experiments, tracking_uri, try_out
 from workloads.config import RunConfig
 from workloads.config.evaluation import ProtocolConfig
@@ -36,9 +38,18 @@ MIN_SHM_BYTES = 256 * 2**20
 
 
 def examine(
-    runs_dir: Path, address: str | None, *, config: RunConfig | None = None, store: str | None = None
+    runs_dir: Path,
+    address: str | None,
+    *,
+    config: RunConfig | None = None,
+    store: str | None = None,
+    storage: str | None = None,
 ) -> Iterator[Finding]:
-    """Findings as they are made; the slow ones (Ray, MLflow) last. config: also whether its experts find a place."""
+    """Findings as they are made; the slow ones (Ray, MLflow) last. config: also whether its experts find a place.
+
+    store, storage: URIs that this machine and every node of the cluster are to reach.
+    """
+    stores = {option: uri for option, uri in (("--store", store), (OPTION, storage)) if uri is not None}
     yield _versions()
     yield judge_versions(package_versions(tuple(SAFE_SINCE)))
     yield _devices()
@@ -46,9 +57,9 @@ def examine(
     yield _shared_memory()
     yield _inception()
     yield _attempt("mlflow", lambda: _mlflow(runs_dir))
-    if store is not None:
-        yield _attempt("store", lambda: _store(store))
-    yield from _cluster(runs_dir, address, config)
+    for option, uri in stores.items():
+        yield _attempt(option.lstrip("-"), partial(_store, option, uri))
+    yield from _cluster(runs_dir, address, config, stores)
 
 
 def _versions() -> Finding:
@@ -122,12 +133,18 @@ def _mlflow(runs_dir: Path) -> str:
     return f"{uri} answers and can be written; {count} experiments"
 
 
-def _store(uri: str) -> str:
-    RemoteStore(uri).files.check()
-    return f"{uri} can be read and written"
+def _store(option: str, uri: str) -> str:
+    files = RemoteFiles(uri, option)
+    files.check()
+    text = f"{files.uri} can be written, listed and read"
+    if files.creates:
+        return f"{text}, and of two that write one name at once one is told"
+    return f"{text}; it heeds no condition, so of two drivers that begin at once one may train in vain: start one first"
 
 
-def _cluster(runs_dir: Path, address: str | None, config: RunConfig | None) -> Iterator[Finding]:
+def _cluster(
+    runs_dir: Path, address: str | None, config: RunConfig | None, stores: Mapping[str, str]
+) -> Iterator[Finding]:
     started_s = time.perf_counter()
     where = f"the cluster at {address}" if address else "a private cluster on this machine"
     try:
@@ -140,18 +157,18 @@ def _cluster(runs_dir: Path, address: str | None, config: RunConfig | None) -> I
             if config is not None:
                 yield judge_demand(config, nodes)
             if address is not None:
-                yield from _nodes(runs_dir)
+                yield from _nodes(runs_dir, stores)
                 yield judge_dashboard(dashboard_address(), has_token=has_token())
     except RememeError as error:
         yield Finding(False, "ray", str(error))
 
 
-def _nodes(runs_dir: Path) -> Iterator[Finding]:
+def _nodes(runs_dir: Path, stores: Mapping[str, str]) -> Iterator[Finding]:
     runs, is_new = RunsDir(runs_dir), not runs_dir.exists()
     probe = runs.probe(uuid.uuid4().hex)
     try:
         probe.mkdir(parents=True)
-        facts, silent = facts_of_nodes(PACKAGES, runs.path, probe)
+        facts, silent = facts_of_nodes(PACKAGES, runs.path, probe, stores)
     except OSError as error:
         yield Finding(False, "runs", f"{runs.path} cannot be written ({error.strerror}); choose another --runs-dir")
         return
@@ -164,6 +181,7 @@ def _nodes(runs_dir: Path) -> Iterator[Finding]:
         facts,
         python=python_version(),
         versions=package_versions(PACKAGES),
-        runs_dir=str(runs.path),
+        runs_dir=None if OPTION in stores else str(runs.path),
+        has_stores=bool(stores),
         num_asked=len(facts) + len(silent),
     )

@@ -20,6 +20,7 @@ from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, ExpertStanding, RunStanding
+from orchestrator.store.storage import Storage
 from workloads.errors import ConfigError, StorageError
 from workloads.locks import Lock, is_locked, try_lock
 from workloads.places import RunDir
@@ -44,8 +45,9 @@ class StatusFile:
     stops nothing.
     """
 
-    def __init__(self, run: RunDir, kind: str, jobs: Sequence[PlannedJob] = ()) -> None:
-        self._run = run
+    def __init__(self, run: RunDir, kind: str, jobs: Sequence[PlannedJob] = (), storage: Storage | None = None) -> None:
+        self._run, self._storage = run, storage
+        self._sent_s = float("-inf")
         now_s = time.time()
         self._status = RunStanding(
             name=run.path.name,
@@ -108,11 +110,19 @@ class StatusFile:
                 experts = tuple(self._experts.values())
                 status = self._status.model_copy(update={"experts": experts, "written_s": time.time()})
                 write_json(self._run.status, status.model_dump(mode="json"))
+                self._send()
         # The run does not depend on it: a full disk is told by what does.
         except (OSError, StorageError) as error:
             if not self._is_told:
                 logger.warning("the status of the run cannot be written: %s", error)
             self._is_told = True
+
+    def _send(self) -> None:
+        # Each takes a request; as a sign of life it does.
+        is_due = self._status.ended or time.monotonic() - self._sent_s > LIFE_INTERVAL_S
+        if self._storage is not None and is_due:
+            self._sent_s = time.monotonic()
+            self._storage.keep_status(self._run)
 
 
 def own_job_id() -> str | None:
@@ -133,10 +143,10 @@ class RunView(NamedTuple):
     driver: DriverState
 
 
-def view_run(run: RunDir) -> RunView | None:
+def view_run(run: RunDir, *, is_copy: bool = False) -> RunView | None:
     """None if no driver has written anything there; ConfigError if that cannot be read."""
     # Before the file is read: a driver that ends in between has written so.
-    locked = is_locked(run.driver_lock)
+    locked = None if is_copy else is_locked(run.driver_lock)
     try:
         status = RunStanding.model_validate(load_json(run.status))
     except FileNotFoundError:
@@ -152,7 +162,7 @@ def view_runs(runs: RunsDir) -> list[RunView]:
     views = []
     for run in runs.all_with_status():
         try:
-            view = view_run(run)
+            view = view_run(run, is_copy=runs.is_copy)
         except ConfigError as error:
             logger.warning("%s", error)
             continue
@@ -174,6 +184,10 @@ def find_run(named: str, runs: RunsDir) -> RunView:
             return view
     known = ", ".join(view.status.name for view in views[:5])
     raise ConfigError(
-        f"no run, study or job {named!r} under {runs.path}; "
-        + (f"the latest there: {known}" if known else "nothing there has a status; choose another --runs-dir")
+        f"no run, study or job {named!r} under {runs.shown}; "
+        + (
+            f"the latest there: {known}"
+            if known
+            else "nothing there has a status; look elsewhere with --runs-dir or --storage"
+        )
     )

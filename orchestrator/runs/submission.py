@@ -24,8 +24,6 @@ def job_command(
     command: str, description: Mapping[str, Any], runs_dir: Path | None, store: str | None, storage: str | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The job's command line, and the text of its files by name. ConfigError if its results would be lost."""
-    if storage is not None and command != "train":
-        raise ConfigError(f"--storage takes a run, not what `rememe {command}` does; give a --runs-dir all nodes see")
     if storage is None and (runs_dir is None or not runs_dir.is_absolute()):
         raise ConfigError(
             f"--runs-dir is {runs_dir or 'missing'}, which in a job is Ray's temporary copy of the working directory; "

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.execution.supervisor import train_experts
-from orchestrator.execution.tasks import generate_samples, score_on_cluster
+from orchestrator.execution.tasks import generate_samples, measure_curves, score_on_cluster
 from orchestrator.plan.description import to_yaml
 from orchestrator.plan.errors import ExpertsFailedError, RunStoppedError
 from orchestrator.plan.events import EventListener
@@ -18,8 +18,10 @@ from orchestrator.runs.sampling import default_device
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Folder, Storage
 from orchestrator.terminal.progress import ProgressListener, progress
+from workloads.analysis.curves import LossCurve, read_curve
+from workloads.analysis.held_out import curve_file
 from workloads.config import ProtocolConfig
-from workloads.config.evaluation import Metric
+from workloads.config.evaluation import HeldOutSpec, Metric
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
@@ -71,10 +73,37 @@ class Work:
     ) -> TrainingOutcome:
         """Train what the store lacks. Look at the outcome with require_complete."""
         jobs, execution = self.plan.jobs, self.plan.config.execution
-        data: Folder = dataset.path
         if self.storage is not None:
-            data = self.storage.keep_data(dataset.path, dataset.fingerprint)
+            for initial in {job.job.initial for job in jobs if job.job.initial is not None}:
+                self.storage.keep_initial(initial)
+        data = self._data_at_nodes(dataset)
         return train_experts(jobs, data, self.store, execution, listeners, should_stop=should_stop)
+
+    def _data_at_nodes(self, dataset: PreparedDataset) -> Folder:
+        return dataset.path if self.storage is None else self.storage.keep_data(dataset.path, dataset.fingerprint)
+
+    def ensemble_at_nodes(self, ensemble: Ensemble) -> Folder:
+        """Where nodes find the run's ensemble."""
+        return ensemble.path if self.storage is None else self.storage.keep_ensemble(self.run)
+
+    def held_out_curves(self, dataset: PreparedDataset, spec: HeldOutSpec) -> list[LossCurve]:
+        """The held-out loss of every finished job at every timestep; each is measured once, on the cluster."""
+        for job in self.plan.jobs:
+            self.store.bring(job.key)
+            if self.storage is not None:
+                self.storage.restore_curves(self.runs.job(job.key))
+        files = {job.key: curve_file(self.store.path(job.key), job.job, spec) for job in self.plan.jobs}
+        curves = {key: curve for key, file in files.items() if (curve := read_curve(file)) is not None}
+        missing = [job for job in self.plan.jobs if job.key not in curves]
+        folders = [self.store.at_nodes(job.key) for job in missing]
+        data, wait_timeout_s = self._data_at_nodes(dataset), self.plan.config.execution.wait_timeout_s
+        measured = measure_curves(missing, folders, data, spec, wait_timeout_s)
+        for job, curve in zip(missing, measured, strict=True):
+            write_json(files[job.key], curve.to_json())
+            if self.storage is not None:
+                self.storage.keep_curve(self.runs.job(job.key), files[job.key])
+            curves[job.key] = curve
+        return [curves[job.key] for job in self.plan.jobs]
 
     def require_complete(self, outcome: TrainingOutcome) -> list[JobResult]:
         """Results in the order of the plan. Raises RunStoppedError or ExpertsFailedError unless all are there."""
@@ -124,11 +153,12 @@ class Work:
     ) -> Scored:
         """Sample on the connected cluster, measure, and keep the score with its protocol and a grid of samples.
 
-        on_cluster: measure there too, with what the configuration asks for; else here, with a progress bar.
+        on_cluster: measure there too, with what the configuration asks for, unless no node but this one has the
+        samples, since there is a storage; else here, with a progress bar.
         """
         execution = ensemble.config.execution
         resources, wait_timeout_s = execution.resources, execution.wait_timeout_s
-        stored = self.storage.keep_ensemble(self.run) if self.storage is not None else None
+        folder = self.ensemble_at_nodes(ensemble)
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:
@@ -138,15 +168,16 @@ class Work:
                         protocol,
                         samples,
                         resources=resources,
+                        folder=folder,
                         wait_timeout_s=wait_timeout_s,
                         on_progress=advance,
-                        stored=stored,
                     )
             finally:  # one that is stopped goes on from the batches it has, on whichever machine
                 self.keep()
 
-        here = partial(_measure_here, listener=listener)
-        measure = partial(score_on_cluster, resources=resources, wait_timeout_s=wait_timeout_s) if on_cluster else here
+        measure = partial(_measure_here, listener=listener, shown=not on_cluster)
+        if on_cluster and self.storage is None:
+            measure = partial(score_on_cluster, resources=resources, wait_timeout_s=wait_timeout_s)
         scored = score_ensemble(
             ensemble,
             protocol,
@@ -168,8 +199,9 @@ def _measure_here(
     cache_dir: Path,
     default_metrics: tuple[Metric, ...],
     listener: ProgressListener | None,
+    shown: bool,
 ) -> Score:
-    with progress("scoring", "images", listener=listener) as advance:
+    with progress("scoring", "images", shown=shown, listener=listener) as advance:
         return evaluate_samples(
             samples,
             reference,

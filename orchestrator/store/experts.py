@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.sites import ID_FILE, SharedSite, Site, StorageSite
-from orchestrator.store.storage import Storage
+from orchestrator.store.storage import Folder, Storage
 from workloads.errors import DamagedFileError, StorageError
 from workloads.files import write_text
 from workloads.locks import is_locked, try_lock
@@ -85,6 +85,10 @@ class ExpertStore:
     def path(self, key: str) -> Path:
         """Where the job with this key is, or will be, trained."""
         return self.root / key
+
+    def at_nodes(self, key: str) -> Folder:
+        """Where nodes find a finished job."""
+        return self.path(key) if self._storage is None else self._storage.expert(key)
 
     def completed(self, key: str) -> JobResult | None:
         """The result of a finished job, fetched if only the remote has it.

@@ -5,7 +5,7 @@ URI/NAME/attempt-ID/...       the files of one attempt; never changed
 URI/NAME/lease-N.json         the N-th claim: whose it is, renewed all the time
 
 No lock is needed to be right: an attempt's files are whole before the index names them, and two trainings of one key
-by accident are two attempts of which the later counts. A lease makes the accident rare.
+by accident are two attempts of which the first counts. A lease makes the accident rare.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -95,23 +96,41 @@ class RemoteStore:
                 self._bring(name, index, file, scratch / file)
         return True
 
-    def fetch_missing(self, name: str, target: Path) -> None:
-        """Bring those files of a folder that `target` lacks. StorageError if one is damaged."""
-        if (index := self.index(name)) is None:
-            return
-        for file in index.files:
-            if not (target / file).exists():
-                self._bring(name, index, file, target / file)
+    def refresh(self, name: str, target: Path, only: str = "*") -> bool:
+        """Bring those files of a folder that `target` lacks or has otherwise; False if there is no such folder.
 
-    def publish(self, name: str, source: Path, left_out: Collection[str] = LEFT_OUT) -> None:
-        """Put a folder there, unless it is there already; left_out names entries of `source` that stay here."""
+        only: a pattern of their names. What `target` has besides stays. StorageError if a file is damaged.
+        """
+        if (index := self.index(name)) is None:
+            return False
+        for file, digest in index.files.items():
+            if fnmatchcase(file, only) and not ((target / file).is_file() and sha256_file(target / file) == digest):
+                self._bring(name, index, file, target / file)
+        return True
+
+    def publish(
+        self,
+        name: str,
+        source: Path,
+        left_out: Collection[str] = LEFT_OUT,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Put a folder there, unless it is there already; left_out names entries of `source` that stay here.
+
+        Of two that do so at once the first counts, where the store heeds conditions; what is there never changes.
+        only: the entries that go; None: all.
+        """
         # Equal names mean equal content, so what is there will do.
         if self.index(name) is not None:
             return
-        index = _index_of(source, left_out, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
+        stays = left_out if only is None else {entry.name for entry in source.iterdir()} - set(only)
+        index = _index_of(source, stays, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
         for file in index.files:
             self.files.upload(source / file, f"{name}/{index.attempt}/{file}")
-        self._write_index(name, index)
+        if not self.files.creates:
+            self._write_index(name, index)
+        elif not self.files.create(f"{name}/{INDEX}", _text_of(index)):
+            self.files.remove_folder(f"{name}/{index.attempt}")
 
     def mirror(self, name: str, source: Path, left_out: Collection[str] = ()) -> None:
         """Bring a folder that changes up to date; its files lie there under their own names, for people to look at."""
@@ -140,6 +159,23 @@ class RemoteStore:
         lease.start()
         return lease
 
+    def take_over(self, name: str) -> "Lease":
+        """A lease, whoever has had it until now; it is not renewed, and lasts until the next takes it."""
+        while True:
+            lease = Lease(self.files, name, last_lease_number(self.files, name) + 1)
+            if lease.take():
+                return lease
+
+    def claim_after_death(self, name: str) -> "Lease | None":
+        """The same, but of somebody who is not heard of, wait until their lease has run out."""
+        _, first = self._last_lease(name)
+        while (lease := self.claim(name)) is None:
+            _, said = self._last_lease(name)
+            if said not in {first, None}:
+                return None  # it was renewed
+            time.sleep(SETTLE_S)
+        return lease
+
     def _last_lease(self, name: str) -> tuple[int, bytes | None]:
         number = last_lease_number(self.files, name)
         return number, self.files.read(lease_file(name, number)) if number else None
@@ -157,7 +193,11 @@ class RemoteStore:
             raise DamagedError(f"{self.uri}/{name}/{file} is damaged; remove {self.uri}/{name} to have it made again")
 
     def _write_index(self, name: str, index: FolderIndex) -> None:
-        self.files.write(f"{name}/{INDEX}", json.dumps(index._asdict()).encode())
+        self.files.write(f"{name}/{INDEX}", _text_of(index))
+
+
+def _text_of(index: FolderIndex) -> bytes:
+    return json.dumps(index._asdict()).encode()
 
 
 class Lease:

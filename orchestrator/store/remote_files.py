@@ -16,7 +16,10 @@ from workloads.files import new_file
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 """Where a file appears in one step and there are no directories: to ask for one may create a bucket."""
 
-EXTRAS = {"s3": "pip install 'rememe[s3]'", "s3a": "pip install 'rememe[s3]'"}
+EXTRAS = {
+    scheme: f"pip install 'rememe[{extra}]'"
+    for scheme, extra in (("s3", "s3"), ("s3a", "s3"), ("gs", "gs"), ("gcs", "gs"))
+}
 """How what a URI needs is installed, where fsspec's own sentence does not say it."""
 
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2}}}
@@ -53,15 +56,15 @@ class RemoteFiles:
         self._is_object_store = not OBJECT_STORES.isdisjoint([known] if isinstance(known, str) else known)
 
     def check(self) -> None:
-        """Raise ConfigError unless files can be written, read and removed here."""
-        name = _probe()
+        """Raise ConfigError unless files can be written, listed, read and removed here."""
+        folder = _probe()
         try:
-            self.write(name, b"rememe")
-            found = self.read(name)
-            self.remove(name)
+            self.write(f"{folder}/file", b"rememe")
+            listed, found = self.names(folder), self.read(f"{folder}/file")
+            self.remove_folder(folder)
         except StorageError as error:
             raise ConfigError(f"{self.option} cannot be used: {error}") from error
-        if found != b"rememe":
+        if listed != ["file"] or found != b"rememe":
             raise ConfigError(f"{self.option} {self.uri} does not give back what was written; choose another place")
 
     def read(self, name: str) -> bytes | None:

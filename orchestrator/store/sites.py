@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.store.cache import node_root
-from orchestrator.store.remote import DamagedError, RemoteStore
+from orchestrator.store.remote import DamagedError, Lease, RemoteStore
 from orchestrator.store.storage import Storage
 from orchestrator.store.tenancy import tenancy
-from workloads.errors import RememeError, StorageError
+from workloads.config import Job
+from workloads.errors import RememeError, StorageError, TakenOverError
 from workloads.files import clear_storage_errors
 from workloads.locks import try_lock
 from workloads.places import JobDir
@@ -31,6 +32,9 @@ ID_FILE = "store-id"
 
 PAUSES_S = (1.0, 4.0, 15.0, 40.0)
 """Between tries to send what must not be lost. A last checkpoint must be there before the driver stops waiting."""
+
+TENURES = "tenures"
+"""Where in a key's folder of the storage it is said who trains it."""
 
 NUM_KEPT = 2
 """Checkpoints in a storage, as on a disk."""
@@ -55,13 +59,23 @@ class SharedSite:
 
     @contextmanager
     def job(
-        self, key: str, on_checkpoint: OnCheckpoint, node: str, leave: Callable[[], None] | None = None
+        self,
+        key: str,
+        on_checkpoint: OnCheckpoint,
+        node: str,
+        leave: Callable[[], None] | None = None,
+        *,
+        writes: bool = True,  # noqa: ARG002
     ) -> Iterator[Workplace]:
         """The job's own directory in the store. leave() is called if it is trained elsewhere from now on."""
         require_same_store(self.root, self.identity, node)
         place = JobDir(self.root / key)
         with nullcontext() if leave is None else tenancy(place, leave):
             yield Workplace(place.path, on_checkpoint)
+
+    def job_here(self, job: Job) -> Job:
+        """The job as this node can train it: it sees what the driver sees."""
+        return job
 
     def check(self, node: str) -> None:
         """Raise StorageError, with the node's name, unless the directory is the driver's and can be written here."""
@@ -100,15 +114,22 @@ class StorageSite:
         on_checkpoint: OnCheckpoint,
         node: str,  # noqa: ARG002
         leave: Callable[[], None] | None = None,  # noqa: ARG002
+        *,
+        writes: bool = True,
     ) -> Iterator[Workplace]:
         """A fresh directory with the newest checkpoint. What the job leaves in it is sent when the block ends well.
 
-        leave() is never called: whoever else trains the job does so in a directory of its own, and sends the same.
+        Of a group, only the first worker writes; the others have what they need from it, and a path where nothing is.
+        leave() is never called: who trains the job elsewhere has a directory of its own, and on_checkpoint raises
+        TakenOverError here from then on.
         """
+        if not writes:
+            yield Workplace(node_root() / "jobs" / key, on_checkpoint)
+            return
         remote = self.storage.store
-        with _scratch(key) as folder:
+        with _scratch(key) as folder, _tenure(remote, key) as tenure:
             _fetch_checkpoint(remote, key, folder)
-            uploads = _Uploads(remote, key, JobDir(folder), on_checkpoint)
+            uploads = _Uploads(remote, key, JobDir(folder), on_checkpoint, tenure)
             try:
                 yield Workplace(folder, uploads.offer)
             except TrainingStopped:
@@ -116,8 +137,11 @@ class StorageSite:
                 raise
             finally:
                 uploads.close()
-            _insist(lambda: remote.publish(key, folder))
-            remote.files.remove_folder(_checkpoints(key))
+            _insist(lambda: _publish(remote, key, folder, tenure))
+
+    def job_here(self, job: Job) -> Job:
+        """The job as this node can train it."""
+        return self.storage.job_here(job)
 
     def check(self, node: str) -> None:
         """Raise StorageError, with the node's name, unless the storage and a disk of its own can be written here."""
@@ -153,6 +177,30 @@ def _scratch(key: str) -> Iterator[Path]:
         lock.release()
 
 
+@contextmanager
+def _tenure(remote: RemoteStore, key: str) -> Iterator[Lease]:
+    """The right to send what is trained, until the next who trains the key takes it.
+
+    A node that was cut off and comes back has lost it: its driver, or another, has started the expert elsewhere.
+    """
+    tenure = remote.take_over(f"{key}/{TENURES}")
+    try:
+        yield tenure
+    finally:
+        tenure.release()
+
+
+def _require(tenure: Lease, key: str) -> None:
+    if not tenure.is_held():
+        raise TakenOverError(f"another node has taken over the training of {key}; this one ends")
+
+
+def _publish(remote: RemoteStore, key: str, folder: Path, tenure: Lease) -> None:
+    _require(tenure, key)
+    remote.publish(key, folder)
+    remote.files.remove_folder(_checkpoints(key))
+
+
 def _outgoing(folder: Path) -> Path:
     return folder.with_suffix(".outgoing")
 
@@ -186,8 +234,11 @@ def _fetch_checkpoint(remote: RemoteStore, key: str, folder: Path) -> None:
 class _Uploads:
     """Sends checkpoints from a thread of its own, so that training never waits; only the newest, if it is faster."""
 
-    def __init__(self, remote: RemoteStore, key: str, job: JobDir, on_sent: OnCheckpoint) -> None:
-        self._remote, self._key, self._job, self._on_sent = remote, key, job, on_sent
+    def __init__(self, remote: RemoteStore, key: str, job: JobDir, on_sent: OnCheckpoint, tenure: Lease) -> None:
+        self._remote, self._key, self._job, self._on_sent, self._tenure = remote, key, job, on_sent, tenure
+        self._lost: TakenOverError | None = None
+        """Set when another has taken over."""
+
         self._outgoing = _outgoing(job.path)
         self._newest: int | None = None
         """Images seen at the checkpoint that is to be sent next."""
@@ -198,7 +249,9 @@ class _Uploads:
         self._thread.start()
 
     def offer(self, images_seen: int) -> None:
-        """Have a checkpoint sent that was just written."""
+        """Have a checkpoint sent that was just written. TakenOverError if another node goes on with the job."""
+        if self._lost is not None:
+            raise self._lost
         self._snapshot(images_seen)
         with self._changed:
             skipped, self._newest = self._newest, images_seen
@@ -246,6 +299,9 @@ class _Uploads:
             assert images_seen is not None
             try:
                 self._send(images_seen)
+            except TakenOverError as error:
+                self._lost = error
+                return
             except StorageError as error:
                 logger.warning("%s. Training goes on", error)
                 self._offer_again(images_seen)
@@ -261,6 +317,7 @@ class _Uploads:
 
     def _send(self, images_seen: int) -> None:
         place = self._place(images_seen)
+        _require(self._tenure, self._key)
         self._remote.publish(f"{_checkpoints(self._key)}/{place.path.name}", place.path, left_out=())
         shutil.rmtree(place.path)
         self._on_sent(images_seen)

@@ -1,18 +1,26 @@
 """A URI that nodes which share no directory meet at. What is there lies as under a runs directory.
 
 URI/data/FINGERPRINT            prepared data
+URI/initial/SHA256              weights that runs start from
 URI/store/KEY                   finished experts, and leases on those being trained
 URI/store/KEY/checkpoints/N     after N images, while it is trained
-URI/NAME-FINGERPRINT            a run: description, samples, scores, figures; its ensemble below
+URI/store/KEY/curves            losses measured of it
+URI/studies/NAME                a study: its ledger, its report, its status, and a lease while it is carried out
+URI/NAME-FINGERPRINT            a run: description, samples, scores, figures; its ensemble and its status below
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.plan.places import RunsDir
+from orchestrator.plan.places import RunsDir, StudyDir, is_run_name
 from orchestrator.store.cache import NodeCache, node_root
-from orchestrator.store.remote import RemoteStore
-from workloads.places import RunDir
+from orchestrator.store.remote import Lease, RemoteStore
+from workloads.config import ExecutionConfig, Job
+from workloads.config.job import InitialWeights
+from workloads.errors import ConfigError
+from workloads.files import new_file, sha256_file
+from workloads.places import JobDir, RunDir
 
 OPTION = "--storage"
 _PLACES = RunsDir(Path())
@@ -40,6 +48,16 @@ def here(folder: Folder) -> Path:
     return folder.here() if isinstance(folder, StoredFolder) else folder
 
 
+def _initial_name(initial: InitialWeights) -> str:
+    return f"initial/{initial.sha256[:16]}"
+
+
+def _name(folder: Path) -> str:
+    """Of a run's or a study's directory, there."""
+    is_study = folder.parent.name == _PLACES.studies.name
+    return f"{_PLACES.studies.name}/{folder.name}" if is_study else folder.name
+
+
 @dataclass(frozen=True)
 class Storage:
     """A URI, and how much each node may keep of it; travels to workers."""
@@ -47,10 +65,21 @@ class Storage:
     uri: str
     cache_bytes: int
 
+    @classmethod
+    def at(cls, uri: str, execution: ExecutionConfig | None = None) -> "Storage":
+        """ConfigError if it is no URI."""
+        if "://" not in uri:
+            raise ConfigError(f"{OPTION} is {uri!r}, which is no URI; a directory all nodes see is given as --runs-dir")
+        return cls(uri, int((execution or ExecutionConfig()).cache_size_gb * 1e9))
+
     @property
     def store(self) -> RemoteStore:
         """Where experts are."""
         return RemoteStore(f"{self.uri.rstrip('/')}/{_PLACES.store.name}", OPTION)
+
+    def expert(self, key: str) -> StoredFolder:
+        """A finished job."""
+        return StoredFolder(self, f"{_PLACES.store.name}/{key}")
 
     def check(self) -> None:
         """Raise ConfigError unless files can be written, read and removed there."""
@@ -62,14 +91,130 @@ class Storage:
         self._remote.publish(name, path, left_out=())
         return StoredFolder(self, name)
 
+    def keep_initial(self, initial: InitialWeights) -> None:
+        """Put weights to start from there, unless they are there."""
+        # Brings torch.
+        from workloads.models.weights_file import files_of
+
+        names = [file.name for file in files_of(initial.path)]
+        self._remote.publish(_initial_name(initial), initial.path.parent, only=names)
+
+    def job_here(self, job: Job) -> Job:
+        """The job as this node can train it: with its weights to start from in the node's cache."""
+        if (initial := job.initial) is None:
+            return job
+        folder = StoredFolder(self, _initial_name(initial)).here()
+        return job.model_copy(update={"initial": initial.model_copy(update={"path": folder / initial.path.name})})
+
     def keep_run(self, run: RunDir) -> None:
         """Bring what lies there of a run up to date; its ensemble and its status apart."""
-        # Whether a driver lives is told by a lock on its own disk.
         self._remote.mirror(run.path.name, run.path, left_out={run.ensemble.path.name, run.status.name})
 
+    def keep_files(self, files: Sequence[Path]) -> None:
+        """Put tables and pictures there, each under its own name."""
+        for file in files:
+            self._remote.files.upload(file, file.name)
+
     def restore_run(self, run: RunDir) -> None:
-        """Bring what is missing here of a run, its ensemble apart."""
-        self._remote.fetch_missing(run.path.name, run.path)
+        """Bring what is missing or out of date here of a run, its ensemble apart."""
+        self._remote.refresh(run.path.name, run.path)
+
+    def restore_pictures(self, run: RunDir) -> None:
+        """Bring the grids of samples of a run."""
+        self._remote.refresh(run.path.name, run.path, only=f"{run.grid.stem}*")
+
+    def restore_ensemble(self, run: RunDir) -> None:
+        """Bring a run's ensemble. ConfigError if it has none yet."""
+        if not self._remote.refresh(f"{run.path.name}/{run.ensemble.path.name}", run.ensemble.path):
+            raise ConfigError(f"run {run.path.name} in {self._remote.uri} has no ensemble yet; train it to its end")
+
+    def keep_status(self, run: RunDir) -> None:
+        """Put there what a run's driver says of it, for who looks from elsewhere."""
+        self._remote.files.write(f"{_name(run.path)}/{run.status.name}", run.status.read_bytes())
+
+    def restore_standings(self, copy: RunsDir) -> None:
+        """Bring what drivers say of their runs and studies, and the ledgers of these."""
+        studies = [copy.study(name) for name in self.study_names()]
+        for study in studies:
+            self.restore_study(study)
+        for run in [*map(copy.run_named, self.run_names()), *(RunDir(study.path) for study in studies)]:
+            if (text := self._remote.files.read(f"{_name(run.path)}/{run.status.name}")) is not None:
+                with new_file(run.status) as scratch:
+                    scratch.write_bytes(text)
+
+    def keep_study(self, study: StudyDir) -> None:
+        """Bring what lies there of a study up to date."""
+        progress, status = study.progress_file(0).parent, RunDir(study.path).status
+        left_out = {path.name for path in (study.tune_dir, study.stop_file, study.owner_file, progress, status)}
+        self._remote.mirror(_name(study.path), study.path, left_out)
+
+    def require_same_study(self, study: StudyDir) -> None:
+        """Raise ConfigError if what is here under its name is another study; bring its description if there is none."""
+        file, index = study.description_file, self._remote.index(_name(study.path))
+        if index is None:
+            return
+        if file.exists() and sha256_file(file) != index.files.get(file.name):
+            raise ConfigError(
+                f"{study.path} is another study than {study.name} in {self._remote.uri}; give this one a name, or "
+                "choose another --runs-dir"
+            )
+        self._remote.refresh(_name(study.path), study.path, only=file.name)
+
+    def restore_study(self, study: StudyDir) -> bool:
+        """Bring what is missing or out of date here of a study; False if there is none there."""
+        self.require_same_study(study)
+        return self._remote.refresh(_name(study.path), study.path)
+
+    def keep_curve(self, job: JobDir, file: Path) -> None:
+        """Put there what was measured of a finished job."""
+        self.store.files.upload(file, f"{job.path.name}/{job.curves.name}/{file.name}")
+
+    def restore_curves(self, job: JobDir) -> None:
+        """Bring what was measured of it."""
+        files, folder = self.store.files, f"{job.path.name}/{job.curves.name}"
+        for name in files.names(folder):
+            if not (job.curves / name).exists():
+                files.download(f"{folder}/{name}", job.curves / name)
+
+    def claim_study(self, study: StudyDir) -> Lease:
+        """The right to carry it out, until it is released. Waits for the lease of a driver that died to run out.
+
+        ConfigError if the driver lives.
+        """
+        lease = self._remote.claim_after_death(_name(study.path))
+        if lease is None:
+            raise ConfigError(
+                f"study {study.name} in {self._remote.uri} is being run by another driver; wait for it, stop it, or "
+                "give this one a name"
+            )
+        return lease
+
+    def run_names(self) -> list[str]:
+        """Of all runs there."""
+        return [name for name in self._remote.files.names("") if is_run_name(name)]
+
+    def study_names(self) -> list[str]:
+        """Of all studies there."""
+        return self._remote.files.names(_PLACES.studies.name)
+
+    @property
+    def shown(self) -> str:
+        """The URI, without a password."""
+        return self._remote.uri
+
+    def name_of(self, named: str) -> str:
+        """Of the run that a user means, by its name with or without its hash, or a path that ends so.
+
+        ConfigError if there is none, or if there are several.
+        """
+        wanted, known = Path(named).name, self.run_names()
+        found = [name for name in known if wanted in {name, name.rpartition("-")[0]}]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f"{named!r} may be {' or '.join(found)} in {self._remote.uri}; give the whole name")
+        there = f"there are {', '.join(known)}" if known else "there is none"
+        raise ConfigError(f"no run {named!r} in {self._remote.uri}; {there}")
 
     def keep_ensemble(self, run: RunDir) -> StoredFolder:
         """Put a run's ensemble there."""

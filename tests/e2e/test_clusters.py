@@ -122,6 +122,8 @@ def test_objects_name_only_what_there_is() -> None:
         assert ("PersistentVolumeClaim", claim) in by_kind
     for reference in values(every, "secretKeyRef"):
         assert secrets[reference["name"]] == reference["key"]
+    for reference in values(every, "secretRef"):
+        assert reference["name"] in secrets
     for name in values(every, "secretName"):
         assert secrets[name] == "auth_token"  # the key that KubeRay looks for
     for selector in values(every, "clusterSelector"):
@@ -136,7 +138,7 @@ def test_what_runs_on_kuberay_is_understood(entry: dict[str, Any]) -> None:
         command = shlex.split(line)
         command = command[2:] if command[0] == "timeout" else command
         options = parsed(command)
-        assert str(options["runs_dir"]) == "/runs"
+        assert options["storage"] == "s3://BUCKET/rememe"  # a new cluster has nothing else
         if command[1] == "search":
             assert find_study(options["study"], options["overrides"] or []) is not None
         else:

@@ -80,18 +80,20 @@ class Services:
     def command(self, name: str) -> list[str]:
         return shlex.split(self.here(self.described[name]["command"]))
 
-    def variables(self, name: str) -> dict[str, str]:
+    def variables(self, name: str, process: str = "") -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))}
         said = {key: self.here(str(value)) for key, value in self.described[name]["environment"].items()}
         # The last two as the image has them.
         image = {"REMEME_RUNS_DIR": str(self.root / "runs"), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+        # A container has a disk of its own.
+        said |= {"REMEME_CACHE_DIR": str(self.root / f"disk-{process or name}")}
         return kept | image | said | {"PATH": f"{BIN}:{POSTGRES}:{os.environ['PATH']}"}
 
     def log(self, process: str) -> Path:
         return self.root / f"{process}.log"
 
     def start(self, name: str, command: list[str], process: str = "", **options: Any) -> "subprocess.Popen[bytes]":
-        variables = self.variables(name)
+        variables = self.variables(name, process)
         if command[0] == "ray":
             # Nodes that share a directory remove each other's packages.
             command = [*command, *ONE_HOST, f"--temp-dir={self.root / (process or name)}"]
@@ -201,7 +203,8 @@ def test_a_run_is_submitted_and_its_results_are_in_s3_and_mlflow(
 
     listed = boto3.client("s3").list_objects_v2(Bucket="rememe")["Contents"]
     kept = [entry["Key"] for entry in listed]
-    assert sum(key.startswith("experts/") and key.endswith("/index.json") for key in kept) == 4
+    assert sum(key.startswith("storage/store/") and key.endswith("/index.json") for key in kept) == 4
+    assert sum(re.fullmatch(r"storage/tiny-\w{8}/ensemble/ensemble.json", key) is not None for key in kept) == 1
     client = MlflowClient()
     experiment = client.get_experiment_by_name("rememe")
     runs = client.search_runs([experiment.experiment_id])

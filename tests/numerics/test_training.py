@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import Batch, BatchStream
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import CheckpointError, ConfigError, DamagedFileError, DataError
+from workloads.errors import CheckpointError, ConfigError, DamagedFileError, DataError, TakenOverError
 from workloads.models.build import WEIGHTS
 from workloads.pipeline import gather
-from workloads.places import RunDir
+from workloads.places import JobDir, RunDir
 from workloads.seeding import derive_seed
 from workloads.training.expert import DenoisingStep, ExpertTrainer
 from workloads.training.hooks import TrainingDivergedError
@@ -270,6 +271,35 @@ def test_other_data_than_planned_is_refused(dataset: PreparedDataset, tmp_path: 
     other = job.model_copy(update={"data": DataSpec(fingerprint="0" * 64, channels=1, image_size=8)})
     with pytest.raises(DataError, match="planned for 0000"):
         train_job(other, dataset.path, tmp_path)
+
+
+def test_who_was_taken_over_changes_nothing_more(dataset: PreparedDataset, unbroken: Path, tmp_path: Path) -> None:
+    """A shared file system frees the lock of a host it does not hear of; here the lock's file goes."""
+    job, found = job_for(dataset), {}
+
+    def cut_off(at_step: int) -> Callable[[], bool]:
+        steps = iter(range(1000))
+
+        def asked() -> bool:
+            if next(steps) == at_step:
+                JobDir(tmp_path).lock.unlink()
+                train_job(job, dataset.path, tmp_path)
+                found.update(content_of(tmp_path))
+            return False
+
+        return asked
+
+    for at_step in (2, 4):  # a record and a checkpoint come next, or the end
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        with pytest.raises(TakenOverError, match="another process has taken over"):
+            train_job(job, dataset.path, tmp_path, should_stop=cut_off(at_step))
+        assert content_of(tmp_path) == found
+        assert_same(weights(tmp_path), weights(unbroken))
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_records_after_a_resume_hold_each_image_once(dataset: PreparedDataset, tmp_path: Path) -> None:

@@ -66,11 +66,14 @@ def test_every_node_is_looked_at_and_nothing_is_left_behind(nodes: Cluster, tmp_
     """On one disk and with one installation all must be well; a directory that is gone meanwhile is not shared."""
     second = nodes.add_node(num_cpus=1, **OBJECT_STORE)
     runs = tmp_path / "runs"
-    said = {subject: (is_ok, text) for is_ok, subject, text in examine(runs, nodes.address) if subject != "devices"}
+    found = examine(runs, nodes.address, store=(tmp_path / "store").as_uri())
+    said = {subject: (is_ok, text) for is_ok, subject, text in found if subject != "devices"}
     assert [subject for subject, (is_ok, _) in said.items() if not is_ok] == []
-    for subject in ("packages", "clocks", "gpus", "disks", "shared runs", "token"):
+    for subject in ("packages", "clocks", "gpus", "disks", "shared runs", "stores", "token"):
         assert said[subject][1] == "as they should be on 2 of 2 nodes"
+    assert said["store"][1].endswith("and of two that write one name at once one is told")
     assert not runs.exists()
+    assert not any((tmp_path / "store").iterdir())
     facts, silent = facts_of_nodes(["ray", "no-such-package"], runs, runs / "absent")
     assert silent == {}
     assert [(one.sees_probe, one.answers_probe, one.versions) for one in facts] == [

@@ -18,12 +18,19 @@ from s3fs import S3FileSystem
 from orchestrator.execution.cluster import connect
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.places import RunsDir
-from orchestrator.runs.configuration import Outcome, train_configuration
+from orchestrator.runs.configuration import Outcome, evaluate_run, train_configuration
+from orchestrator.runs.stored import run_at_hand, runs_to_look_at
+from orchestrator.search.report.page import write_report
+from orchestrator.search.running.search import SearchOptions, run_study
+from orchestrator.search.running.status import status_here
+from orchestrator.search.study.stored import bring_study
+from orchestrator.search.study.study import Study
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.sites import SharedSite, StorageSite
 from orchestrator.store.storage import Storage
 from workloads.config import RunConfig
+from workloads.config.load import validate
 from workloads.errors import ConfigError
 
 pytestmark = pytest.mark.ray
@@ -50,25 +57,29 @@ def add_node(cluster: Cluster, folder: Path) -> Any:
 
 @pytest.fixture
 def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
-    """Two experts that train for some seconds, with a checkpoint every few hundred images."""
-    strategy = tiny_run["strategy"] | {"experts": tiny_run["strategy"]["experts"][:2]}
-    training = tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256}
-    return RunConfig.model_validate(tiny_run | {"strategy": strategy, "training": training, "reference": few_images})
+    """What two nodes train together for some seconds, with a checkpoint every few hundred images."""
+    changes = {
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 4, "num_bases": 2},
+        "execution": {"num_workers": 2},
+        "training": tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256},
+        "reference": few_images,
+    }
+    return RunConfig.model_validate(tiny_run | changes)
 
 
 def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
     nodes: Cluster, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Driver and nodes are lost with their disks; others end in the weights, samples and score of an unbroken run."""
-    uri = "s3://bucket/runs"
+    uri, names = "s3://bucket/runs", ("a", "b", "c", "d")
     # One database, for making one takes seconds.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    lost = [add_node(nodes, tmp_path / name) for name in ("a", "b")]
+    lost = [add_node(nodes, tmp_path / name) for name in names[:2]]
     kept = killed_after_checkpoints(config, uri, nodes.address, tmp_path / "driver-a")
     for node in lost:
         nodes.remove_node(node)
-    for name in ("c", "d"):
-        add_node(nodes, tmp_path / name)
+    others = [add_node(nodes, tmp_path / name) for name in names[2:]]
     # Of a driver that is gone, as soon as this one has watched it for a moment.
     monkeypatch.setattr(remote_store, "LEASE_S", 2.0)
     with connect(nodes.address):
@@ -80,12 +91,14 @@ def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
     for key, records in kept.items():
         assert RunsDir(tmp_path / "driver-b").job(key).records.read_text().startswith(records)
     check_storage(resumed, uri)
-    for name in ("c", "d"):  # nothing but what the cache holds
-        assert list((tmp_path / name / "jobs").iterdir()) == []
+    for name in names[2:]:  # nothing but what the cache holds
+        assert not any((tmp_path / name / "jobs").glob("*"))
+    for node in others:
+        nodes.remove_node(node)
 
 
 def killed_after_checkpoints(config: RunConfig, uri: str, address: str, folder: Path) -> dict[str, str]:
-    """Kill a driver when every expert has a checkpoint in the storage; the records that lie with it, by key."""
+    """Kill a driver when every job has a checkpoint in the storage; the records that lie with it, by key."""
     folder.mkdir()
     (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "orchestrator.cli", "train", "run.yaml", "--storage", uri, "--address", address]
@@ -94,7 +107,7 @@ def killed_after_checkpoints(config: RunConfig, uri: str, address: str, folder: 
     files, deadline_s = S3FileSystem(), time.monotonic() + CHECKPOINT_TIMEOUT_S
     found: dict[str, str] = {}
     try:
-        while len(found) < 2:
+        while len(found) < config.strategy.num_jobs:
             assert driver.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline_s, (folder / "log").read_text()
             time.sleep(0.2)
@@ -122,6 +135,60 @@ def check_storage(outcome: Outcome, uri: str) -> None:
     assert score["value"] == outcome.score.value
     assert files.glob(f"{uri}/store/*/checkpoints/*") == []
     assert files.glob(f"{uri}/store/*/lease-*") == []
+
+
+def test_a_study_goes_on_elsewhere_and_is_read_there(
+    nodes: Cluster,
+    tiny_run: dict[str, Any],
+    few_images: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two drivers with directories of their own, then a third who only looks: the storage is all they share."""
+    uri = "s3://bucket/search"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    add_node(nodes, tmp_path / "node")
+    options = SearchOptions(storage_uri=uri)
+    with connect(nodes.address):
+        (begun,) = run_study(study_of(tiny_run, few_images, 1), tmp_path / "first", options)
+        known, other = run_study(study_of(tiny_run, few_images, 2), tmp_path / "second", options)
+        assert known == begun
+        assert [(job.trained, job.brief) for job in other.jobs] == [(False, False), (True, False)]
+        run = run_at_hand(Path(other.runs[0]), tmp_path / "third", uri, is_changed=True)
+        with run as folder:
+            changed = {"protocol": None, "overrides": ["num_samples=24"], "address": None}
+            evaluate_run(folder, tmp_path / "third", storage=uri, **changed)
+    files = S3FileSystem()
+    files.invalidate_cache()
+    assert len(json.loads(files.cat_file(f"{uri}/{other.runs[0]}/scores.json"))) == 2
+    assert files.exists(f"{uri}/shares.csv")
+    assert files.glob(f"{uri}/studies/shares/lease-*") == []
+    bring_study("shares", RunsDir(tmp_path / "third"), Storage.at(uri))
+    page = write_report(tmp_path / "third", "shares", None).read_text()
+    assert "4 experts together: 3 were trained for it and 1 reused" in page
+    runs = runs_to_look_at(tmp_path, uri)
+    assert [one.state for one in status_here("shares", runs).configurations] == ["finished"] * 2
+
+
+def study_of(tiny_run: dict[str, Any], few_images: dict[str, Any], num_configurations: int) -> Study:
+    """Configurations of two experts of which the first is always the same."""
+    experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
+    base = {
+        "data": tiny_run["data"] | {"held_out": 200},
+        "strategy": {"kind": "meme", "experts": experts},
+        "reference": few_images,
+    }
+    return validate(
+        Study,
+        {
+            "name": "shares",
+            "base": tiny_run | base,
+            "space": {"strategy.experts.1.specialisation": {"choice": [0.2, 0.4]}},
+            "sampler": "grid",
+            "budget": {"num_configurations": num_configurations},
+            "ladder": {"held_out": {"num_images": 32, "num_bins": 8}},
+        },
+    )
 
 
 def test_a_directory_that_one_node_does_not_see_is_refused_with_its_name(nodes: Cluster, tmp_path: Path) -> None:

@@ -39,15 +39,26 @@ GOOD = NodeFacts(
 
 def judged(*nodes: NodeFacts, num_asked: int = 0) -> list[Finding]:
     own = {"ray": "2.60.0", "torch": "2.15.0"}
-    return judge_nodes(nodes, python="3.11.7", versions=own, runs_dir="/runs", num_asked=num_asked or len(nodes))
+    options = {"runs_dir": "/runs", "num_asked": num_asked or len(nodes), "has_stores": True}
+    return judge_nodes(nodes, python="3.11.7", versions=own, **options)
 
 
 def test_good_nodes_are_one_line_for_each_check() -> None:
     findings = judged(GOOD, GOOD, num_asked=3)
     assert all(one.is_ok for one in findings)
-    assert [one.subject for one in findings] == ["packages", "clocks", "gpus", "disks", "shared runs", "token"]
+    assert [one.subject for one in findings] == [
+        "packages",
+        "clocks",
+        "gpus",
+        "disks",
+        "shared runs",
+        "stores",
+        "token",
+    ]
     assert all(one.text == "as they should be on 2 of 3 nodes" for one in findings)
     assert "shared runs" not in [one.subject for one in judged(GOOD)]  # a single node shares with nobody
+    found = judge_nodes([GOOD, GOOD], python="3.11.7", versions={}, runs_dir=None, num_asked=2)
+    assert {"shared runs", "stores"}.isdisjoint(one.subject for one in found)  # nothing was asked
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,7 @@ def test_good_nodes_are_one_line_for_each_check() -> None:
         ({"free_bytes": {"/runs": 10 * 2**30, "/tmp/ray": 10**9}}, "disks", "little space left in /tmp/ray (1.0 GB)"),
         ({"sees_probe": False}, "shared runs", "does not see what is written to /runs here; set --runs-dir"),
         ({"answers_probe": False}, "shared runs", "cannot write to /runs, or it is not seen here; check"),
+        ({"store_problems": ["--store cannot be used: check"]}, "stores", "says that --store cannot be used: check"),
         ({"has_token": False}, "token", "asks for no token"),
     ],
 )  # fmt: skip

@@ -1,11 +1,13 @@
 """A job in a node's own directory: where it goes on, what of it reaches the storage, and that training never waits."""
 
+import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from orchestrator.store import sites, tenancy
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.sites import OnCheckpoint, SharedSite, StorageSite, Workplace
 from orchestrator.store.storage import Storage
-from workloads.errors import StorageError
+from workloads.config import DataSpec, RunConfig
+from workloads.errors import StorageError, TakenOverError
+from workloads.models.initial import resolve_initial
 from workloads.places import JobDir
 from workloads.training.result import TrainingStopped
 
@@ -25,7 +29,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageSit
     monkeypatch.setenv("REMEME_CACHE_DIR", str(tmp_path / "node"))
     monkeypatch.setattr(sites, "PAUSES_S", (0.01, 0.05))
     yield StorageSite(Storage((tmp_path / "remote").as_uri(), 10**9))
-    assert list((tmp_path / "node" / "jobs").iterdir()) == []
+    assert list((tmp_path / "node" / "jobs").glob("*")) == []
 
 
 @contextmanager
@@ -141,6 +145,60 @@ def test_an_outage_costs_nothing_but_the_checkpoints_of_its_time(
     with pytest.raises(StorageError, match="no answer"), site.job("other", sent.append, "here") as place:
         JobDir(place.path).result.write_text("{}")
     assert site.storage.store.index("other") is None
+
+
+def test_a_node_that_was_cut_off_sends_nothing_after_its_heir(site: StorageSite) -> None:
+    numbers = count(32, 16)
+
+    def go_on(place: Workplace) -> bool:
+        checkpoint(place.path, images_seen := next(numbers))
+        place.on_checkpoint(images_seen)
+        return False
+
+    with ExitStack() as first:
+        place = first.enter_context(site.job("k", ignore, "first"))
+        checkpoint(place.path, 16)
+        place.on_checkpoint(16)
+        wait_for(lambda: known(site) == [16])
+        with site.job("k", ignore, "heir") as heir:
+            assert JobDir(heir.path).checkpointed_images() == 16
+            with pytest.raises(TakenOverError, match="another node has taken over the training of k; this one ends"):
+                wait_for(lambda: go_on(place))
+            assert known(site) == [16]
+            JobDir(heir.path).result.write_text("heir")
+        published = site.storage.store.index("k")
+        JobDir(place.path).result.write_text("first")
+        with pytest.raises(TakenOverError):
+            first.close()
+    assert known(site) == []
+    assert site.storage.store.index("k") == published
+    assert not site.storage.store.files.names(f"k/{sites.TENURES}")
+
+
+def test_weights_to_start_from_come_from_the_storage(
+    site: StorageSite, tiny_run: dict[str, Any], tmp_path: Path
+) -> None:
+    """With all parts of them, and nothing else that lies beside them."""
+    (tmp_path / "given").mkdir()
+    index = tmp_path / "given" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}))
+    for name in ("part-1.safetensors", "part-2.safetensors", "other"):
+        (tmp_path / "given" / name).write_bytes(name.encode())
+    config = RunConfig.model_validate(tiny_run)
+    data = DataSpec(fingerprint="f", channels=1, image_size=8, num_classes=10)
+    job = config.jobs(data, resolve_initial(index))[0]
+    assert job.initial is not None
+    site.storage.keep_initial(job.initial)
+    index.unlink()  # another machine's
+    found = site.job_here(job)
+    assert found.key == job.key
+    assert found.initial is not None
+    assert sorted(path.name for path in found.initial.path.parent.iterdir()) == sorted(
+        [index.name, "part-1.safetensors", "part-2.safetensors"]
+    )
+    assert resolve_initial(found.initial.path).sha256 == job.initial.sha256
+    without = config.jobs(data)[0]
+    assert site.job_here(without) is without
 
 
 def test_what_a_killed_attempt_has_left_is_removed_and_a_living_one_is_not(site: StorageSite) -> None:

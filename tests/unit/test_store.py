@@ -183,8 +183,23 @@ def test_where_nothing_is_made_exclusively_the_last_to_write_has_the_lease(
     held.release()
 
 
+def test_of_two_that_publish_at_once_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has looked before the first was done."""
+    uri, folders = (tmp_path / "remote").as_uri(), [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "result.json").write_text(folder.name)
+    first, second = RemoteStore(uri), RemoteStore(uri)
+    first.publish("k", folders[0])
+    monkeypatch.setattr(second, "index", lambda _: None)
+    second.publish("k", folders[1])
+    assert first.fetch("k", tmp_path / "c")
+    assert (tmp_path / "c" / "result.json").read_text() == "a"
+    assert len([name for name in first.files.names("k") if name.startswith("attempt-")]) == 1
+
+
 def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
-    """Only what changed is sent again, and only what is missing is brought."""
+    """Only what changed is sent again, and only what is missing or other is brought."""
     here, there, uri = tmp_path / "here", tmp_path / "remote" / "run", (tmp_path / "remote").as_uri()
     (here / "figures").mkdir(parents=True)
     (here / "config.yaml").write_text("a")
@@ -197,7 +212,14 @@ def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
     assert (there / "figures" / "loss.png").read_bytes() == b"c"
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.yaml").write_text("mine")
-    RemoteStore(uri).fetch_missing("run", other)
-    assert (other / "config.yaml").read_text() == "mine"
-    assert (other / "figures" / "loss.png").read_bytes() == b"c"
+    (other / "config.yaml").write_text("a")
+    (other / "figures").mkdir()
+    (other / "figures" / "loss.png").write_bytes(b"b")
+    (other / "mine").write_text("not sent yet")
+    assert RemoteStore(uri).refresh("run", other)
+    assert [(other / name).read_bytes() for name in ("config.yaml", "figures/loss.png", "mine")] == [
+        b"a",
+        b"c",
+        b"not sent yet",
+    ]
+    assert not RemoteStore(uri).refresh("nothing", other)

@@ -53,10 +53,9 @@ def test_options_go_along_and_a_relative_directory_is_refused(tmp_path: Path) ->
     line, files = job_command("train", {"name": "a b"}, Path("/r"), "s3://bucket/x")
     assert line == ["rememe", "train", "a b.yaml", "--runs-dir", "/r", "--store", "s3://bucket/x"]
     assert yaml.safe_load(files["a b.yaml"]) == {"name": "a b"}
-    line, _ = job_command("train", {"name": "a"}, None, None, "s3://bucket/x")
-    assert line == ["rememe", "train", "a.yaml", "--storage", "s3://bucket/x"]
+    for command in ("train", "compare", "search"):
+        line, _ = job_command(command, {"name": "a"}, None, None, "s3://bucket/x")
+        assert line == ["rememe", command, "a.yaml", "--storage", "s3://bucket/x"]
     for runs_dir in (Path("runs"), None):
         with pytest.raises(ConfigError, match="give an absolute path that all nodes of the cluster see"):
             job_command("train", {"name": "a"}, runs_dir, None)
-    with pytest.raises(ConfigError, match="not what `rememe search` does"):
-        job_command("search", {"name": "a"}, None, None, "s3://bucket/x")

@@ -38,6 +38,16 @@ def held_out_curve(
     Measured once and then read from work_dir, where train_job finished the job. Raises ConfigError if no image was
     held out, CheckpointError if the job is not finished, DamagedFileError if its weights are damaged.
     """
+    file = curve_file(work_dir, job, spec)
+    curve = read_curve(file)
+    if curve is None:
+        curve = measure_curve(work_dir, job, data_path, spec, device=device, num_threads=num_threads)
+        write_json(file, curve.to_json())
+    return curve
+
+
+def curve_file(work_dir: Path, job: Job, spec: HeldOutSpec) -> Path:
+    """Where the curve of a finished job is kept, once it is measured. Raises what held_out_curve does."""
     if job.data.held_out == 0:
         raise ConfigError(
             "data.held_out is 0; set it, for instance to 500, and train again to have images to measure on"
@@ -51,24 +61,28 @@ def held_out_curve(
         "weights": result.weights_sha256,
         "spec": spec.model_dump(mode="json"),
     }
-    file = JobDir(work_dir).curves / f"{content_hash(determinants)[:16]}.json"
-    curve = read_curve(file)
-    if curve is None:
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
-        curve = _measure(work_dir, job, data_path, spec, torch.device(device))
-        write_json(file, curve.to_json())
-    return curve
+    return JobDir(work_dir).curves / f"{content_hash(determinants)[:16]}.json"
 
 
-def _measure(work_dir: Path, job: Job, data_path: Path, spec: HeldOutSpec, device: torch.device) -> LossCurve:
+def measure_curve(
+    work_dir: Path,
+    job: Job,
+    data_path: Path,
+    spec: HeldOutSpec,
+    *,
+    device: str = "cpu",
+    num_threads: int | None = None,
+) -> LossCurve:
+    """held_out_curve of a finished job, measured now; writes nothing."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
     indices = dataset.split(job.data.held_out).held_out
-    process = DiffusionProcess(job.diffusion, device)
+    process = DiffusionProcess(job.diffusion, torch.device(device))
     bins = uniform_bins(job.diffusion.num_timesteps, spec.num_bins)
     edges = (0, *(hi for _, hi in bins))
     totals = [0.0] * len(bins)
-    for owned, model in trainer_of(job).trained_networks(work_dir, device):
+    for owned, model in trainer_of(job).trained_networks(work_dir, torch.device(device)):
         parts = {index: part for index, one in enumerate(bins) if (part := _common(one, owned)).num_timesteps > 0}
         curve = loss_by_timestep(
             model,

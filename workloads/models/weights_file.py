@@ -104,6 +104,11 @@ def weights_sha256(file: Path) -> str:
         raise ConfigError(f"initial_weights {file} cannot be read ({error.strerror}); mend that first") from None
 
 
+def files_of(file: Path) -> list[Path]:
+    """All that is read of weights: the file, and the parts that an index names."""
+    return [file, *(parts_of(file) if file.name.endswith(INDEX) else [])]
+
+
 def is_pickle(file: Path) -> bool:
     """Whether torch.save wrote the file, in its form of today (a zip archive) or the one before."""
     head = _head(file)

@@ -32,6 +32,7 @@ class RecordHook:
         file: Path,
         report: Callable[[TrainingRecord], None],
         told_of: Callable[[int], str],
+        before_write: Callable[[], None] = lambda: None,
     ) -> None:
         """told_of: says what the step that starts at an image has drawn; asked when its loss is no number."""
         self._stream = stream
@@ -39,6 +40,7 @@ class RecordHook:
         self._every_images = every_images
         self._file = file
         self._report = report
+        self._before_write = before_write
         self._losses: list[Tensor] = []
         self._from_images = start_images
         self._from_s = time.perf_counter()
@@ -69,6 +71,7 @@ class RecordHook:
         )
         self._losses.clear()
         self._from_images, self._from_s, self._waited_s = state.images_seen, now_s, self._stream.waited_s
+        self._before_write()
         append_record(self._file, record)
         self._report(record)
 
@@ -105,12 +108,14 @@ class CheckpointHook:
         start_images: int,
         every_images: int,
         should_stop: Callable[[], bool],
+        before_save: Callable[[], None] = lambda: None,
         on_checkpoint: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._folder = folder
         self._every_images = every_images
         self._saved_images = start_images
         self._should_stop = should_stop
+        self._before_save = before_save
         self._on_checkpoint = on_checkpoint
 
     def __call__(self, state: State, loss: Tensor) -> None:  # noqa: ARG002
@@ -118,6 +123,7 @@ class CheckpointHook:
         if stop or state.images_seen - self._saved_images >= self._every_images:
             # Nothing new since the last one: a stop right behind a checkpoint writes none.
             if self._folder is not None and state.images_seen > self._saved_images:
+                self._before_save()
                 self._folder.save(state.checkpoint())
                 self._on_checkpoint(state.images_seen)
             self._saved_images = state.images_seen

@@ -3,6 +3,7 @@
 import gc
 import math
 import resource
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
@@ -11,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from workloads.checkpoint import CheckpointFolder
+from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.config.intervals import Interval
 from workloads.config.job import Job
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
 from workloads.diffusion.process import DiffusionProcess
-from workloads.errors import CheckpointError, DataError
-from workloads.files import clear_storage_errors, remove_unfinished, sha256_file
+from workloads.errors import CheckpointError, DataError, TakenOverError
+from workloads.files import clear_storage_errors, remove_unfinished, sha256_file, write_text
 from workloads.locks import try_lock
 from workloads.models.build import NETWORK
 from workloads.places import JobDir
@@ -56,42 +57,73 @@ def train_job(
     In the end work_dir holds the averaged weights (expert/ as save_pretrained writes them, or remix/), records.jsonl
     and, written last, result.json. on_checkpoint hears the images_seen of every checkpoint once it is whole. Raises
     TrainingStopped after writing a checkpoint when should_stop() says so.
-    Several workers that see the same work_dir may train it together; all call this, the first one writes.
+    Several workers may train it together; all call this, and the first one alone reads and writes its work_dir.
     """
-    if (result := completed(work_dir)) is not None:
-        CheckpointFolder(JobDir(work_dir).checkpoints, job.key).clear()  # who finished it may not have come to that
+    workers = workers or Workers()
+    if (result := _result(work_dir, workers)) is not None:
+        if workers.is_first:  # who finished it may not have come to that
+            CheckpointFolder(JobDir(work_dir).checkpoints, job.key).clear()
         return result
     # The last bits depend on it, and a process that is used again has the number of its last job.
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     dataset = open_data(job, data_path)
-    workers = workers or Workers()
     assert job.training.batch_size % workers.world_size == 0, "every worker has an equal part of a batch"
-    with _sole_writer(work_dir) if workers.is_first else nullcontext():
-        workers.any(False)  # nobody reads a checkpoint before the first worker is the only one to write
-        if (result := completed(work_dir)) is not None:
+    with _sole_writer(work_dir) if workers.is_first else nullcontext(_nothing) as insist:
+        if (result := _result(work_dir, workers)) is not None:
             return result
-        training = _Training(job, dataset, work_dir, torch.device(device), workers)
+        training = _Training(job, dataset, work_dir, torch.device(device), workers, insist)
         training.run(report, on_checkpoint, should_stop)
         if workers.is_first:
             training.finish()
-        workers.any(False)  # the others wait until it is there
-    result = completed(work_dir)
+        result = _result(work_dir, workers)  # the others wait until it is there
     assert result is not None
     return result
 
 
+def _result(work_dir: Path, workers: Workers) -> JobResult | None:
+    return workers.from_first(completed(work_dir) if workers.is_first else None)
+
+
+def _start(checkpoints: CheckpointFolder, workers: Workers) -> Checkpoint | None:
+    """The newest that the first worker finds, the same for all; None if there is none."""
+    newest = checkpoints.load_latest() if workers.is_first else None
+    if (images_seen := workers.from_first(newest.images_seen if newest else None)) is None:
+        return None
+    return Checkpoint(images_seen, workers.tensors_from_first(newest.tensors if newest else {}))
+
+
+def _nothing() -> None:
+    """For who writes nothing."""
+
+
 @contextmanager
-def _sole_writer(work_dir: Path) -> Iterator[None]:
-    """Wait until no other process writes here. Raises CheckpointError if one stays, StorageError if nobody can."""
+def _sole_writer(work_dir: Path) -> Iterator[Callable[[], None]]:
+    """Wait until no other process writes here. Raises CheckpointError if one stays, StorageError if nobody can.
+
+    What is yielded raises TakenOverError once another one does: a shared file system frees the lock of a host that it
+    does not hear of, and that host may come back.
+    """
     with clear_storage_errors(work_dir):
         lock = try_lock(JobDir(work_dir).lock, timeout_s=LINGERING_TIMEOUT_S)
     if lock is None:
         raise CheckpointError(f"another process trains in {work_dir}; wait until it ends, or stop it")
+    word, file = uuid.uuid4().hex, JobDir(work_dir).writer
+
+    def is_sole() -> bool:
+        return file.is_file() and file.read_text() == word
+
+    def insist() -> None:
+        if not is_sole():
+            raise TakenOverError(f"another process has taken over what was trained in {work_dir}; this one ends")
+
     try:
         remove_unfinished(work_dir)
-        yield
+        write_text(file, word)
+        yield insist
     finally:
+        if is_sole():
+            file.unlink()
         lock.release()
 
 
@@ -112,9 +144,16 @@ class _Training:
     """What the steps of one job share."""
 
     def __init__(
-        self, job: Job, dataset: PreparedDataset, work_dir: Path, device: torch.device, workers: Workers
+        self,
+        job: Job,
+        dataset: PreparedDataset,
+        work_dir: Path,
+        device: torch.device,
+        workers: Workers,
+        insist: Callable[[], None],
     ) -> None:
-        self._job = job
+        """insist: asked before anything is written; raises if this process may not any more."""
+        self._job, self._insist = job, insist
         self._dataset = dataset
         self._indices = dataset.split(job.data.held_out).training
         self._device = device
@@ -124,7 +163,7 @@ class _Training:
         self._checkpoints = CheckpointFolder(self._place.checkpoints, job.key)
         self._trainer = trainer_of(job)
         self._state, self._step = self._trainer.begin(device, workers)
-        if (checkpoint := self._checkpoints.load_latest()) is not None:
+        if (checkpoint := _start(self._checkpoints, workers)) is not None:
             self._state.restore(checkpoint)
 
     def run(
@@ -149,6 +188,7 @@ class _Training:
             start_images=start,
             every_images=config.checkpoint_every_images,
             should_stop=should_stop,
+            before_save=self._insist,
             on_checkpoint=on_checkpoint,
         )
         recorder = None
@@ -175,6 +215,7 @@ class _Training:
             start_images=start,
             every_images=every_images,
             file=self._place.records,
+            before_write=self._insist,
             report=report,
             told_of=lambda images_seen: f"{self._job.name}'s {self._trainer.drawn_at(images_seen)}",
         )
@@ -183,6 +224,7 @@ class _Training:
         """Measure, save the averaged weights, and only then say that the job is done."""
         self._state.use_average()
         curve = self._loss_by_timestep()
+        self._insist()
         weights = self._state.save(self._place.path)
         write_json(self._place.description, self._job.model_dump(mode="json"))
         beside = (self._place.description, weights.with_name(NETWORK))
@@ -199,6 +241,7 @@ class _Training:
             loss_by_timestep=curve,
             files_sha256={str(file.relative_to(self._place.path)): sha256_file(file) for file in beside},
         )
+        self._insist()
         write_json(self._place.result, asdict(result))
         # Last: a process killed before the result is written still has them.
         self._checkpoints.clear()

@@ -1,11 +1,12 @@
-"""Workers that train one thing together. Sums over workers are all they exchange."""
+"""Workers that train one thing together. What the first begins with, then sums over workers are all they exchange."""
 
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workloads.config.training import TrainingConfig
 from workloads.errors import WorkersPartedError
+
+T = TypeVar("T")
 
 
 class Workers:
@@ -54,11 +57,36 @@ class Workers:
         """Whether any worker says so; all must ask at the same time."""
         if self.world_size == 1:
             return flag
-        # NCCL takes no tensors of the CPU.
-        device = "cuda" if torch.distributed.get_backend(self.group) == "nccl" else "cpu"
-        flags = torch.tensor([float(flag)], device=device)
+        flags = torch.tensor([float(flag)], device=self._device)
         torch.distributed.all_reduce(flags, group=self.group)
         return bool(flags.item() > 0)
+
+    def from_first(self, value: T) -> T:
+        """What the first worker gives, whatever the others do; all must ask at the same time."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, group=self.group, group_src=0)
+        return box[0]
+
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same of tensors by name, bit by bit, on the CPU."""
+        if self.world_size == 1:
+            return dict(tensors)
+        found = {}
+        layout = self.from_first([(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()])
+        for name, shape, dtype in layout:
+            mine = tensors[name] if self.is_first else torch.empty(shape, dtype=dtype)
+            sent = mine.to(self._device).contiguous()
+            # As bytes, for gloo does not know every type.
+            torch.distributed.broadcast(sent.reshape(-1).view(torch.uint8), group=self.group, group_src=0)
+            found[name] = sent.cpu()
+        return found
+
+    @property
+    def _device(self) -> str:
+        # NCCL takes no tensors of the CPU.
+        return "cuda" if torch.distributed.get_backend(self.group) == "nccl" else "cpu"
 
 
 def open_meeting(host: str) -> TCPStore:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.execution.tasks import held_out_curves, latencies_s
+from orchestrator.execution.tasks import latencies_s
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.events import Checkpointed, ExpertEvent, ExpertState, Progressed
 from orchestrator.plan.jobs import make_plan
@@ -23,6 +23,7 @@ from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
 from orchestrator.search.study.trial_plans import with_training_share
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.storage import Storage
 from workloads.analysis.curves import LossCurve, ensemble_loss
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
@@ -39,7 +40,8 @@ class TrialRunner:
 
     study: Study
     runs: RunsDir
-    store_uri: str | None
+    store_uri: str | None = None
+    storage: Storage | None = None
 
     def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
         """The configuration with its rungs, or with its error. The same call again does only what is missing."""
@@ -107,9 +109,7 @@ class Climb:
         started_s, losses = time.perf_counter(), []
         for work in self.works:
             intervals = work.plan.config.intervals
-            folders = [work.store.path(job.key) for job in work.plan.jobs]
-            wait_timeout_s = work.plan.config.execution.wait_timeout_s
-            curves = held_out_curves(work.plan.jobs, folders, self._dataset.path, spec, wait_timeout_s)
+            curves = work.held_out_curves(self._dataset, spec)
             losses.append(ensemble_loss(_per_interval(curves, len(intervals)), intervals))
         # The held-out images and their noise are fixed, so a loss has no error of its own: only seeds differ.
         estimate = over_seeds([Estimate(loss, None) for loss in losses])
@@ -121,8 +121,9 @@ class Climb:
         """What a denoising step takes; calls are timed only if the study asks for it."""
         work, each_s = self.works[0], None
         if self.runner.study.measures_latency:
+            ensemble = work.ensemble_at_nodes(work.gather(self._dataset))
             job, wait_timeout_s = work.plan.jobs[0], work.plan.config.execution.wait_timeout_s
-            each_s = latencies_s(work.gather(self._dataset), job.resources, wait_timeout_s)
+            each_s = latencies_s(ensemble, job.resources, wait_timeout_s)
         self.trial = with_costs(self.trial, work.plan, each_s)
 
     def score(self, rung: str) -> None:
@@ -170,8 +171,9 @@ class Climb:
 
     def _work(self, config: RunConfig, share: float) -> Work:
         plan = make_plan(with_training_share(config, share), self._dataset.spec(config.data))
-        store = ExpertStore(self._runs.store, self.runner.store_uri)
-        work = Work(plan, self._runs, store, self._runs.run(config.name, plan.fingerprint))
+        storage = self.runner.storage
+        store = ExpertStore(self._runs.store, self.runner.store_uri, storage)
+        work = Work(plan, self._runs, store, self._runs.run(config.name, plan.fingerprint), storage)
         # A part of the training is no run of its own: its directory would be listed beside the real ones.
         if share == 1:
             work.write_description()

@@ -1,5 +1,6 @@
 """`rememe search`: carry out a study, each network trained once; the same command again goes on where it stopped."""
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.places import RunsDir
+from orchestrator.runs.configuration import open_storage
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import STUDY_KIND, StatusFile
 from orchestrator.runs.surroundings import open_for_results
@@ -25,17 +27,22 @@ from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
 from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.stored import bring_study
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial
 from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
 from orchestrator.store.experts import ExpertStore
+from orchestrator.store.remote import Lease
 from orchestrator.store.remote_files import RemoteFiles
+from orchestrator.store.storage import Storage
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.config import RunConfig
 from workloads.config.load import validate
-from workloads.errors import ConfigError, RememeError
+from workloads.errors import ConfigError, RememeError, StorageError, TakenOverError
 from workloads.pipeline import check_score
 from workloads.places import RunDir
+
+logger = logging.getLogger(__name__)
 
 NUM_CHECKED = 200
 """Configurations looked at for one that the budget admits."""
@@ -53,6 +60,7 @@ class SearchOptions:
     max_failures: int = 0
     plan_from: str | None = None
     num_planned: int = NUM_PLANNED
+    storage_uri: str | None = None
 
 
 def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Trial]:
@@ -63,25 +71,57 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
     configurations = Configurations(study)
     # Mistakes first: nothing is prepared, locked or written for a study that cannot be.
     configurations.check()
+    storage = open_storage(configurations.first()[1], options.store_uri, options.storage_uri)
     runs = open_for_results(runs_dir)
     ledger = Ledger(runs, study.name)
+    if storage is not None:
+        _look_into(storage, study, runs, options)
     identity = study.identity(configurations.first()[1])
     ledger.require_same(identity)
     plans_of = plans_by_point(study, lambda config: prepare_data_of(config, runs).spec(config.data))
     forecast = _prepare(configurations, runs, plans_of, options)
-    with ledger.locked():
+    with ledger.locked(), _sole_driver(ledger, storage) as lease:
+        ledger.require_same(identity)
         ledger.begin(identity)
         # One configuration stands for all: hardly any space varies what experts ask for.
         jobs = plans_of(configurations.first()[0], 0)[-1].jobs
-        status = StatusFile(RunDir(ledger.dir.path), STUDY_KIND)
+        status = StatusFile(RunDir(ledger.dir.path), STUDY_KIND, storage=storage)
         with connect(options.address, jobs), status, Tracker(runs.path) as tracker:
-            refuse_unfit_nodes(ExpertStore(runs.store).site)
+            store = ExpertStore(runs.store, options.store_uri, storage)
+            refuse_unfit_nodes(store.site)
             status.doing("searching")
-            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker)
+            search = _Search(study, runs, ledger, plans_of, forecast, options, tracker, store, storage, lease)
             with search.logged():
                 search.carry_out()
                 search.conclude()
     return list(search.driver.trials.values())
+
+
+def _look_into(storage: Storage, study: Study, runs: RunsDir, options: SearchOptions) -> None:
+    """Bring what is to be known first. ConfigError if the study cannot be kept there, or if another of its name is."""
+    if study.warm_growth is not None:
+        raise ConfigError(
+            "--storage does not take a study with warm_growth, whose networks start from directories of this machine; "
+            "give a --runs-dir all nodes see"
+        )
+    storage.check()
+    storage.require_same_study(runs.study(study.name))
+    if options.plan_from is not None:
+        bring_study(options.plan_from, runs, storage)
+
+
+@contextmanager
+def _sole_driver(ledger: Ledger, storage: Storage | None) -> Iterator[Lease | None]:
+    """On whichever machine: nobody else carries the study out, and what they have done before is here."""
+    if storage is None:
+        yield None
+        return
+    lease = storage.claim_study(ledger.dir)
+    try:
+        storage.restore_study(ledger.dir)
+        yield lease
+    finally:
+        lease.release()
 
 
 def _prepare(
@@ -129,14 +169,17 @@ class _Search:
         forecast: Forecast | None,
         options: SearchOptions,
         tracker: Tracker,
+        store: ExpertStore,
+        storage: Storage | None,
+        lease: Lease | None,
     ) -> None:
         self._study, self._runs, self._ledger, self._options, self._tracker = study, runs, ledger, options, tracker
+        self._storage, self._lease, self._is_taken_over = storage, lease, False
         self._report: Path | None = None
         known = ledger.trials()
-        store = ExpertStore(runs.store, options.store_uri)
         self._log = StudyLog(study, tracker, runs, store, plans_of, known)
         self._display = StudyDisplay(study, ledger.dir, known, Configurations(study).count())
-        self._runner = TrialRunner(study, runs, options.store_uri)
+        self._runner = TrialRunner(study, runs, options.store_uri, storage)
         self.driver = Driver(
             study,
             ledger,
@@ -146,8 +189,21 @@ class _Search:
             predict=forecast.predict if forecast else lambda _: None,
             proposals=forecast.proposals if forecast else (),
             growth=Growth(study, runs) if study.warm_growth is not None else None,
-            listeners=[self._log, self._display],
+            listeners=[self._log, self._display, self._keep],
         )
+
+    def _keep(self, _: Trial) -> None:
+        """Have what the ledger says in the storage too, from where another machine goes on."""
+        if self._storage is None or self._lease is None or self._is_taken_over:
+            return
+        try:
+            if self._lease.is_held():
+                self._storage.keep_study(self._ledger.dir)
+            else:  # this machine was cut off for longer than others wait
+                self._is_taken_over = True
+                self._ledger.dir.stop_file.touch()
+        except StorageError as error:  # the next change brings this one too
+            logger.warning("%s. The search goes on", error)
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -176,6 +232,7 @@ class _Search:
                 max_concurrent=study.max_concurrent,
                 early_stop=study.early_stop,
                 first_percent=round(100 * study.ladder.shares[0]),
+                is_here=self._storage is not None,
             )
             self._raise_if_over(stop)
             # Only now is it known who is best. One after the other, as each fills the cluster with sampling.
@@ -189,6 +246,8 @@ class _Search:
         self._ledger.dir.stop_file.touch()
 
     def _raise_if_over(self, stop: threading.Event) -> None:
+        if self._is_taken_over:
+            raise TakenOverError(f"another driver has taken over study {self._study.name}; this one ends")
         trials = list(self.driver.trials.values())
         problem = _why_over(trials, stopped=stop.is_set(), max_failures=self._options.max_failures)
         if problem is not None:
@@ -205,6 +264,9 @@ class _Search:
         file = self._ledger.dir.table_file
         write_csv(file, self._study, trials)
         self._report = write_report(self._runs.path, self._study.name, None)
+        if self._storage is not None:
+            self._storage.keep_study(self._ledger.dir)
+            self._storage.keep_files([file])
         # So that whoever opens the address below finds all of it there.
         self._tracker.flush()
         print(f"kept in      {file}")

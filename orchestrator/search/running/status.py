@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, RunStanding, remaining_s
 from orchestrator.runs.status import STUDY_KIND, find_run
+from orchestrator.runs.stored import runs_to_look_at
 from orchestrator.search.study.status import ConfigurationStatus, configurations_of
 from orchestrator.terminal.status import run_lines
 from workloads.errors import ConfigError
@@ -61,15 +63,18 @@ def status_here(named: str, runs: RunsDir) -> WholeStatus:
 
 
 def status_of_job(server: JobServer, job_id: str) -> WholeStatus:
-    """Of a submitted job: from its runs directory if that is seen from here, else the cluster is asked to look.
+    """Of a submitted job: from its storage, or its runs directory if that is seen from here, or the cluster looks.
 
     ClusterError if it has written nothing yet.
     """
     entry = server.entry(job_id)
     words = shlex.split(entry.command)
-    if "--runs-dir" not in words[:-1]:
+    options = dict(pairwise(words))
+    if "--storage" in options:
+        return status_here(job_id, runs_to_look_at(Path(), options["--storage"]))
+    if "--runs-dir" not in options:
         raise ClusterError(f"job {job_id} is {entry.status.lower()}; it has no --runs-dir, so only its log tells more")
-    runs_dir = words[words.index("--runs-dir") + 1]
+    runs_dir = options["--runs-dir"]
     try:
         return status_here(job_id, RunsDir(Path(runs_dir)))
     except ConfigError:

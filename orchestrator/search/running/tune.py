@@ -38,11 +38,12 @@ def run_trials(
     max_concurrent: int,
     early_stop: EarlyStop | None = None,
     first_percent: int = LAST_PERCENT,
+    is_here: bool = False,
 ) -> None:
     """Ask for configurations and run them, max_concurrent at a time, until ask() gives None and all have ended.
 
     tell() hears of every report (state running) and of every end; ended by early_stop is state stopped. ask and tell
-    are called in this process.
+    are called in this process. is_here: run on this node alone, for others do not see its directories.
     """
     _quiet()
     from ray import tune
@@ -52,7 +53,7 @@ def run_trials(
     options = {"reuse_actors": True, "num_samples": -1, "max_concurrent_trials": max_concurrent}
     # A process that is used again costs a tenth of a second per configuration, a new one ten seconds of imports.
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_run_one, run=run), NO_RESOURCES),
+        tune.with_resources(tune.with_parameters(_run_one, run=run), _resources(is_here=is_here)),
         tune_config=tune.TuneConfig(
             search_alg=_searcher(_InThisProcess(ask, tell)), scheduler=_scheduler(early_stop, first_percent), **options
         ),
@@ -65,6 +66,16 @@ def run_trials(
     )
     # What it returns is dropped, for tell() has heard all of it.
     tuner.fit()
+
+
+def _resources(*, is_here: bool) -> Any:
+    import ray
+    from ray.tune import PlacementGroupFactory
+
+    if not is_here:
+        return NO_RESOURCES
+    node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return PlacementGroupFactory([NO_RESOURCES], bundle_label_selector=[node])
 
 
 def _run_one(config: dict[str, Any], run: RunTrial) -> None:
