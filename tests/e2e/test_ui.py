@@ -119,7 +119,7 @@ def test_the_browser_shows_the_score_and_four_experts(
 
     # What `rememe ui` prints: configurations alone, with what a researcher compares.
     browser.get(address)
-    shown = wait_for_text(browser, run_dir.name, "fd-fashion-cnn", score, "strategy.kind", "num_experts")
+    shown = wait_for_text(browser, run_dir.name, "fd-fashion-cnn", score, "strategy.kind")
     assert "expert_00" not in shown
     browser.save_screenshot(str(SCREENSHOTS / "configurations.png"))
 

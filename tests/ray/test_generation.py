@@ -105,11 +105,13 @@ def test_a_cluster_that_dies_is_an_error_not_a_wait(ensemble: Ensemble, tmp_path
     def kill(done: int, total: int) -> None:
         raylet.process.kill()
 
+    # So many batches that some are left when it dies.
+    protocol = ensemble.config.evaluation.model_copy(update={"num_samples": 2000})
     started_s = time.monotonic()
     with pytest.raises(ClusterError, match="run the same command again to continue"):
         generate_samples(
             ensemble,
-            ensemble.config.evaluation,
+            protocol,
             SampleStore(tmp_path),
             resources=Resources(),
             wait_timeout_s=600,
