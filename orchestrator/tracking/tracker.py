@@ -20,7 +20,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.terminal.notes import print_note
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.faults import describe
-from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, SOURCE_KIND_TAG, SOURCE_TAG, STUDY_TAG
+from orchestrator.tracking.names import FINGERPRINT_TAG, KEY_TAG, SOURCE_KIND_TAG, SOURCE_TAG, STUDY_TAG, TRAINING_PAGES
 from orchestrator.tracking.notes import Note, RunStatus
 from orchestrator.tracking.spool import LateFile, Spool
 from orchestrator.tracking.writer import MlflowWriter
@@ -303,4 +303,4 @@ def run_url(tracker: Tracker, run: TrackedRun) -> str:
         return f"{masked(tracker.uri)} does not answer; the results are spooled and written by the next run"
     # Where `rememe ui` serves it unless told otherwise.
     host = masked(tracker.uri) if tracker.uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{host}/#/experiments/{tracker.experiment_id}/runs/{run.run_id}"
+    return f"{host}/#/experiments/{tracker.experiment_id}/runs/{run.run_id}?{TRAINING_PAGES}"

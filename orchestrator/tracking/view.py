@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.tracking.names import FINGERPRINT_TAG, PROTOCOL_TAG, SCORE_TAG, TRUST_TAG, VIEW_TAG
+from orchestrator.tracking.names import FINGERPRINT_TAG, PROTOCOL_TAG, SCORE_TAG, TRAINING_PAGES, TRUST_TAG, VIEW_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,9 +32,7 @@ def set_first_view(client: "MlflowClient", experiment_name: str) -> str:
     # Only what is new: whoever may look need not be one who may write.
     if experiment.tags.get(VIEW_TAG + VIEW) != view:
         client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + VIEW, view)
-    # Else the first page is about language models.
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return f"#/experiments/{experiment.experiment_id}/runs?{query}"
+    return f"#/experiments/{experiment.experiment_id}/runs?{TRAINING_PAGES}&viewStateShareKey={VIEW}"
 
 
 def first_view(runs: "list[Run]") -> dict[str, Any]:
