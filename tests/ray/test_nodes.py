@@ -239,52 +239,6 @@ def test_a_group_of_four_loses_a_node_goes_on_with_two_and_grows_back(
     assert sum(off) < 0.01 * sum(spread)
 
 
-@pytest.fixture(scope="module")
-def special(nodes: Cluster) -> dict[str, Any]:
-    """A node with a label, and one with a kind of GPU (Ray is told so; nothing is computed on it)."""
-    zone = nodes.add_node(num_cpus=1, labels={"zone": "eu"}, resources={"fast": 1}, **OBJECT_STORE)
-    gpu = nodes.add_node(num_cpus=1, num_gpus=1, resources={f"{ACCELERATOR}H100": 1}, **OBJECT_STORE)
-    return {"zone": zone, "gpu": gpu}
-
-
-def test_experts_land_on_the_nodes_they_ask_for(special: dict[str, Any], store: ExpertStore) -> None:
-    asked = {
-        "zone": Resources(label_selector={"zone": "in(eu, us)"}),
-        "gpu": Resources(num_gpus=0.5, accelerator_type="H100", label_selector={"zone": "!eu"}),
-    }
-    actors = {name: with_resources(ExpertActor, resources).remote(store.site) for name, resources in asked.items()}
-    reports = ray.get([actor.poll.remote("k", 0) for actor in actors.values()])
-    found = {name: report.node_id for name, report in zip(actors, reports, strict=True)}
-    assert found == {name: node.node_id for name, node in special.items()}
-
-
-def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(
-    special: dict[str, Any], job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
-) -> None:
-    expected = [
-        (Resources(label_selector={"zone": "us"}), 1, "asks for zone=us, but the nodes offer zone=eu"),
-        (Resources(num_gpus=1, accelerator_type="A100"), 1, "accelerator_type is A100, but the nodes offer H100"),
-        (Resources(custom={"highmem": 1}), 1, "custom.highmem is 1, but no node has more than 0"),
-        (Resources(custom={"fast": 1}), 2, "workers_per_expert is 2, but only 1 of them fit at once"),
-    ]
-    wanting = []
-    for seed, (resources, num_workers, _) in enumerate(expected):
-        other = job.job.model_copy(update={"seed": seed})
-        wanting.append(replace(job, job=other, resources=resources, num_workers=num_workers))
-    started_s, told = time.monotonic(), []
-
-    def listen(event: ExpertEvent) -> None:
-        if isinstance(event, events.WaitingFor):
-            told.append((event.key, event.reason))
-            assert time.monotonic() - started_s < 10
-
-    outcome = train_experts(wanting, dataset.path, store, ExecutionConfig(wait_timeout_s=6), [listen])
-    assert len(told) == len(expected)  # once each, though it is looked at again and again
-    for one, (*_, reason) in zip(wanting, expected, strict=True):
-        assert dict(told)[one.key].endswith(reason)
-        assert f"{reason}, for 6 s (execution.wait_timeout_s)" in outcome.failed[one.key]
-
-
 def demand(nodes: Cluster) -> tuple[int, int]:
     """What Ray tells an autoscaler: how many actors wait for the resource `later`, and how many places of groups."""
     demands = get_cluster_status(nodes.address).resource_demands
@@ -324,6 +278,50 @@ def test_an_autoscaler_sees_the_places_that_a_group_lacks(
             assert processes.make_room(wanted) == []
             assert time.monotonic() < deadline_s
             time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def special(nodes: Cluster) -> dict[str, Any]:
+    """A node with a label, and one with a kind of GPU (Ray is told so; nothing is computed on it)."""
+    zone = nodes.add_node(num_cpus=1, labels={"zone": "eu"}, **OBJECT_STORE)
+    gpu = nodes.add_node(num_cpus=1, num_gpus=1, resources={f"{ACCELERATOR}H100": 1}, **OBJECT_STORE)
+    return {"zone": zone, "gpu": gpu}
+
+
+def test_experts_land_on_the_nodes_they_ask_for(special: dict[str, Any], store: ExpertStore) -> None:
+    asked = {
+        "zone": Resources(label_selector={"zone": "in(eu, us)"}),
+        "gpu": Resources(num_gpus=0.5, accelerator_type="H100", label_selector={"zone": "!eu"}),
+    }
+    actors = {name: with_resources(ExpertActor, resources).remote(store.site) for name, resources in asked.items()}
+    reports = ray.get([actor.poll.remote("k", 0) for actor in actors.values()])
+    found = {name: report.node_id for name, report in zip(actors, reports, strict=True)}
+    assert found == {name: node.node_id for name, node in special.items()}
+
+
+def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(
+    special: dict[str, Any], job: PlannedJob, dataset: PreparedDataset, store: ExpertStore
+) -> None:
+    expected = [
+        (Resources(label_selector={"zone": "us"}), "asks for zone=us, but the nodes offer zone=eu"),
+        (Resources(num_gpus=1, accelerator_type="A100"), "accelerator_type is A100, but the nodes offer H100"),
+        (Resources(custom={"highmem": 1}), "custom.highmem is 1, but no node has more than 0"),
+    ]
+    wanting = []
+    for seed, (resources, _) in enumerate(expected):
+        wanting.append(replace(job, job=job.job.model_copy(update={"seed": seed}), resources=resources))
+    started_s, told = time.monotonic(), []
+
+    def listen(event: ExpertEvent) -> None:
+        if isinstance(event, events.WaitingFor):
+            told.append((event.key, event.reason))
+            assert time.monotonic() - started_s < 10
+
+    outcome = train_experts(wanting, dataset.path, store, ExecutionConfig(wait_timeout_s=6), [listen])
+    assert len(told) == len(expected)  # once each, though it is looked at again and again
+    for one, (_, reason) in zip(wanting, expected, strict=True):
+        assert dict(told)[one.key].endswith(reason)
+        assert f"{reason}, for 6 s (execution.wait_timeout_s)" in outcome.failed[one.key]
 
 
 def test_a_cluster_without_nodes_is_an_error_not_a_wait(  # the last one: it leaves no cluster behind
