@@ -27,6 +27,10 @@ from benchmarks.kills.runs import Killed, Outcome, contents, read
 from benchmarks.kills.scenarios import runs_of_workloads, write_pictures
 from benchmarks.kills.tracer import ROOT
 from orchestrator.store.sites import ID_FILE
+from workloads.places import JobDir
+
+DRAWN = (ID_FILE, JobDir(Path()).tenant.name)
+"""Names of files that hold what is drawn at random."""
 
 END_S = 600.0
 """A command that takes longer hangs."""
@@ -175,7 +179,7 @@ def kept(folder: Path) -> dict[str, str]:
     found = {
         name: sha
         for name, sha in contents(folder / "runs").items()
-        if any(part in name for part in parts) and not name.endswith(ID_FILE)  # which is drawn
+        if any(part in name for part in parts) and not name.endswith(DRAWN)
     }
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         rows = database.execute(

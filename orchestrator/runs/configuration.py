@@ -14,7 +14,7 @@ from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.runs.data import check_network, prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import StatusFile, own_job_id
-from orchestrator.runs.surroundings import open_for_results
+from orchestrator.runs.surroundings import open_for_results, stand_somewhere
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Storage
@@ -195,6 +195,7 @@ class _Session:
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
+        stand_somewhere(self.work.runs.path)
         return self.work.require_complete(outcome)
 
     def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:

@@ -1,5 +1,6 @@
 """What a command needs around it before anything begins: a directory that takes results, an address of MLflow."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -23,3 +24,14 @@ def require_writable(runs_dir: Path) -> None:
         tempfile.TemporaryFile(dir=runs_dir).close()
     except OSError as error:
         raise ConfigError(f"--runs-dir {runs_dir} cannot be written ({error.strerror}); choose another") from None
+
+
+def stand_somewhere(place: Path) -> None:
+    """Go to a directory that exists, if the working directory does not any more.
+
+    Ray removes a job's with the last job of the same package, and much of what is imported later asks where it is.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir(place)

@@ -1,10 +1,11 @@
-"""Jobs on a cluster with token authentication: results, log, exit code; stopped, and gone on with bit for bit."""
+"""Jobs on a cluster with token authentication: MEME, a remix and a study, stopped and gone on with, a node killed."""
 
 import json
 import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import torch
 import yaml
 
 from orchestrator.plan.jobs import make_plan
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.study.ledger import Ledger
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.places import SharedDir
@@ -84,6 +87,42 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", environment: dict[str, st
 
 
 @pytest.fixture
+def spare_node(head: dict[str, str], tmp_path: Path) -> Iterator[Callable[[], Callable[[], None]]]:
+    """spare_node(): two places more, of a kind that experts can ask for; call what it returns to kill the node."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> Callable[[], None]:
+        command = [str(BIN / "ray"), "start", f"--address={head['HEAD']}", "--block", "--num-cpus=2"]
+        command += ["--resources", '{"spare": 2}', "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        log = tmp_path / f"node-{len(started)}.log"
+        with log.open("w") as file:
+            started.append(subprocess.Popen(command, env=head, stdout=file, stderr=subprocess.STDOUT))
+        node, deadline_s = started[-1], time.monotonic() + START_TIMEOUT_S
+        while "Ray runtime started" not in log.read_text():
+            assert node.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.2)
+        return lambda: os.kill(_raylet_of(node.pid), signal.SIGKILL)
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(30)
+
+
+def _raylet_of(parent: int) -> int:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            is_raylet = b"/raylet/raylet" in (entry / "cmdline").read_bytes()
+            if is_raylet and f"\nPPid:\t{parent}\n" in (entry / "status").read_text():
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"process {parent} has no raylet")
+
+
+@pytest.fixture
 def submit(
     head: dict[str, str], quick_run: dict[str, Any], tmp_path: Path
 ) -> Callable[..., "subprocess.CompletedProcess[str]"]:
@@ -137,6 +176,43 @@ def wait_for(runs: Path, pattern: str) -> Path:
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
     return found[0]
+
+
+def test_a_remix_outlives_its_node_while_a_study_finishes_beside_it(
+    head: dict[str, str],
+    spare_node: Callable[[], Callable[[], None]],
+    quick_run: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    kill = spare_node()
+    execution = {"num_workers": 2, "max_attempts": 1, "resources": {"custom": {"spare": 1}}}
+    remix = quick_run | {
+        "name": "tiny-remix",
+        "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
+        "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4},
+        "execution": execution,
+        "training": quick_run["training"] | {"images": 2048},
+    }
+    experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
+    study = {
+        "name": "tiny-study",
+        "base": quick_run | {"strategy": {"kind": "meme", "experts": experts}},
+        "space": {"strategy.experts.0.model.attention_share": {"choice": [["1/4"], ["3/4"]]}},
+        "sampler": "grid",
+        "budget": {"num_configurations": 2},
+    }
+    job, beside = begin(head, remix, tmp_path / "remix"), begin(head, study, tmp_path / "study")
+    wait_for(tmp_path / "remix", "*/checkpoints/[0-9]*")
+    kill()
+    spare_node()
+    ended = rememe(head, "logs", job, "--follow", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    assert "remix [0, 1000): restarting (its node left the cluster)" in ended.stdout
+    assert "fd-fashion-cnn = " in ended.stdout
+    ended = rememe(head, "logs", beside, "--follow", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    trials = Ledger(RunsDir(tmp_path / "study"), "tiny-study").trials()
+    assert [(trial.number, trial.state) for trial in trials] == [(0, "finished"), (1, "finished")]
 
 
 def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on_to_the_same_weights(

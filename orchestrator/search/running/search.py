@@ -16,7 +16,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.runs.configuration import open_storage
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import STUDY_KIND, StatusFile
-from orchestrator.runs.surroundings import open_for_results
+from orchestrator.runs.surroundings import open_for_results, stand_somewhere
 from orchestrator.search.running.csv_file import write_csv
 from orchestrator.search.running.display import StudyDisplay, print_study
 from orchestrator.search.running.driver import Driver
@@ -255,6 +255,7 @@ class _Search:
 
     def conclude(self) -> Path:
         """Table, CSV and report."""
+        stand_somewhere(self._runs.path)
         # Brings matplotlib, which nothing before the end needs.
         from orchestrator.search.report.page import write_report
 
