@@ -227,7 +227,7 @@ class _Search:
             run_trials(
                 self.driver.ask,
                 self._runner,
-                self.driver.tell,
+                self._tell,
                 state_dir=self._ledger.dir.tune_dir,
                 max_concurrent=study.max_concurrent,
                 early_stop=study.early_stop,
@@ -239,6 +239,11 @@ class _Search:
             for trial in self.driver.finalists():
                 self.driver.update(self._runner.finish(trial))
                 self._raise_if_over(stop)
+
+    def _tell(self, trial: Trial) -> None:
+        # Tune asks where it is when it ends.
+        stand_somewhere(self._runs.path)
+        self.driver.tell(trial)
 
     def _watch(self, stop: threading.Event) -> None:
         # A signal reaches this process only; the file reaches those on other nodes.
