@@ -117,7 +117,9 @@ def data_prepare(
     if made.latent is not None:
         latent = made.latent
         print(f"latents: mean {latent.mean:.3f}, std {latent.std:.3f} after scaling by {latent.scaling_factor:g}")
-    print(f"use it with: data='{{kind: prepared, path: {out}, image_size: {made.shape[2]}}}'")
+    # A description whose guidance needs classes would refuse this data otherwise.
+    told = ", class_conditional: true" if len(made.class_names) > 1 else ""
+    print(f"use it with: data='{{kind: prepared, path: {out}, image_size: {made.shape[2]}{told}}}'")
 
 
 @app.command("show")

@@ -18,6 +18,7 @@ from workloads.data.labels import NO_LABELS
 from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
+from workloads.diffusion.sampling import make_scheduler
 from workloads.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PREPARING = "preparing data"
 def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     """What would run. Works without data and initial weights too; keys are then unknown."""
     check_network(config)
+    make_scheduler(config.diffusion, config.evaluation.sampling)  # refuses what `train` would
     spec = spec_of(config, runs_dir)
     if config.initial_weights is not None and not config.initial_weights.exists():
         print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")

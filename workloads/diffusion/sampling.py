@@ -86,14 +86,18 @@ def _named_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, cl
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         near = difflib.get_close_matches(name, [other for other in dir(diffusers) if other.endswith("Scheduler")], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"diffusers {diffusers.__version__} has no sampling.sampler {name} here{hint}")
+        raise ConfigError(
+            f"evaluation.sampling.sampler is {name}, which diffusers {diffusers.__version__} does not have here{hint}"
+        )
     fields, known = scheduler_fields(diffusion), inspect.signature(kind).parameters.keys()
     asked = [parameter.name for parameter in _step_parameters(kind) if parameter.default is parameter.empty]
     if not fields.keys() <= known or set(asked) - {"self", "model_output", "timestep", "sample"}:
-        raise ConfigError(f"sampling.sampler {name} is not for a diffusion of given betas; choose another: ddim")
+        raise ConfigError(
+            f"evaluation.sampling.sampler {name} is not for a diffusion of given betas; choose another: ddim"
+        )
     if wrong := sorted(options.keys() - known | options.keys() & fields.keys()):
         free = ", ".join(sorted(known - fields.keys()))
-        raise ConfigError(f"sampling.options has {wrong[0]}, which is none of {name}'s; it has {free}")
+        raise ConfigError(f"evaluation.sampling.options has {wrong[0]}, which is none of {name}'s; it has {free}")
     ours: dict[str, Any] = {"clip_sample": clip} if "clip_sample" in known else {}
     ours |= {"variance_type": "learned_range"} if name in VARIANCE_SAMPLERS else {}
     try:
