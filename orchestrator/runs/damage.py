@@ -9,6 +9,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.runs.status import view_run
 from orchestrator.runs.work import CONFIG_SHA256
 from orchestrator.store.damage import damage_of_job
+from orchestrator.store.remote import INDEX
 from workloads.analysis.grid import is_whole_png
 from workloads.data.found import read_found
 from workloads.data.prepare import FOUND
@@ -118,6 +119,8 @@ def _data_of(run: RunDir, runs: RunsDir) -> Iterator[Finding]:
     except RememeError:
         return  # told already
     for path in sorted(runs.data.glob("*/")):
+        if (path / INDEX).exists():
+            continue  # a storage's, which whoever fetches it compares with its index
         try:
             is_its = PreparedDataset(path).fingerprint == fingerprint
         except RememeError:
