@@ -225,7 +225,11 @@ def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on_to_the_same_we
     wait_for(runs, "*/records.jsonl")
     seen = rememe(head, "status", job, cwd=tmp_path)  # from its own runs directory, which nobody has named here
     assert re.search(r"long-\w{8} \(single\): running.*job " + job, seen.stdout, re.DOTALL), seen.stdout + seen.stderr
-    assert re.search(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ", seen.stdout)
+    # The driver hears of the first record a little later than it is written.
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not re.search(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ", seen.stdout):
+        assert time.monotonic() < deadline_s, seen.stdout
+        seen = rememe(head, "status", job, cwd=tmp_path)
     assert "long-" in rememe(head, "status", "--runs-dir", runs, cwd=tmp_path).stdout
     assert "writes checkpoints and ends" in rememe(head, "stop", job, cwd=tmp_path).stdout
     followed = rememe(head, "logs", job, "--follow", cwd=tmp_path)
