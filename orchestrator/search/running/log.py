@@ -7,7 +7,7 @@ from orchestrator.plan.jobs import Plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.space.points import flat_numbers
 from orchestrator.search.study.study import Study
-from orchestrator.search.study.trial import Trial, factor_saved, metric_name
+from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name
 from orchestrator.search.study.trial_plans import PlansOf
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
@@ -85,13 +85,10 @@ class StudyLog:
             run.log_artifact(file)
         tags = {STUDY_TAG: self._study.name, "rememe.number": str(trial.number), "rememe.state": trial.state}
         hashes = {f"rememe.protocol_hash.{rung.name}": rung.protocol_hash for rung in trial.rungs if rung.protocol_hash}
-        hashes |= {
-            f"rememe.trustworthy.{rung.name}": f"no: {'; '.join(rung.doubts)}" for rung in trial.rungs if rung.doubts
-        }
+        hashes |= {f"{TRUST_TAG}.{rung.name}": _trust_in(rung) for rung in trial.rungs if rung.doubts}
         last = trial.rung(self._study.ladder.target)
         if last is not None:
-            tags |= {SCORE_TAG: metric_name(last), PROTOCOL_TAG: last.name}
-            tags[TRUST_TAG] = f"no: {'; '.join(last.doubts)}" if last.doubts else "yes"
+            tags |= {SCORE_TAG: metric_name(last), PROTOCOL_TAG: last.name, TRUST_TAG: _trust_in(last)}
         run.set_tags(tags | hashes | ({"rememe.error": trial.error} if trial.error else {}))
         run.finish(RUN_STATUS[trial.state])
 
@@ -108,3 +105,7 @@ class StudyLog:
             self._best = metrics[f"best_{metric_name(rung)}"] = rung.value
         # A step per configuration, so that MLflow draws the best score over the course of the search.
         self.run.log_metrics(metrics, step=len(self._images))
+
+
+def _trust_in(rung: Rung) -> str:
+    return f"no: {'; '.join(rung.doubts)}" if rung.doubts else "yes"
