@@ -12,6 +12,12 @@ from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 
 
+@pytest.fixture(autouse=True)
+def promptly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test does to a training in its middle must find it there: on a fast machine a second is all of it."""
+    monkeypatch.setattr("orchestrator.execution.supervisor.POLL_INTERVAL_S", 0.1)
+
+
 @pytest.fixture(scope="module")
 def config(tiny_run: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(tiny_run)

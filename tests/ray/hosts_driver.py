@@ -10,8 +10,8 @@ from orchestrator.execution.environment import prepare_ray_environment
 address = sys.argv[1]
 prepare_ray_environment(address)
 
+from orchestrator.execution import supervisor  # noqa: E402
 from orchestrator.execution.cluster import connect  # noqa: E402
-from orchestrator.execution.supervisor import train_experts  # noqa: E402
 from orchestrator.plan.events import ExpertEvent, Progressed  # noqa: E402
 from orchestrator.plan.jobs import make_plan  # noqa: E402
 from orchestrator.store.experts import ExpertStore  # noqa: E402
@@ -32,7 +32,8 @@ def tell(event: ExpertEvent) -> None:
     print(json.dumps({"key": event.key} | said), flush=True)
 
 
+supervisor.POLL_INTERVAL_S = 0.1  # as in the other tests of this folder
 jobs = make_plan(config, dataset.spec(config.data)).jobs
 with connect(address):
-    outcome = train_experts(jobs, dataset.path, store, config.execution, [tell])
+    outcome = supervisor.train_experts(jobs, dataset.path, store, config.execution, [tell])
 print(json.dumps({"failed": outcome.failed, "stopped": outcome.stopped}), flush=True)

@@ -280,7 +280,7 @@ def test_the_experts_of_a_host_that_is_cut_off_move_and_it_keeps_none(
     hosts: Hosts, tiny_run: dict[str, Any], dataset: PreparedDataset, store: ExpertStore, tmp_path: Path
 ) -> None:
     """Its process, stopped as if the host had been suspended, holds the lock of the directory that both still see."""
-    training = tiny_run["training"] | {"images": 3200, "checkpoint_every_images": 640}
+    training = tiny_run["training"] | {"images": 6400, "checkpoint_every_images": 640}
     strategy = {"kind": "meme", "experts": tiny_run["strategy"]["experts"][:2]}
     raw = tiny_run | {"name": "meme", "strategy": strategy, "training": training, "execution": {"max_attempts": 1}}
     driver = Driver(hosts, raw, dataset, store)

@@ -117,7 +117,7 @@ def test_a_group_goes_on_elsewhere_when_it_loses_a_node(
     nodes: Cluster, job: PlannedJob, dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     """With a single attempt, and the weights of a group that lost nothing."""
-    training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 320})
+    training = job.job.training.model_copy(update={"images": 3840, "checkpoint_every_images": 320})
     group = replace(job, job=job.job.model_copy(update={"training": training}), num_workers=2, placement="SPREAD")
     doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
     restarts: list[ExpertEvent] = []
@@ -187,10 +187,8 @@ def test_a_group_of_four_loses_a_node_goes_on_with_two_and_grows_back(
     dataset: PreparedDataset,
     store: ExpertStore,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every image counts once, and the loss curve stays far inside what another seed makes of it."""
-    monkeypatch.setattr("orchestrator.execution.supervisor.POLL_INTERVAL_S", 0.1)
     doomed = nodes.add_node(num_cpus=2, **OBJECT_STORE)
     nodes.add_node(num_cpus=2, **OBJECT_STORE)
     training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 192})
