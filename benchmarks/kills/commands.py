@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills.commands --folder /tmp/kills --out kills.jsonl
 
-The driver, the processes that train, Ray's own (raylet, head, agents). What the supervisor does not
-start again, the same command does.
+The driver, the processes that train, Ray's own (raylet, head, agents), the MLflow server. What the supervisor does not
+start again, the same command does; a server's service manager starts that one some seconds later.
 """
 
 import argparse
@@ -12,14 +12,16 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from benchmarks.kills.__main__ import append
@@ -35,8 +37,11 @@ DRAWN = (ID_FILE, JobDir(Path()).tenant.name)
 END_S = 600.0
 """A command that takes longer hangs."""
 
-GONE_S = 30.0
+GONE_S = 60.0
 """Within which all processes of a killed driver are gone."""
+
+STAGES = ("starting", "training", "gathered", "sampling", "scored")
+"""Of a run, as its files tell."""
 
 KINDS = {
     "expert": "ray::ExpertActor",
@@ -54,7 +59,8 @@ FATAL = {"driver", "raylet", "head"}
 TRAINING = {*FATAL, "expert"}
 """What is trained ends with them."""
 
-OFTEN = {"expert": 4, "sampling or measuring": 4}
+OFTEN = {"expert": 4, "sampling or measuring": 4, "MLflow server": 6}
+WORKING = {"expert", "sampling or measuring"}
 EXTRA_STARTS = 5
 """The death of an agent takes its node along, and with a last node the command ends too."""
 
@@ -87,6 +93,54 @@ def descendants(root: int) -> list[Process]:
     return [table[pid] for pid in found - {root}]
 
 
+class Server:
+    """An MLflow server over the database of a folder, and the service manager that starts it whenever it has died."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._is_over, self._process = folder, Event(), None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._manager = Thread(target=self._manage, daemon=True)
+
+    def __enter__(self) -> "Server":
+        self._manager.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self.kill()
+        self._manager.join()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process group, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    def kill(self) -> None:
+        """All processes of the group: what answers requests is a child."""
+        if (pid := self.pid) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _manage(self) -> None:
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1", "--host", "127.0.0.1"]
+        command += ["--port", str(self._port), "--backend-store-uri", database_of(self._folder)]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        while not self._is_over.is_set():
+            with (self._folder / "server.log").open("ab") as log:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process.wait()
+            self._process = None
+            self._is_over.wait(3.0)
+
+
+def database_of(folder: Path) -> str:
+    """Where MLflow keeps the runs of a command."""
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
 @dataclass
 class Command:
     """A command in a directory, started as often as it takes."""
@@ -94,6 +148,7 @@ class Command:
     arguments: tuple[str, ...]
     folder: Path
     environment: Mapping[str, str]
+    server: Server | None = None
     process: "subprocess.Popen[bytes] | None" = None
     family: Sequence[Process] = ()
     """Its processes at the last kill."""
@@ -119,6 +174,8 @@ class Command:
         """One of its processes of a kind."""
         if kind == "driver":
             return self.pid
+        if kind == "MLflow server":
+            return self.server.pid if self.server is not None else None
         for one in descendants(self.pid):
             if KINDS[kind] in one.command:
                 return one.pid
@@ -130,10 +187,12 @@ class Command:
         assert self.process is not None
         return self.process.pid
 
-    def again(self) -> int:
-        """Start it, and its exit code."""
-        self.start()
-        return self.wait()
+    def kill(self, kind: str, pid: int) -> None:
+        """One of its processes, just found."""
+        if kind == "MLflow server" and self.server is not None:
+            self.server.kill()
+        else:
+            os.kill(pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Its exit code."""
@@ -201,6 +260,8 @@ class Scenario:
     name: str
     arguments: tuple[str, ...]
     raw: Mapping[str, Any]
+    is_served: bool = False
+    """MLflow is a server; or rememe opens the database itself."""
 
 
 def scenarios(data: Path) -> list[Scenario]:
@@ -220,14 +281,27 @@ def scenarios(data: Path) -> list[Scenario]:
         "budget": {"num_configurations": 3},
         "ladder": {"quick": {"num_samples": 8, "sampling": {"num_steps": 2}}, "finalists": 1},
     }
-    return [*made, Scenario("study", ("search", "run.yaml"), study)]
+    served = replace(made[0], name=f"{made[0].name}, MLflow served", is_served=True)
+    return [*made, Scenario("study", ("search", "run.yaml"), study), served]
 
 
-def prepared(scenario: Scenario, folder: Path) -> Command:
+def prepared(scenario: Scenario, folder: Path, stack: ExitStack) -> Command:
     """A directory in which it can be started."""
     folder.mkdir(parents=True)
     (folder / "run.yaml").write_text(json.dumps(scenario.raw))
-    return Command(scenario.arguments, folder, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"})
+    server = stack.enter_context(Server(folder)) if scenario.is_served else None
+    uri = database_of(folder) if server is None else server.uri
+    return Command(scenario.arguments, folder, {"MLFLOW_TRACKING_URI": uri}, server)
+
+
+def undisturbed(scenario: Scenario, folder: Path) -> dict[str, str]:
+    """What it leaves."""
+    with ExitStack() as stack:
+        command = prepared(scenario, folder, stack)
+        command.start()
+        code = command.wait()
+    assert code == 0, (folder / "log").read_text()
+    return kept(folder)
 
 
 def kill_and_compare(
@@ -235,37 +309,42 @@ def kill_and_compare(
 ) -> Outcome:
     """Kill processes of a run, one after the other, so many; let it end; compare."""
     rng, began_s = random.Random(f"{scenario.name} {seed}"), time.monotonic()
-    outcome, command, code = Outcome(f"rememe {scenario.name}", seed), prepared(scenario, folder), -1
-    for _ in range(num_kills + EXTRA_STARTS):
-        command.start()
-        while len(outcome.kills) < num_kills and (killed := kill_one(command, rng)) is not None:
-            outcome.kills.append(killed)
-            print(killed, flush=True)
-            if killed.process in FATAL:
-                outcome.differences += leftovers(command)
+    outcome, code = Outcome(f"rememe {scenario.name}", seed), -1
+    with ExitStack() as stack:
+        command = prepared(scenario, folder, stack)
+        for _ in range(num_kills + EXTRA_STARTS):
+            command.start()
+            while len(outcome.kills) < num_kills and (killed := kill_one(command, rng)) is not None:
+                outcome.kills.append(killed)
+                print(killed, flush=True)
+                if killed.process in FATAL:
+                    outcome.differences += leftovers(command)
+                    break
+            if (code := command.wait()) == 0:
                 break
-        if (code := command.wait()) == 0:
-            break
     outcome.differences += [f"ends with {code}"] if code else differences(whole, kept(folder))
     outcome.seconds = round(time.monotonic() - began_s, 1)
     return outcome
 
 
 def kill_one(command: Command, rng: random.Random) -> Killed | None:
-    """One of the processes there are some seconds from now, at random; None if the command has ended before."""
+    """One of its processes once it has come as far as a stage drawn at random; None if it has ended before."""
+    aim = rng.choice(STAGES)
+    while command.ended is None and STAGES.index(stage_of(command.folder)) < STAGES.index(aim):
+        time.sleep(0.2)
     while True:
-        time.sleep(rng.uniform(1, 5))
-        there = {kind: pid for kind in ("driver", *KINDS) if (pid := command.find(kind)) is not None}
+        time.sleep(rng.uniform(0.5, 3))
+        there = {kind: pid for kind in ("driver", "MLflow server", *KINDS) if (pid := command.find(kind)) is not None}
         if command.ended is not None:
             return None
         stage = stage_of(command.folder)
-        if stage == "starting" and "expert" not in there and rng.random() > 0.1:  # or it would never come to training
+        if not there.keys() & WORKING and rng.random() > 0.1:  # or most would fall while it starts
             continue
         (kind,) = rng.choices(list(there), [OFTEN.get(kind, 1) for kind in there])
         reached, safe = images_of(command.folder), checkpoints_of(command.folder)
         command.family = descendants(command.pid)
         with suppress(ProcessLookupError):
-            os.kill(there[kind], signal.SIGKILL)
+            command.kill(kind, there[kind])
             again = max((reached[key] - images for key, images in safe.items() if key in reached), default=0)
             return Killed(kind, stage, "any time", images_again=max(0, again) if kind in TRAINING else 0)
 
@@ -298,7 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-run", type=int, default=8)
     parser.add_argument("--runs", type=int, default=1, help="of each scenario")
-    parser.add_argument("--only", nargs="*", help="meme, independent, remix, study")
+    parser.add_argument("--only", nargs="*", help="names of scenarios")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"))
     parser.add_argument("--folder", type=Path, required=True, help="undisturbed runs are kept there")
     options = parser.parse_args()
@@ -308,9 +387,7 @@ def main() -> None:
         calm = options.folder.absolute() / scenario.name
         if not (calm / "kept.json").exists():
             shutil.rmtree(calm, ignore_errors=True)
-            code = prepared(scenario, calm).again()
-            assert code == 0, (calm / "log").read_text()
-            (calm / "kept.json").write_text(json.dumps(kept(calm)))
+            (calm / "kept.json").write_text(json.dumps(undisturbed(scenario, calm)))
         whole = json.loads((calm / "kept.json").read_text())
         done = sum(line["scenario"] == f"rememe {scenario.name}" for line in read(options.out))
         for seed in range(done, done + options.runs):

@@ -50,6 +50,10 @@ class PlannedJob:
     worker_counts: tuple[int, ...] = ()
     """How many workers may train it, the most first; empty: num_workers and no others."""
 
+    def __post_init__(self) -> None:
+        if self.worker_counts and self.num_workers not in self.worker_counts:
+            raise ValueError(f"num_workers is {self.num_workers}, but worker_counts allow {self.worker_counts}")
+
     @property
     def request(self) -> Request:
         """What it asks of the cluster."""

@@ -47,12 +47,22 @@ OBJECT_STORE = {"object_store_memory": 100 * 2**20}
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """A head that holds no expert, and the driver connected to it."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **OBJECT_STORE})
+    # What a dead node's silence costs is waited for in seconds, not in a minute.
+    checks = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000, "health_check_timeout_ms": 2000}
+    settings = {**checks, "health_check_failure_threshold": 5}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": settings, **OBJECT_STORE})
     try:
         with connect(cluster.address):
             yield cluster
     finally:
         cluster.shutdown()
+
+
+def laid_out(nodes: Cluster, *num_cpus: int) -> list[Any]:
+    """Nodes of so many CPUs, and no others, whatever a test before this one has left."""
+    for node in list(nodes.worker_nodes):
+        nodes.remove_node(node)
+    return [nodes.add_node(num_cpus=count, **OBJECT_STORE) for count in num_cpus]
 
 
 @pytest.fixture
@@ -65,7 +75,7 @@ def job(tiny_run: dict[str, Any], dataset: PreparedDataset) -> PlannedJob:
 
 def test_every_node_is_looked_at_and_nothing_is_left_behind(nodes: Cluster, tmp_path: Path) -> None:
     """On one disk and with one installation all must be well; a directory that is gone meanwhile is not shared."""
-    second = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    laid_out(nodes, 1)
     runs = tmp_path / "runs"
     found = examine(runs, nodes.address, store=(tmp_path / "store").as_uri())
     said = {subject: (is_ok, text) for is_ok, subject, text in found if subject != "devices"}
@@ -80,7 +90,6 @@ def test_every_node_is_looked_at_and_nothing_is_left_behind(nodes: Cluster, tmp_
     assert [(one.sees_probe, one.answers_probe, one.versions) for one in facts] == [
         (False, False, {"ray": ray.__version__, "no-such-package": ""})
     ] * 2
-    nodes.remove_node(second)
 
 
 def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
@@ -88,7 +97,7 @@ def test_a_lost_node_costs_no_attempt_and_changes_no_weight(
 ) -> None:
     """With a single attempt: the only node is killed while one trains there and one waits for its place; another node
     is there, and both end the same."""
-    doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    (doomed,) = laid_out(nodes, 1)
     heard: list[ExpertEvent] = []
 
     def listen(event: ExpertEvent) -> None:
@@ -118,16 +127,15 @@ def test_a_group_goes_on_elsewhere_when_it_loses_a_node(
 ) -> None:
     """With a single attempt, and the weights of a group that lost nothing."""
     training = job.job.training.model_copy(update={"images": 3840, "checkpoint_every_images": 320})
-    group = replace(job, job=job.job.model_copy(update={"training": training}), num_workers=2, placement="SPREAD")
-    doomed = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+    alone = replace(job, job=job.job.model_copy(update={"training": training}))
+    group = replace(alone, num_workers=2, worker_counts=(2,), placement="SPREAD")
+    _, doomed = laid_out(nodes, 1, 1)
     restarts: list[ExpertEvent] = []
-    spare = None
 
     def listen(event: ExpertEvent) -> None:
-        nonlocal spare
         if isinstance(event, events.Checkpointed) and doomed in nodes.list_all_nodes():
             nodes.remove_node(doomed, allow_graceful=False)
-            spare = nodes.add_node(num_cpus=1, **OBJECT_STORE)
+            nodes.add_node(num_cpus=1, **OBJECT_STORE)
         if isinstance(event, events.Restarting):
             restarts.append(event)
 
@@ -139,7 +147,6 @@ def test_a_group_goes_on_elsewhere_when_it_loses_a_node(
         found.append(outcome.completed[group.key].weights_sha256)
     assert restarts == [events.Restarting(group.key, FailureKind.NODE_LOST, 1)]
     assert found[0] == found[1]
-    nodes.remove_node(spare)
 
 
 def test_a_preempted_node_is_left_with_a_checkpoint(
@@ -152,7 +159,7 @@ def test_a_preempted_node_is_left_with_a_checkpoint(
     lonely = replace(job, job=job.job.model_copy(update={"training": training}))
     folder, twice = JobDir(store.path(lonely.key)), []
     noticed_s = left_s = 0.0
-    (doomed,) = nodes.worker_nodes
+    (doomed,) = laid_out(nodes, 1)
 
     def listen(event: ExpertEvent) -> None:
         nonlocal noticed_s, left_s
@@ -189,8 +196,7 @@ def test_a_group_of_four_loses_a_node_goes_on_with_two_and_grows_back(
     tmp_path: Path,
 ) -> None:
     """Every image counts once, and the loss curve stays far inside what another seed makes of it."""
-    doomed = nodes.add_node(num_cpus=2, **OBJECT_STORE)
-    nodes.add_node(num_cpus=2, **OBJECT_STORE)
+    doomed, _ = laid_out(nodes, 2, 2)
     training = job.job.training.model_copy(update={"images": 1920, "checkpoint_every_images": 192})
     job = replace(job, job=job.job.model_copy(update={"training": training}))
     group, folder = replace(job, num_workers=4, worker_counts=(4, 2)), JobDir(store.path(job.key))
