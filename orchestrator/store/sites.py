@@ -228,7 +228,8 @@ def _fetch_checkpoint(remote: RemoteStore, key: str, folder: Path) -> None:
             if remote.fetch(f"{_checkpoints(key)}/{name}", folder):
                 return
         except DamagedError as error:
-            logger.warning("%s; using the one before it", error)
+            remote.set_aside(f"{_checkpoints(key)}/{name}")  # so that it is sent when training comes by again
+            logger.warning("%s is damaged; using the one before it", error.place)
 
 
 class _Uploads:
