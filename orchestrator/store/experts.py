@@ -80,7 +80,7 @@ class ExpertStore:
     @property
     def identity(self) -> str:
         """A random word in the directory, by which another node can tell that it sees the same one."""
-        return self._id_file.read_text()
+        return self._id_file.read_text(errors="replace")  # damaged, it still tells one directory from another
 
     def path(self, key: str) -> Path:
         """Where the job with this key is, or will be, trained."""
