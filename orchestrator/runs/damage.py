@@ -7,11 +7,11 @@ from typing import Any
 from orchestrator.plan.fitness import Finding
 from orchestrator.plan.places import RunsDir, is_run_name
 from orchestrator.runs.status import view_run
-from orchestrator.runs.work import CONFIG_SHA256
 from orchestrator.store.damage import damage_of_job
 from orchestrator.store.remote import INDEX
 from orchestrator.store.storage import STORED_BELOW, Storage
 from workloads.analysis.grid import is_whole_png
+from workloads.config.load import CONFIG_SHA256
 from workloads.data.found import read_found
 from workloads.data.prepare import FOUND
 from workloads.data.prepared import MANIFEST, PreparedDataset

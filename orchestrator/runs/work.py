@@ -22,6 +22,7 @@ from workloads.analysis.curves import LossCurve, read_curve
 from workloads.analysis.held_out import curve_file
 from workloads.config import ProtocolConfig
 from workloads.config.evaluation import HeldOutSpec, Metric
+from workloads.config.load import CONFIG_SHA256
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
@@ -34,9 +35,6 @@ from workloads.sealed import write_json
 from workloads.training.result import JobResult
 
 FIGURE_DPI = 150
-
-CONFIG_SHA256 = "config_sha256"
-"""In a run's plan, of the run description beside it."""
 
 
 @dataclass(frozen=True)
