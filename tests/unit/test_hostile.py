@@ -190,8 +190,6 @@ def test_what_other_data_drops_of_a_preset_is_told(tmp_path: Path, caplog: pytes
     caplog.clear()
     changes = [f"data={other}", "evaluation.sampling.guidance_scale=1"]
     assert not load_config("demo-meme", changes).data.class_conditional
-        "demo-meme", [f"data={other}", "evaluation.sampling.guidance_scale=1"]
-    ).data.class_conditional
     assert [told in record.getMessage() for record in caplog.records] == [True]
     caplog.clear()
     file.write_text(f"preset: demo-meme\ndata: {other[:-1]}, class_conditional: true}}\n")
