@@ -37,7 +37,8 @@ def plan(
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
 
-    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
+    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share. Without the data,
+    sizes are shown as configured, and the exit code is 2.
     """
     # `json` is the option here.
     from json import dumps as to_text
@@ -54,7 +55,7 @@ def plan(
     from workloads.config.load import load_config
 
     loaded = load_config(config, overrides or ())
-    from orchestrator.runs.data import plan_as_far_as_known
+    from orchestrator.runs.data import plan_as_far_as_known, require_data
     from orchestrator.terminal.tables import print_plan
 
     found = plan_as_far_as_known(loaded, runs_dir)
@@ -62,6 +63,7 @@ def plan(
         print(to_text(found.to_json(), indent=2))
     else:
         print_plan(found)
+    require_data(loaded, runs_dir)
 
 
 def train(

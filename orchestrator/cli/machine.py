@@ -30,7 +30,8 @@ def doctor(
         typer.Argument(
             metavar="[CONFIG|DIRECTORY]",
             help="Preset or YAML file whose experts are to find a place; or the directory of a run, a study, an "
-            "expert, an ensemble or prepared data, whose files are compared with their checksums.",
+            "expert, an ensemble or prepared data, whose files are compared with their checksums; or the name of a run "
+            "or a study, here or with --storage there.",
             show_default=False,
         ),
     ] = None,
@@ -42,15 +43,36 @@ def doctor(
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
     from workloads.config.load import load_config
-    from workloads.presets import list_presets
 
-    if config is not None and config not in list_presets() and Path(config).is_dir():
-        raise typer.Exit(0 if _tell(_examined(Path(config))) else 1)
+    files = None if config is None else _findings_of_files(config, runs_dir, storage)
+    if files is not None:
+        raise typer.Exit(0 if _tell(files) else 1)
     loaded = None if config is None else load_config(config, overrides or ())
     environment.prepare_ray_environment(address)
     from orchestrator.runs.doctor import examine
 
     raise typer.Exit(0 if _tell(examine(runs_dir, address, config=loaded, store=store, storage=storage)) else 1)
+
+
+def _findings_of_files(named: str, runs_dir: Path, storage: str | None) -> "Iterable[Finding] | None":
+    """Of a directory, or of a run or a study by its name, here or in a storage; None of a run description."""
+    from workloads.config.load import is_file
+    from workloads.presets import list_presets
+
+    if named in list_presets() or is_file(named):
+        return None
+    if Path(named).is_dir():
+        return _examined(Path(named))
+    if storage is not None:
+        from orchestrator.runs.damage import examine_in_storage
+        from orchestrator.store.storage import Storage
+
+        return examine_in_storage(Storage.at(storage), named)
+    from orchestrator.plan.places import RunsDir
+
+    runs = RunsDir(runs_dir)
+    below = [folder for folder in (runs.path / named, runs.studies / named) if folder.is_dir()]
+    return _examined(below[0]) if below and "/" not in named else None
 
 
 def _examined(path: Path) -> "Iterable[Finding]":
@@ -60,12 +82,12 @@ def _examined(path: Path) -> "Iterable[Finding]":
     from orchestrator.search.study.damage import examine_study
     from workloads.errors import ConfigError
 
+    if is_examined(path):
+        return examine_directory(path)
     study = RunsDir(path.absolute().parent.parent).study(path.absolute().name)
     if study.path == path.absolute() and (study.description_file.exists() or study.trial_files()):
         return examine_study(path)
-    if not is_examined(path):
-        raise ConfigError(f"{path} is no directory of a run, a study, an expert, an ensemble or prepared data")
-    return examine_directory(path)
+    raise ConfigError(f"{path} is no directory of a run, a study, an expert, an ensemble or prepared data")
 
 
 def _tell(findings: "Iterable[Finding]") -> bool:

@@ -129,6 +129,14 @@ class StudyDir:
         """How far the training of a running configuration is, in words."""
         return self.path / "progress" / f"{number:04d}"
 
+    def remarks_file(self, number: int) -> Path:
+        """What was warned of while a configuration was carried out, for the driver to show."""
+        return self.path / "progress" / f"{number:04d}.jsonl"
+
+    def remarks_files(self) -> list[Path]:
+        """Those there are."""
+        return sorted((self.path / "progress").glob("*.jsonl"))
+
     @property
     def tune_dir(self) -> Path:
         """Ray Tune's own state; thrown away at every start, nothing depends on it."""

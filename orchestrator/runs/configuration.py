@@ -97,6 +97,8 @@ def train_configuration(
         if reference is not None:
             metrics = TABLE_METRICS if comparison is not None else ()
             scored = session.score(ensemble, config.evaluation, reference, metrics)
+        else:
+            work.ensemble_at_nodes(ensemble, shown=True)
         if comparison is not None:
             session.tracked.set_tags({COMPARISON_TAG: comparison})
         session.report(results, scored, runs_dir)

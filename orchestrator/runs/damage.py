@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.fitness import Finding
-from orchestrator.plan.places import RunsDir
+from orchestrator.plan.places import RunsDir, is_run_name
 from orchestrator.runs.status import view_run
-from orchestrator.runs.work import CONFIG_SHA256
 from orchestrator.store.damage import damage_of_job
 from orchestrator.store.remote import INDEX
+from orchestrator.store.storage import STORED_BELOW, Storage
 from workloads.analysis.grid import is_whole_png
+from workloads.config.load import CONFIG_SHA256
 from workloads.data.found import read_found
 from workloads.data.prepare import FOUND
 from workloads.data.prepared import MANIFEST, PreparedDataset
@@ -35,8 +36,32 @@ def examine_directory(path: Path) -> Iterator[Finding]:
     yield from examiner(path)
 
 
+def examine_in_storage(storage: Storage, named: str) -> Iterator[Finding]:
+    """The same for what lies in a storage: a study, or a run with its ensemble, its experts and its data.
+
+    ConfigError if nothing is called so there.
+    """
+    study = storage.study(named)
+    for what, name in [("study", study)] if study is not None else storage.folders_of(storage.name_of(named)):
+        yield from told(what, f"{storage.shown}/{name} is as it was sent", storage.damage(name))
+
+
+def _in_storage(path: Path) -> Iterator[Finding]:
+    """A directory of a storage, whatever lies there."""
+    path = path.absolute()
+    if is_run_name(path.name):
+        yield from examine_in_storage(Storage.at(path.parent.as_uri()), path.name)
+        return
+    depth = 1 if path.parent.name in STORED_BELOW or (path.parent / INDEX).is_file() else 0
+    root = path.parents[depth]
+    name = str(path.relative_to(root))
+    yield from told("storage", f"{name} is as it was sent", Storage.at(root.as_uri()).damage(name))
+
+
 def _examiner_of(path: Path) -> Callable[[Path], Iterator[Finding]] | None:
     job, run = JobDir(path), RunDir(path)
+    if (path / INDEX).is_file():
+        return _in_storage
     if job.result.exists() or job.description.exists() or job.checkpoints.is_dir():
         return _expert
     if (path / MANIFEST).is_file():

@@ -44,22 +44,28 @@ def check_network(config: RunConfig) -> None:
 
 
 def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
-    """The data a plan needs to know, as configured where it cannot be had; then with a note and no fingerprint."""
-    return _spec(config.data, runs_dir)
+    """The data a plan needs to know; as configured, without a fingerprint, where require_data raises."""
+    return _spec(config.data, runs_dir)[0]
 
 
-# A study plans many configurations of one data set: it is looked at, and a note about it printed, once.
+def require_data(config: RunConfig, runs_dir: Path) -> None:
+    """DataError if the data that a plan is about cannot be had; for who has shown the plan as configured."""
+    if why := _spec(config.data, runs_dir)[1]:
+        raise DataError(f"{why}. Sizes are shown as configured; content keys need the data and are left out")
+
+
+# A study plans many configurations of one data set: it is looked at once.
 @lru_cache(maxsize=64)
-def _spec(data: AnyData, runs_dir: Path) -> DataSpec:
+def _spec(data: AnyData, runs_dir: Path) -> tuple[DataSpec, str]:
+    """And why it cannot be had, if so."""
     try:
         with progress(PREPARING, "images") as advance:
-            return ensure_prepared(data, RunsDir(runs_dir).data, on_progress=advance).spec(data)
+            return ensure_prepared(data, RunsDir(runs_dir).data, on_progress=advance).spec(data), ""
     except (OSError, StorageError):
         require_writable(runs_dir)  # says so if that is why
         raise
     except DataError as error:
-        print_note(f"{error}. Sizes are shown as configured; content keys need the data and are left out")
-    return _as_configured(data)
+        return _as_configured(data), str(error)
 
 
 def _as_configured(data: AnyData) -> DataSpec:

@@ -22,6 +22,7 @@ from workloads.analysis.curves import LossCurve, read_curve
 from workloads.analysis.held_out import curve_file
 from workloads.config import ProtocolConfig
 from workloads.config.evaluation import HeldOutSpec, Metric
+from workloads.config.load import CONFIG_SHA256
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
@@ -34,9 +35,6 @@ from workloads.sealed import write_json
 from workloads.training.result import JobResult
 
 FIGURE_DPI = 150
-
-CONFIG_SHA256 = "config_sha256"
-"""In a run's plan, of the run description beside it."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,12 @@ class Work:
     def _data_at_nodes(self, dataset: PreparedDataset) -> Folder:
         return dataset.path if self.storage is None else self.storage.keep_data(dataset.path, dataset.fingerprint)
 
-    def ensemble_at_nodes(self, ensemble: Ensemble) -> Folder:
-        """Where nodes find the run's ensemble."""
-        return ensemble.path if self.storage is None else self.storage.keep_ensemble(self.run)
+    def ensemble_at_nodes(self, ensemble: Ensemble, *, shown: bool = False) -> Folder:
+        """Where nodes find the run's ensemble. shown: with a progress bar while it is sent."""
+        if self.storage is None:
+            return ensemble.path
+        with progress("sending the ensemble", "files", shown=shown) as advance:
+            return self.storage.keep_ensemble(self.run, advance)
 
     def held_out_curves(self, dataset: PreparedDataset, spec: HeldOutSpec) -> list[LossCurve]:
         """The held-out loss of every finished job at every timestep; each is measured once, on the cluster."""
@@ -158,7 +159,7 @@ class Work:
         """
         execution = ensemble.config.execution
         resources, wait_timeout_s = execution.resources, execution.wait_timeout_s
-        folder = self.ensemble_at_nodes(ensemble)
+        folder = self.ensemble_at_nodes(ensemble, shown=not on_cluster)
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:

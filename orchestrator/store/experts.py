@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from orchestrator.store.remote import RemoteStore
+from orchestrator.store.remote import DamagedError, RemoteStore
 from orchestrator.store.sites import ID_FILE, SharedSite, Site, StorageSite
 from orchestrator.store.storage import Folder, Storage
 from workloads.errors import DamagedFileError, StorageError
@@ -80,7 +80,7 @@ class ExpertStore:
     @property
     def identity(self) -> str:
         """A random word in the directory, by which another node can tell that it sees the same one."""
-        return self._id_file.read_text()
+        return self._id_file.read_text(errors="replace")  # damaged, it still tells one directory from another
 
     def path(self, key: str) -> Path:
         """Where the job with this key is, or will be, trained."""
@@ -139,7 +139,15 @@ class ExpertStore:
             self._remote.fetch(key, self.path(key))
 
     def _fetched(self, key: str) -> bool:
-        return self._ask(lambda remote: remote.fetch(key, self.path(key)), otherwise=False)
+        return self._ask(lambda remote: self._fetch(remote, key), otherwise=False)
+
+    def _fetch(self, remote: RemoteStore, key: str) -> bool:
+        try:
+            return remote.fetch(key, self.path(key))
+        except DamagedError as error:
+            remote.set_aside(key)
+            logger.warning("%s is damaged; it was set aside there and will be trained again", error.place)
+            return False
 
     def _ask(self, call: Callable[[RemoteStore], T], *, otherwise: T) -> T:
         """What the remote answers; while it does not, or if there is none, training goes on without it."""

@@ -10,18 +10,24 @@ by accident are two attempts of which the first counts. A lease makes the accide
 
 import hashlib
 import json
+import logging
 import threading
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from orchestrator.store.remote_files import RemoteFiles
+from orchestrator.store.remote_files import RemoteFiles, is_absent
 from workloads.errors import StorageError
 from workloads.files import new_directory, sha256_file
 from workloads.places import JobDir
+from workloads.progress import Progress
+from workloads.sealed import UNREADABLE, sealed, unsealed
+
+logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 
@@ -37,8 +43,19 @@ LEFT_OUT = {JobDir(Path()).checkpoints.name, JobDir(Path()).lock.name}
 """What of a job serves only whoever trains it."""
 
 
+_looked_at: set[tuple[str, str]] = set()
+"""Files of mirrored folders, with their SHA-256, that this process has sent, brought or read: once is enough."""
+
+ATTEMPT = "attempt-"
+"""What the files of a published folder lie below, before a random word."""
+
+
 class DamagedError(StorageError):
     """What lies at the remote is not what was put there."""
+
+    def __init__(self, place: str, next_step: str) -> None:
+        super().__init__(f"{place} is damaged; {next_step}")
+        self.place = place
 
 
 class FolderIndex(NamedTuple):
@@ -74,17 +91,29 @@ class RemoteStore:
         if text is None:
             return None
         try:
-            raw = json.loads(text)
+            raw = unsealed(json.loads(text))
             found = FolderIndex(raw["attempt"], raw["files"], int(raw.get("num_bytes", 0)))
             # Whoever can write there must not be able to write anywhere else here.
             is_sound = all(map(_is_confined, [found.attempt, *found.files])) and all(
                 isinstance(digest, str) for digest in found.files.values()
             )
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except UNREADABLE:
             is_sound = False
         if not is_sound:
-            raise DamagedError(f"{self.uri}/{name}/{INDEX} is damaged; remove {self.uri}/{name} to have it made again")
+            is_published = any(entry.startswith(ATTEMPT) for entry in self.files.names(name))
+            raise self._damaged(name, INDEX, is_published=is_published)
         return found
+
+    def damage(self, name: str) -> Iterator[str]:
+        """Read a whole folder, and name in a sentence with the next step each file that is not as it was put there."""
+        try:
+            index = self.index(name) or FolderIndex("", {})
+        except DamagedError as error:
+            yield str(error)
+            return
+        for file, digest in index.files.items():
+            if self.files.sha256(_place(name, index, file)) != digest:
+                yield str(self._damaged(name, file, is_published=bool(index.attempt)))
 
     def fetch(self, name: str, target: Path) -> bool:
         """Bring a folder here as `target`; False if there is none. StorageError if it is damaged."""
@@ -96,16 +125,21 @@ class RemoteStore:
                 self._bring(name, index, file, scratch / file)
         return True
 
-    def refresh(self, name: str, target: Path, only: str = "*") -> bool:
+    def refresh(self, name: str, target: Path, only: str = "*", *, salvages: bool = False) -> bool:
         """Bring those files of a folder that `target` lacks or has otherwise; False if there is no such folder.
 
-        only: a pattern of their names. What `target` has besides stays. StorageError if a file is damaged.
+        only: a pattern of their names. What `target` has besides stays. DamagedError if a file is damaged, unless
+        salvages: then it is named and left out, for the caller makes it anew.
         """
-        if (index := self.index(name)) is None:
+        index = None
+        with _salvaging() if salvages else nullcontext():
+            index = self.index(name)
+        if index is None:
             return False
         for file, digest in index.files.items():
             if fnmatchcase(file, only) and not ((target / file).is_file() and sha256_file(target / file) == digest):
-                self._bring(name, index, file, target / file)
+                with _salvaging() if salvages else nullcontext():
+                    self._bring(name, index, file, target / file)
         return True
 
     def publish(
@@ -124,7 +158,7 @@ class RemoteStore:
         if self.index(name) is not None:
             return
         stays = left_out if only is None else {entry.name for entry in source.iterdir()} - set(only)
-        index = _index_of(source, stays, attempt=f"attempt-{uuid.uuid4().hex[:12]}")
+        index = _index_of(source, stays, attempt=f"{ATTEMPT}{uuid.uuid4().hex[:12]}")
         for file in index.files:
             self.files.upload(source / file, f"{name}/{index.attempt}/{file}")
         if not self.files.creates:
@@ -132,15 +166,47 @@ class RemoteStore:
         elif not self.files.create(f"{name}/{INDEX}", _text_of(index)):
             self.files.remove_folder(f"{name}/{index.attempt}")
 
-    def mirror(self, name: str, source: Path, left_out: Collection[str] = ()) -> None:
-        """Bring a folder that changes up to date; its files lie there under their own names, for people to look at."""
-        known = self.index(name) or FolderIndex("", {})
+    def mirror(
+        self,
+        name: str,
+        source: Path,
+        left_out: Collection[str] = (),
+        on_progress: Progress = lambda *_: None,
+    ) -> None:
+        """Bring a folder that changes up to date; its files lie there under their own names, for people to look at.
+
+        What the index says is there is read, once per process, and what is not as it was put there is sent again.
+        """
+        try:
+            known = self.index(name)
+        except DamagedError:
+            known = None
+            logger.warning("%s/%s/%s is damaged; all it tells of is sent again", self.uri, name, INDEX)
+        known = known or FolderIndex("", {})
         index = _index_of(source, left_out, attempt="")
-        for file, digest in index.files.items():
-            if known.files.get(file) != digest:
+        for done, (file, digest) in enumerate(index.files.items()):
+            if known.files.get(file) != digest or not self._is_whole(name, file, digest):
                 self.files.upload(source / file, f"{name}/{file}")
+                _looked_at.add((f"{self.uri}/{name}/{file}", digest))
+            on_progress(done + 1, len(index.files))
         if index != known:
             self._write_index(name, index)
+
+    def _is_whole(self, name: str, file: str, digest: str) -> bool:
+        seen = (f"{self.uri}/{name}/{file}", digest)
+        if seen in _looked_at:
+            return True
+        if self.files.sha256(f"{name}/{file}") != digest:
+            logger.warning("%s was damaged; it is sent again", seen[0])
+            return False
+        _looked_at.add(seen)
+        return True
+
+    def set_aside(self, name: str) -> None:
+        """Let a damaged folder count as not there, so that it is made again; what is left of it may be worth a look."""
+        if (text := self.files.read(f"{name}/{INDEX}")) is not None:
+            self.files.write(f"{name}/damaged-{uuid.uuid4().hex[:6]}.json", text)
+            self.files.remove(f"{name}/{INDEX}")
 
     def try_out(self) -> None:
         """Write something small and remove it. StorageError if that fails."""
@@ -187,17 +253,44 @@ class RemoteStore:
         return now_s - self._seen[name][1] > LEASE_S
 
     def _bring(self, name: str, index: FolderIndex, file: str, target: Path) -> None:
-        self.files.download("/".join(filter(None, [name, index.attempt, file])), target)
-        if sha256_file(target) != index.files[file]:
-            target.unlink()
-            raise DamagedError(f"{self.uri}/{name}/{file} is damaged; remove {self.uri}/{name} to have it made again")
+        place = _place(name, index, file)
+        try:
+            self.files.download(place, target)
+            is_whole = sha256_file(target) == index.files[file]
+        except StorageError as error:
+            if not is_absent(error):
+                raise
+            is_whole = False
+        if not is_whole:
+            target.unlink(missing_ok=True)
+            raise self._damaged(name, file, is_published=bool(index.attempt))
+        _looked_at.add((f"{self.uri}/{place}", index.files[file]))
+
+    def _damaged(self, name: str, file: str, *, is_published: bool) -> DamagedError:
+        folder = f"{self.uri}/{name}"
+        sent_anew = f"run rememe train (or search) again with --storage {self.uri}, which sends it anew"
+        made_anew = f"remove {folder} to have it made again"
+        return DamagedError(f"{folder}/{file}", made_anew if is_published else sent_anew)
 
     def _write_index(self, name: str, index: FolderIndex) -> None:
         self.files.write(f"{name}/{INDEX}", _text_of(index))
 
 
+@contextmanager
+def _salvaging() -> Iterator[None]:
+    """Of damage that does no harm, for it is made anew: say so, and go on."""
+    try:
+        yield
+    except DamagedError as error:
+        logger.warning("%s is damaged; it is left out", error.place)
+
+
 def _text_of(index: FolderIndex) -> bytes:
-    return json.dumps(index._asdict()).encode()
+    return json.dumps(sealed(index._asdict())).encode()
+
+
+def _place(name: str, index: FolderIndex, file: str) -> str:
+    return "/".join(filter(None, [name, index.attempt, file]))
 
 
 class Lease:

@@ -1,6 +1,7 @@
 """Files at a URI, through fsspec. Whatever a driver raises becomes one sentence here, and only here."""
 
 import errno
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -135,6 +136,17 @@ class RemoteFiles:
         with new_file(target) as scratch, self._refusals(name, "read"):
             self._fs.get_file(self._path(name), str(scratch))
 
+    def sha256(self, name: str) -> str | None:
+        """Of a file of any size, read in blocks; None if there is none."""
+        with self._refusals(name, "read"):
+            try:
+                with self._fs.open(self._path(name), "rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError as error:
+                if _is_about_bucket(error):
+                    raise
+                return None
+
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, without the folder's own name; nothing if there is no such folder."""
         path = self._path(folder)
@@ -171,6 +183,12 @@ class RemoteFiles:
         # botocore's, aiohttp's, Google's and Hadoop's errors have nothing in common but this.
         except Exception as error:
             raise StorageError(f"{self.uri}/{name} cannot be {what} ({_reason(error)}); {_next_step(error)}") from error
+
+
+def is_absent(error: StorageError) -> bool:
+    """Whether all that is wrong is that there is no such file."""
+    cause = error.__cause__
+    return isinstance(cause, FileNotFoundError) and not _is_about_bucket(cause)
 
 
 def _probe() -> str:

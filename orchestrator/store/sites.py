@@ -94,7 +94,7 @@ class SharedSite:
 def require_same_store(root: Path, identity: str, node: str) -> None:
     """Raise StorageError unless the store a worker sees on its node is the driver's."""
     file = root / ID_FILE
-    if not file.is_file() or file.read_text() != identity:
+    if not file.is_file() or file.read_text(errors="replace") != identity:
         raise StorageError(
             f"the expert store {root} is not the same directory on node {node}; "
             "set --runs-dir to a path all nodes share, or name a --storage"
@@ -228,7 +228,8 @@ def _fetch_checkpoint(remote: RemoteStore, key: str, folder: Path) -> None:
             if remote.fetch(f"{_checkpoints(key)}/{name}", folder):
                 return
         except DamagedError as error:
-            logger.warning("%s; using the one before it", error)
+            remote.set_aside(f"{_checkpoints(key)}/{name}")  # so that it is sent when training comes by again
+            logger.warning("%s is damaged; using the one before it", error.place)
 
 
 class _Uploads:

@@ -9,21 +9,27 @@ URI/studies/NAME                a study: its ledger, its report, its status, and
 URI/NAME-FINGERPRINT            a run: description, samples, scores, figures; its ensemble and its status below
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.plan.places import RunsDir, StudyDir, is_run_name
 from orchestrator.store.cache import NodeCache, node_root
-from orchestrator.store.remote import Lease, RemoteStore
+from orchestrator.store.remote import INDEX, DamagedError, Lease, RemoteStore
 from workloads.config import ExecutionConfig, Job
 from workloads.config.job import InitialWeights
 from workloads.errors import ConfigError
 from workloads.files import new_file, sha256_file
 from workloads.places import JobDir, RunDir
+from workloads.progress import Progress
+from workloads.sealed import UNREADABLE, unsealed
 
 OPTION = "--storage"
 _PLACES = RunsDir(Path())
+STORED_BELOW = {path.name for path in (_PLACES.data, _PLACES.store, _PLACES.studies)} | {"initial"}
+"""Where in a storage all lies but runs, which are at its top."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ def here(folder: Folder) -> Path:
 
 def _initial_name(initial: InitialWeights) -> str:
     return f"initial/{initial.sha256[:16]}"
+
+
+def _data_name(fingerprint: str) -> str:
+    return f"{_PLACES.data.name}/{fingerprint[:16]}"
+
+
+def _content(text: bytes | None) -> dict[str, Any]:
+    """Of a sealed file; nothing of one that is not there or is damaged, which is told by its index."""
+    try:
+        return unsealed(json.loads(text or b"{}"))
+    except UNREADABLE:
+        return {}
 
 
 def _name(folder: Path) -> str:
@@ -87,7 +105,7 @@ class Storage:
 
     def keep_data(self, path: Path, fingerprint: str) -> StoredFolder:
         """Put prepared data there, unless it is there."""
-        name = f"{_PLACES.data.name}/{fingerprint[:16]}"
+        name = _data_name(fingerprint)
         self._remote.publish(name, path, left_out=())
         return StoredFolder(self, name)
 
@@ -116,8 +134,8 @@ class Storage:
             self._remote.files.upload(file, file.name)
 
     def restore_run(self, run: RunDir) -> None:
-        """Bring what is missing or out of date here of a run, its ensemble apart."""
-        self._remote.refresh(run.path.name, run.path)
+        """Bring what is missing or out of date here of a run, its ensemble apart; what is damaged is made anew."""
+        self._remote.refresh(run.path.name, run.path, salvages=True)
 
     def restore_pictures(self, run: RunDir) -> None:
         """Bring the grids of samples of a run."""
@@ -150,20 +168,28 @@ class Storage:
 
     def require_same_study(self, study: StudyDir) -> None:
         """Raise ConfigError if what is here under its name is another study; bring its description if there is none."""
-        file, index = study.description_file, self._remote.index(_name(study.path))
-        if index is None:
+        file, name = study.description_file, _name(study.path)
+        try:
+            index = self._remote.index(name)
+            known = None if index is None else index.files.get(file.name)
+        except DamagedError:  # who has the study's files sends them anew
+            known = self._remote.files.sha256(f"{name}/{file.name}")
+        if known is None:
             return
-        if file.exists() and sha256_file(file) != index.files.get(file.name):
+        if file.exists() and sha256_file(file) != known:
             raise ConfigError(
                 f"{study.path} is another study than {study.name} in {self._remote.uri}; give this one a name, or "
                 "choose another --runs-dir"
             )
-        self._remote.refresh(_name(study.path), study.path, only=file.name)
+        self._remote.refresh(name, study.path, only=file.name)
 
     def restore_study(self, study: StudyDir) -> bool:
-        """Bring what is missing or out of date here of a study; False if there is none there."""
+        """Bring what is missing or out of date here of a study; False if there is none there.
+
+        A damaged configuration is named and left out: its point is drawn again. DamagedError about the description.
+        """
         self.require_same_study(study)
-        return self._remote.refresh(_name(study.path), study.path)
+        return self._remote.refresh(_name(study.path), study.path, salvages=True)
 
     def keep_curve(self, job: JobDir, file: Path) -> None:
         """Put there what was measured of a finished job."""
@@ -197,10 +223,29 @@ class Storage:
         """Of all studies there."""
         return self._remote.files.names(_PLACES.studies.name)
 
+    def study(self, named: str) -> str | None:
+        """Where a study of this name lies there, if there is one."""
+        return f"{_PLACES.studies.name}/{named}" if named in self.study_names() else None
+
     @property
     def shown(self) -> str:
         """The URI, without a password."""
         return self._remote.uri
+
+    def folders_of(self, run: str) -> list[tuple[str, str]]:
+        """What a run uses there: what it is, and under which name it lies. Only what there is."""
+        files, place = self._remote.files, RunDir(Path(run))
+        found = [("run", run), ("ensemble", str(place.ensemble.path))]
+        plan, ensemble = (_content(files.read(str(file))) for file in (place.plan, place.ensemble.index))
+        keys = [str(job.get("key")) for job in plan.get("jobs", ())]
+        found += [("expert", f"{_PLACES.store.name}/{key}") for key in keys]
+        if fingerprint := str(ensemble.get("data", {}).get("fingerprint", "")):
+            found.append(("data", _data_name(fingerprint)))
+        return [(what, name) for what, name in found if INDEX in files.names(name)]
+
+    def damage(self, name: str) -> Iterator[str]:
+        """Read all that lies there under a name, and say of each file that is not as it was put there what to do."""
+        return self._remote.damage(name)
 
     def name_of(self, named: str) -> str:
         """Of the run that a user means, by its name with or without its hash, or a path that ends so.
@@ -216,10 +261,10 @@ class Storage:
         there = f"there are {', '.join(known)}" if known else "there is none"
         raise ConfigError(f"no run {named!r} in {self._remote.uri}; {there}")
 
-    def keep_ensemble(self, run: RunDir) -> StoredFolder:
-        """Put a run's ensemble there."""
+    def keep_ensemble(self, run: RunDir, on_progress: Progress = lambda *_: None) -> StoredFolder:
+        """Put a run's ensemble there, or what of it is missing or damaged there."""
         name = f"{run.path.name}/{run.ensemble.path.name}"
-        self._remote.mirror(name, run.ensemble.path)
+        self._remote.mirror(name, run.ensemble.path, on_progress=on_progress)
         return StoredFolder(self, name)
 
     @property

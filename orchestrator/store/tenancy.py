@@ -5,6 +5,7 @@ can tell it to stop, and it holds the lock that the job's next process waits for
 """
 
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ def tenancy(job: JobDir, leave: Callable[[], None]) -> Iterator[None]:
 
 def _is_other(file: Path, name: str) -> bool:
     try:
-        return file.read_text() != name
+        there = file.read_bytes()
     except OSError:  # set aside as damaged, or out of reach
         return False
+    # What is no such name was written by nobody.
+    return re.fullmatch(rb"[0-9a-f]{32}", there) is not None and there != name.encode()

@@ -62,7 +62,7 @@ class HungError(BaseException):
 
 
 def base_run() -> dict[str, Any]:
-    """A small run; its data need not be there to be planned."""
+    """A small run; its data need not be there for its plan to be printed."""
     data = {"kind": "prepared", "path": "nowhere", "image_size": 8, "channels": 1, "num_classes": 10}
     return {
         "name": "x",
@@ -398,12 +398,13 @@ def outcome_of(case: Case, spies: Spies, folder: Path) -> tuple[str, str]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     said = [line for line in err.getvalue().splitlines() if not line.startswith("note: ")]
-    # A comparison has been read when all that is wrong is where it is to write.
+    # A comparison has been read when all that is wrong is where it is to write, a run when it has been planned.
     went_on = code == 0 or any("--runs-dir" in line and "cannot be written" in line for line in said)
+    went_on |= code == 2 and len(said) == 1 and "Sizes are shown as configured" in said[0]
     if not went_on:
         one_sentence = code == 2 and len(said) == 1 and 10 < len(said[0]) < 1500
         return ("refused" if one_sentence and case.must != "read" else "wrong"), "\n".join(said)
-    printed = json.loads(out.getvalue()) if code == 0 else None
+    printed = json.loads(out.getvalue()) if out.getvalue() else None
     if isinstance(spies.read, RunConfig):
         # What a run leaves is the same description.
         again = file.with_name("again.yaml")

@@ -15,10 +15,13 @@ from orchestrator.search.study.find import find_study
 from orchestrator.search.study.study import Study
 from workloads.config import RunConfig, load_config
 from workloads.config.comparison import Comparison
-from workloads.config.load import load_comparison
+from workloads.config.load import CONFIG_SHA256, load_comparison
 from workloads.errors import ConfigError
+from workloads.files import sha256_file
 from workloads.models.build import build_model
 from workloads.models.cost import model_cost
+from workloads.places import RunDir
+from workloads.sealed import write_json
 
 SEED = 12
 
@@ -175,6 +178,46 @@ def test_a_preset_with_two_changes_is_a_file_of_three_lines(tmp_path: Path) -> N
     assert "preset" not in to_yaml(found)
     file.write_text(to_yaml(found))
     assert load_config(str(file)) == found
+
+
+def test_what_other_data_drops_of_a_preset_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Networks that are told no class any more train without an error, to something else."""
+    file, told = tmp_path / "mine.yaml", "data replaces that of demo-meme, and with it class_conditional: true; say so"
+    other = "{kind: folder, path: mine, image_size: 20}"
+    file.write_text(f"preset: demo-meme\ndata: {other}\nevaluation: {{sampling: {{guidance_scale: 1}}}}\n")
+    assert not load_config(str(file)).data.class_conditional
+    assert [told in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    changes = [f"data={other}", "evaluation.sampling.guidance_scale=1"]
+    assert not load_config("demo-meme", changes).data.class_conditional
+    assert [told in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    file.write_text(f"preset: demo-meme\ndata: {other[:-1]}, class_conditional: true}}\n")
+    assert load_config(str(file)).data.class_conditional
+    load_config("demo-meme", ["data.image_size=8"])
+    assert caplog.records == []
+
+
+def test_the_description_that_lies_with_a_run_is_the_one_it_was_made_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Someone's edit, or a disk's: what it says now is another run, and is not trained under this one's name."""
+    config, run = load_config("demo-meme"), RunDir(tmp_path / "demo-meme-01234567")
+    run.path.mkdir()
+    run.config.write_text(to_yaml(config))
+    write_json(run.plan, {"jobs": [], CONFIG_SHA256: sha256_file(run.config)})
+    assert load_config(str(run.config)) == config
+    run.config.write_text(run.config.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(ConfigError, match=r"config.yaml was changed since the run was made of it; to train what it"):
+        load_config(str(run.config))
+    with pytest.raises(ConfigError, match=r"config.yaml was changed"):
+        find_study(str(run.config), [])
+    copied = tmp_path / "config.yaml"
+    copied.write_text(run.config.read_text())
+    assert load_config(str(copied)) != config
+    run.plan.write_text("{torn")
+    assert load_config(str(run.config)) != config
+    assert "plan.json is damaged, so whether" in caplog.text
 
 
 def test_a_comparison_and_a_study_start_from_theirs(tmp_path: Path) -> None:

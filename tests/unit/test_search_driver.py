@@ -1,5 +1,6 @@
 """Ask and tell without Ray: budgets, resuming, failures, finalists; the score is a plain function."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 
 from orchestrator.plan.places import RunsDir
+from orchestrator.search.running.display import StudyDisplay
 from orchestrator.search.running.driver import Driver, Proposal
 from orchestrator.search.running.growth import Growth
 from orchestrator.search.running.runner import Climb, TrialRunner
 from orchestrator.search.study.configurations import Configurations, make_sampler
 from orchestrator.search.study.ledger import Ledger
+from orchestrator.search.study.marks import is_first, mark_first
 from orchestrator.search.study.options import loss_rung
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
@@ -20,6 +23,7 @@ from orchestrator.search.study.trial_plans import PlansOf, plans_by_point
 from workloads.config import DataSpec
 from workloads.config.load import validate
 from workloads.errors import ConfigError, DamagedFileError
+from workloads.places import JobDir
 
 BASE: dict[str, Any] = {
     "name": "b",
@@ -204,6 +208,57 @@ def test_what_is_reported_has_the_loss_it_is_judged_by(tmp_path: Path) -> None:
 
     Measured(TrialRunner(study, RunsDir(tmp_path), None), Trial(number=0, values={}), report).all_rungs()
     assert reported == [([3.0], 3.0), ([3.0, 2.0], 2.0), ([3.0, 2.0, 0.0], 0.0)]
+
+
+def test_a_damaged_mark_of_who_began_a_job_is_named_and_exceeds_no_budget(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mark = JobDir(tmp_path).first_for
+    assert not is_first(tmp_path, "s/1")
+    mark_first(tmp_path, "s/1")
+    mark_first(tmp_path, "s/2")
+    assert [is_first(tmp_path, f"s/{number}") for number in (1, 2)] == [True, False]
+    whole, said = mark.read_bytes(), 0
+    for place in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        mark.write_bytes(content)
+        caplog.clear()
+        assert is_first(tmp_path, "s/1")
+        if is_first(tmp_path, "s/2"):  # not for a space that became another
+            assert f"{mark} is damaged; its images count as trained for configuration s/2" in caplog.text
+            said += 1
+    assert said > 7 * len(whole)
+    mark.write_text("s/1")  # as earlier versions wrote it
+    assert [is_first(tmp_path, f"s/{number}") for number in (1, 2, 11)] == [True, False, False]
+
+
+def test_what_a_configuration_warns_of_reaches_the_drivers_terminal_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is carried out in a process whose output nobody sees."""
+    study, runs = make_study(), RunsDir(tmp_path)
+
+    def all_rungs(climb: Climb) -> None:
+        for text in ("data is odd", "data is odd", f"expert_{climb.trial.number} was restarted"):
+            logging.getLogger("workloads.data").warning("%s", text)
+        logging.getLogger("somebody.else").warning("not ours")
+
+    monkeypatch.setattr(Climb, "all_rungs", all_rungs)
+    Ledger(runs, study.name).begin({"name": study.name})
+    with StudyDisplay(study, runs.study(study.name), [], 2):
+        for number in (0, 1):
+            TrialRunner(study, runs)(Trial(number=number, values={}), lambda *_: None)
+    said = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert said == [
+        "note: configuration 0: data is odd",
+        "note: configuration 0: expert_0 was restarted",
+        "note: configuration 1: expert_1 was restarted",
+    ]
+    Ledger(runs, study.name).begin({"name": study.name})  # the next call
+    with StudyDisplay(study, runs.study(study.name), [], 2):
+        pass
+    assert "note: " not in capsys.readouterr().err
 
 
 def test_finalists_are_the_best_of_the_rung_before(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from orchestrator.plan.policies import FailureKind
 from orchestrator.plan.standing import DriverState, ExpertStanding
 from orchestrator.runs.status import StatusFile, find_run, view_run, view_runs
 from orchestrator.search.running.status import WholeStatus, status_here
+from orchestrator.search.study.status import progress_words
 from orchestrator.search.study.trial import Rung, Trial
 from orchestrator.terminal.status import restarts_words, run_lines, workers_words
 from workloads.config import DataSpec, RunConfig
@@ -226,6 +227,16 @@ def test_a_study_shows_its_configurations(tmp_path: Path) -> None:
     text = text_of(found.show())
     assert re.search(r"0 +finished +\[1/4\]  \[3/4\] +0.125", text)
     assert WholeStatus.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"training 4\x1b[31m3%", b"x" * 10**6, b"", b"training 43"])
+def test_damaged_words_of_a_configuration_are_not_shown(content: bytes, tmp_path: Path) -> None:
+    """Torn, not text, or what a terminal would obey: nothing depends on them, and they are replaced soon."""
+    study = RunsDir(tmp_path).study("s")
+    write_text(study.progress_file(1), "training on another node 43%")
+    assert progress_words(study, 1) == "training on another node 43%"
+    study.progress_file(1).write_bytes(content)
+    assert progress_words(study, 1) == progress_words(study, 2) == ""
 
 
 def test_looking_at_a_lock_takes_and_makes_nothing(tmp_path: Path) -> None:

@@ -205,10 +205,10 @@ def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
     (here / "config.yaml").write_text("a")
     (here / "figures" / "loss.png").write_bytes(b"b")
     RemoteStore(uri).mirror("run", here)
-    (there / "config.yaml").write_text("as it lies there")
+    sent_ns = (there / "config.yaml").stat().st_mtime_ns
     (here / "figures" / "loss.png").write_bytes(b"c")
     RemoteStore(uri).mirror("run", here)
-    assert (there / "config.yaml").read_text() == "as it lies there"
+    assert (there / "config.yaml").stat().st_mtime_ns == sent_ns
     assert (there / "figures" / "loss.png").read_bytes() == b"c"
     other = tmp_path / "other"
     other.mkdir()
@@ -223,3 +223,74 @@ def test_what_changes_is_mirrored_under_its_own_names(tmp_path: Path) -> None:
         b"not sent yet",
     ]
     assert not RemoteStore(uri).refresh("nothing", other)
+
+
+def test_what_was_damaged_or_lost_there_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The index still says it is there; a byte flips, a file is removed, a third is as it was."""
+    here, there, uri = tmp_path / "here", tmp_path / "remote" / "run", (tmp_path / "remote").as_uri()
+    for name, content in {"a": b"weights", "b": b"lost", "c": b"whole"}.items():
+        here.mkdir(exist_ok=True)
+        (here / name).write_bytes(content)
+    RemoteStore(uri).mirror("run", here)
+    (there / "a").write_bytes(b"wEights")
+    (there / "b").unlink()
+    assert [text.split(" is damaged")[0] for text in RemoteStore(uri).damage("run")] == [f"{uri}/run/a", f"{uri}/run/b"]
+    with pytest.raises(StorageError, match="run/a is damaged; run rememe train"):
+        RemoteStore(uri).refresh("run", tmp_path / "other")
+    assert RemoteStore(uri).refresh("run", tmp_path / "other", salvages=True)
+    assert [file.name for file in (tmp_path / "other").iterdir()] == ["c"]
+    monkeypatch.setattr(remote_store, "_looked_at", set())  # as in the next process
+    caplog.clear()
+    RemoteStore(uri).mirror("run", here)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{uri}/run/{name} was damaged; it is sent again" for name in "ab"
+    ]
+    assert not list(RemoteStore(uri).damage("run"))
+    assert RemoteStore(uri).refresh("run", tmp_path / "third")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "third").iterdir()} == {
+        "a": b"weights",
+        "b": b"lost",
+        "c": b"whole",
+    }
+
+
+def test_an_index_that_was_changed_is_noticed_and_made_anew_by_who_has_the_files(
+    tmp_path: Path, finished: Path
+) -> None:
+    """Every change: to what it says of a file, to the list of files, to where they lie, to their size."""
+    uri, index = (tmp_path / "remote").as_uri(), tmp_path / "remote" / "run" / "index.json"
+    RemoteStore(uri).mirror("run", finished)
+    written = index.read_text()
+    raw = json.loads(written)
+    changes = (
+        {"files": {**raw["files"], "result.json": "0" * 64}},
+        {"files": {"result.json": raw["files"]["result.json"]}},
+        {"attempt": "elsewhere"},
+        {"num_bytes": 1},
+    )
+    for change in changes:
+        index.write_text(json.dumps(raw | change))
+        with pytest.raises(StorageError, match=r"run/index\.json is damaged; run rememe train"):
+            RemoteStore(uri).refresh("run", tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+        assert len(list(RemoteStore(uri).damage("run"))) == 1
+        RemoteStore(uri).mirror("run", finished)
+        assert index.read_text() == written
+    del raw["checksum"]  # as earlier versions wrote it
+    index.write_text(json.dumps(raw))
+    assert RemoteStore(uri).refresh("run", tmp_path / "other")
+
+
+def test_a_damaged_expert_at_the_remote_is_set_aside_there_and_published_anew(tmp_path: Path, finished: Path) -> None:
+    """Until now whoever trained it again could not send it, for the index said that it was there."""
+    uri = (tmp_path / "remote").as_uri()
+    RemoteStore(uri).publish("k", finished)
+    (weights,) = (tmp_path / "remote").rglob("weights")
+    weights.write_bytes(b"rubbish")
+    assert ExpertStore(tmp_path / "here", uri).completed("k") is None
+    assert RemoteStore(uri).index("k") is None
+    RemoteStore(uri).publish("k", finished)  # trained again
+    assert RemoteStore(uri).fetch("k", tmp_path / "third")
+    assert (tmp_path / "third" / "expert" / "weights").read_bytes() == (finished / "expert" / "weights").read_bytes()

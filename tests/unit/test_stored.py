@@ -9,6 +9,7 @@ import pytest
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState
 from orchestrator.runs import status as run_status
+from orchestrator.runs.damage import examine_directory, examine_in_storage
 from orchestrator.runs.status import StatusFile, find_run, view_runs
 from orchestrator.runs.stored import run_at_hand, runs_to_look_at
 from orchestrator.store import remote as remote_store
@@ -42,6 +43,38 @@ def test_a_run_is_at_hand_by_its_name_and_what_is_added_goes_back(uri: str, tmp_
         assert json.loads(RunDir(folder).scores.read_text()) == {"a": 1}
     with run_at_hand(tmp_path / "made", tmp_path / "mine", None) as folder:
         assert folder == tmp_path / "made"
+
+
+def test_the_doctor_looks_into_a_storage_and_what_it_advises_helps(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name through the URI, and in the directory behind it; then the ensemble is sent anew, as train does."""
+    storage, there = Storage.at(uri), tmp_path / "remote" / "demo-0123abcd"
+    made = RunDir(tmp_path / "made" / there.name)
+
+    def told() -> list[list[tuple[bool, str]]]:
+        looks = [
+            examine_in_storage(storage, "demo"),
+            examine_directory(there),
+            examine_directory(RunDir(there).ensemble.path),
+        ]
+        return [[(finding.is_ok, finding.text) for finding in look] for look in looks]
+
+    by_name, whole, ensemble = told()
+    assert by_name == whole
+    assert [is_ok for is_ok, _ in [*whole, *ensemble]] == [True, True, True]
+    RunDir(there).ensemble.index.write_text("{ }")
+    by_name, damaged, ensemble = told()
+    assert by_name == damaged
+    assert [is_ok for is_ok, _ in damaged] == [True, False]
+    advice = f"{there.as_uri()}/ensemble/ensemble.json is damaged; run rememe train (or search) again with "
+    assert damaged[1][1].startswith(f"{advice}--storage {uri}, ")
+    assert ensemble == damaged[1:]
+    monkeypatch.setattr(remote_store, "_looked_at", set())  # as in the next process
+    storage.keep_ensemble(made)
+    assert told()[0] == whole
+    with pytest.raises(ConfigError, match="no run 'other' in"):
+        list(examine_in_storage(storage, "other"))
 
 
 def test_a_run_that_cannot_be_told_is_refused_with_those_there(uri: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Read a run description: a preset or YAML file, then dotted overrides, then validation with one clear sentence."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,20 @@ from workloads.config.explain import explain_error, short, suggest
 from workloads.config.run import RunConfig
 from workloads.config.text import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from workloads.errors import ConfigError
+from workloads.files import sha256_file
+from workloads.places import RunDir
 from workloads.presets import FOLDERS, list_presets, text_of
+
+logger = logging.getLogger(__name__)
 
 PRESET = "preset"
 """The key of a file that names what it starts from."""
+
+CONFIG_SHA256 = "config_sha256"
+"""In a run's plan, of the run description beside it."""
+
+OF_ANY_DATA = ("class_conditional", "flip", "held_out")
+"""What may be said of data wherever it comes from."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,9 +45,10 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError, one sentence naming the field, the value and what is allowed.
     """
-    raw = read_raw(source)
+    raw = before = read_raw(source)
     for override in overrides:
         raw = apply_override(raw, override)
+    _tell_what_is_dropped(before, raw, source)
     return validate(RunConfig, raw)
 
 
@@ -45,6 +57,7 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
     presets = list_presets(folder)
     if source.endswith((".yaml", ".yml")) or is_file(source):
         text = _read_file(source, presets)
+        _require_as_recorded(Path(source))
     elif source in presets:
         text = text_of(source, folder)
     else:
@@ -67,8 +80,21 @@ def _on_preset(raw: dict[str, Any]) -> dict[str, Any]:
     folders = {preset: folder for folder in FOLDERS for preset in list_presets(folder)}
     if not isinstance(name, str) or name not in folders:
         raise ConfigError(f"preset is {short(name)}, which is none{suggest(str(name), folders)}")
-    merged: dict[str, Any] = merge(read_raw(name, folders[name]), own)
+    preset = read_raw(name, folders[name])
+    merged: dict[str, Any] = merge(preset, own)
+    _tell_what_is_dropped(preset, merged, name)
     return merged
+
+
+def _tell_what_is_dropped(before: dict[str, Any], after: dict[str, Any], source: str) -> None:
+    """Other data starts afresh, and so does what was said of how it is trained on; without a word few would notice."""
+    old, new = before.get("data"), after.get("data")
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return
+    dropped = {key: old[key] for key in OF_ANY_DATA if old.get(key) and key not in new}
+    if dropped:
+        listed = ", ".join(f"{key}: {str(value).lower()}" for key, value in dropped.items())
+        logger.warning("data replaces that of %s, and with it %s; say so again to keep it", source, listed)
 
 
 def is_file(source: str) -> bool:
@@ -90,6 +116,25 @@ def _read_file(source: str, presets: Sequence[str]) -> str:
         raise ConfigError(f"config file {source} is not text in UTF-8; save it as such") from None
     except OSError as error:
         raise ConfigError(f"config file {source} cannot be read ({error.strerror}); mend that first") from None
+
+
+def _require_as_recorded(file: Path) -> None:
+    """ConfigError if the description lies in a run's directory and is not the one that the run was made of."""
+    from workloads.sealed import UNREADABLE, load_json  # which needs this package for its checksums
+
+    run = RunDir(file.absolute().parent)
+    if file.absolute() != run.config or not run.plan.is_file():
+        return
+    try:
+        recorded = load_json(run.plan).get(CONFIG_SHA256)
+    except (OSError, *UNREADABLE):
+        logger.warning("%s is damaged, so whether %s is what the run was made of is not known", run.plan, file)
+        return
+    if recorded is not None and sha256_file(file) != recorded:
+        raise ConfigError(
+            f"{file} was changed since the run was made of it; to train what it says now, copy it out of "
+            f"{run.path.name} and train the copy"
+        )
 
 
 def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _sole_writer(work_dir: Path) -> Iterator[Callable[[], None]]:
     word, file = uuid.uuid4().hex, JobDir(work_dir).writer
 
     def is_sole() -> bool:
-        return file.is_file() and file.read_text() == word
+        return file.is_file() and file.read_bytes() == word.encode()
 
     def insist() -> None:
         if not is_sole():

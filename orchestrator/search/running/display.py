@@ -9,9 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orchestrator.plan.masking import masked
 from orchestrator.plan.places import StudyDir
-from orchestrator.runs.data import spec_of
+from orchestrator.runs.data import require_data, spec_of
+from orchestrator.search.running.remarks import remarks_of
 from orchestrator.search.space.points import short_path, shown
+from orchestrator.search.study.configurations import Configurations
+from orchestrator.search.study.status import progress_words
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.survey import Survey, survey
 from orchestrator.search.study.trial import (
@@ -59,6 +63,9 @@ class StudyDisplay:
         self._console = Console(stderr=True, soft_wrap=True)
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task(study.name, total=total, now="", completed=self._num_ended)
+        self._remarks: set[str] = set()
+        """Those that were printed."""
+
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="rememe-study-display", daemon=True)
 
@@ -70,6 +77,7 @@ class StudyDisplay:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._print_remarks()
         self._bar.update(self._task, now="")
         self._bar.stop()
 
@@ -78,11 +86,7 @@ class StudyDisplay:
         before = self._trials.get(trial.number)
         self._trials[trial.number] = trial
         if before is None or before.state != trial.state or len(before.rungs) != len(trial.rungs):
-            if self._console.is_terminal:
-                # Shares like [1/4] are no markup.
-                self._bar.print(self._line(trial), highlight=False, markup=False)
-            else:
-                print_line(self._line(trial), self._console)
+            self._print(self._line(trial))
         self._bar.update(self._task, completed=self._num_ended)
 
     @property
@@ -98,16 +102,31 @@ class StudyDisplay:
         said = ": ".join(word for word in words if word) or "begun"
         return f"configuration {trial.number} ({where}) {said}"
 
+    def _print(self, text: str) -> None:
+        if self._console.is_terminal:
+            # Shares like [1/4] are no markup.
+            self._bar.print(masked(text), highlight=False, markup=False)
+        else:
+            print_line(text, self._console)
+
+    def _print_remarks(self) -> None:
+        """What modules have warned of in the processes of configurations, whichever said it first."""
+        for file in self._dir.remarks_files():
+            for text in remarks_of(file):
+                if text not in self._remarks:
+                    self._remarks.add(text)
+                    self._print(f"note: configuration {int(file.stem)}: {text}")
+
     def _look(self) -> None:
         """What running configurations say of their training."""
         while not self._ended.wait(LOOK_INTERVAL_S):
+            self._print_remarks()
             # A copy, for the driver adds to it meanwhile.
             running = [trial.number for trial in list(self._trials.values()) if trial.state == "running"]
             words = []
             for number in running:
                 # Runners are processes, perhaps on other nodes: a file is all they share with this one.
-                file = self._dir.progress_file(number)
-                words.append(f"#{number} {file.read_text() if file.exists() else 'starting'}")
+                words.append(f"#{number} {progress_words(self._dir, number) or 'starting'}")
             self._bar.update(self._task, now=f"({', '.join(words)})" if words else "")
 
 
@@ -145,7 +164,10 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
 
 
 def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
-    """Print how many configurations and distinct jobs a study has, and what reusing experts saves. Starts nothing."""
+    """Print how many configurations and distinct jobs a study has, and what reusing experts saves. Starts nothing.
+
+    DataError, when that is printed, if the data of the first configuration cannot be had.
+    """
     plans_of = plans_by_point(study, lambda config: spec_of(config, runs_dir))
     with progress("planning", "configurations") as advance:
         found = survey(study, plans_of, advance)
@@ -153,6 +175,7 @@ def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
         print(json.dumps(found.to_json(), indent=2))
     else:
         print_survey(study, found)
+    require_data(Configurations(study).first()[1], runs_dir)
 
 
 def print_survey(study: Study, found: Survey) -> None:

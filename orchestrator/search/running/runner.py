@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.execution.tasks import latencies_s
@@ -15,9 +15,11 @@ from orchestrator.plan.places import RunsDir, StudyDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
 from orchestrator.search.inference.statistics import Estimate, over_seeds
+from orchestrator.search.running.remarks import remarks_kept
 from orchestrator.search.running.tune import ReportTrial
 from orchestrator.search.study.configurations import Configurations
 from orchestrator.search.study.costs import used_job, with_costs
+from orchestrator.search.study.marks import is_first, mark_first
 from orchestrator.search.study.options import FULL, QUICK, loss_rung
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob
@@ -28,8 +30,6 @@ from workloads.analysis.curves import LossCurve, ensemble_loss
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import RememeError
-from workloads.files import write_text
-from workloads.places import JobDir
 
 PROGRESS_INTERVAL_S = 2.0
 
@@ -44,7 +44,14 @@ class TrialRunner:
     storage: Storage | None = None
 
     def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
-        """The configuration with its rungs, or with its error. The same call again does only what is missing."""
+        """The configuration with its rungs, or with its error. The same call again does only what is missing.
+
+        What is warned of meanwhile lies in the study's remarks_file, for nobody sees this process.
+        """
+        with remarks_kept(self.runs.study(self.study.name).remarks_file(trial.number)):
+            return self._carried_out(trial, report)
+
+    def _carried_out(self, trial: Trial, report: ReportTrial) -> Trial:
         started_s = time.perf_counter()
         climb = Climb(self, trial, report)
         try:
@@ -96,7 +103,8 @@ class Climb:
         """Have every network of the configuration (and of each seed) trained with this share of the budget."""
         self.works = [self._work(config, share) for config in self._configs]
         for work in self.works:
-            progress = _ProgressFile(self._dir.progress_file(self.trial.number), work, self._mark)
+            mark = partial(mark_first, configuration=self._name)
+            progress = _ProgressFile(self._dir.progress_file(self.trial.number), work, mark)
             outcome = work.train(self._dataset, [progress], self._dir.stop_file.exists)
             work.require_complete(outcome)
         used = [self._used(work, share) for work in self.works]
@@ -186,23 +194,13 @@ class Climb:
     def _used(self, work: Work, share: float) -> list[UsedJob]:
         paths = self.runner.study.space
         return [
-            used_job(job, paths, trained=self._is_first(work.store.path(job.key)), brief=share < 1)
+            used_job(job, paths, trained=is_first(work.store.path(job.key), self._name), brief=share < 1)
             for job in work.plan.jobs
         ]
 
     @property
     def _name(self) -> str:
         return f"{self.runner.study.name}/{self.trial.number}"
-
-    def _mark(self, folder: Path) -> None:
-        """Leave word for which configuration a job was begun first, whoever ends it."""
-        mark = JobDir(folder).first_for
-        if not mark.exists():
-            write_text(mark, self._name)
-
-    def _is_first(self, folder: Path) -> bool:
-        mark = JobDir(folder).first_for
-        return mark.exists() and mark.read_text() == self._name
 
     def _add(self, rung: Rung) -> None:
         self.trial = self.trial.with_rung(rung)

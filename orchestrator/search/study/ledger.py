@@ -63,9 +63,11 @@ class Ledger:
         )
 
     def begin(self, description: Mapping[str, Any]) -> None:
-        """Keep the description, and forget what Tune kept of an earlier call."""
+        """Keep the description, and forget what Tune kept, and what was shown, of an earlier call."""
         write_json(self.dir.description_file, description)
         shutil.rmtree(self.dir.tune_dir, ignore_errors=True)
+        for file in self.dir.remarks_files():
+            file.unlink(missing_ok=True)
         # Left by a call that was stopped.
         self.dir.stop_file.unlink(missing_ok=True)
 
@@ -74,7 +76,7 @@ class Ledger:
         """One process at a time runs a study. ConfigError that names the other one; a dead one's lock is free."""
         owner, lock = self.dir.owner_file, try_lock(self.dir.lock_file)
         if lock is None:  # the owner's file is only for this message
-            who = owner.read_text() if owner.exists() else "another process"
+            who = owner.read_text(errors="replace") if owner.exists() else "another process"
             raise ConfigError(f"study {self.name} is being run by {who}; wait for it, stop it, or give this one a name")
         try:
             write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")

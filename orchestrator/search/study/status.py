@@ -38,8 +38,19 @@ def configurations_of(study: StudyDir) -> list[ConfigurationStatus]:
     return found
 
 
+def progress_words(study: StudyDir, number: int) -> str:
+    """How far the training of a configuration is: `training 43%`. Empty if that is not known, or is not what we write.
+
+    It has no checksum, for nothing depends on it: it is replaced every few seconds, and only shown.
+    """
+    try:
+        words = study.progress_file(number).read_bytes()
+    except OSError:
+        return ""
+    return words.decode() if re.fullmatch(rb"[a-z ]{1,40} \d{1,3}%", words) else ""
+
+
 def _status_of(trial: Trial, study: StudyDir) -> ConfigurationStatus:
-    progress = study.progress_file(trial.number)
     # Fields of all experts in one: strategy.experts.*.specialisation.
     paths = dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", path) for path in trial.values)
     is_running = trial.state == "running"
@@ -47,7 +58,7 @@ def _status_of(trial: Trial, study: StudyDir) -> ConfigurationStatus:
         number=trial.number,
         varied={short_path(path): shown(trial.values, path) for path in paths},
         state=trial.state,
-        doing=progress.read_text() if is_running and progress.exists() else "",
+        doing=progress_words(study, trial.number) if is_running else "",
         scores={metric_name(rung): rung.value for rung in trial.rungs},
         runs=trial.runs,
         error=trial.error,
