@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -25,6 +26,24 @@ app = typer.Typer(
         "CONFIG is the name of a preset or a YAML file; OVERRIDES are section.key=value."
     ),
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        import rememe
+
+        print(f"rememe {rememe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 # In the order of --help.
 for command in (

@@ -74,14 +74,11 @@ def train(
     storage: StorageOption = None,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
-    from workloads.config.load import load_config
+    import rememe
 
-    loaded = load_config(config, overrides or ())
-    # Before what comes next imports Ray, which reads its environment then.
-    environment.prepare_ray_environment(address)
-    from orchestrator.runs.configuration import train_configuration
-
-    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate, store=store, storage=storage)
+    rememe.train(
+        config, overrides or (), runs_dir=runs_dir, address=address, evaluate=evaluate, store=store, storage=storage
+    )
 
 
 def compare(
@@ -114,9 +111,8 @@ def evaluate(
     storage: RunStorage = None,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
-    environment.prepare_ray_environment(address)
-    from orchestrator.runs.configuration import evaluate_run
-    from orchestrator.runs.stored import run_at_hand
+    import rememe
 
-    with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
-        evaluate_run(folder, runs_dir, protocol=protocol, overrides=overrides or (), address=address, storage=storage)
+    rememe.evaluate(
+        run, protocol=protocol, overrides=overrides or (), runs_dir=runs_dir, address=address, storage=storage
+    )

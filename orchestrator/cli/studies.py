@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StandingStorage, StorageOption, Store
-from orchestrator.execution import environment
 
 
 def search(
@@ -30,16 +29,19 @@ def search(
 
     See first what it would take: rememe plan STUDY. Read afterwards what came out: rememe report STUDY.
     """
-    from orchestrator.search.study.find import find_study, unknown_study
+    import rememe
 
-    found = find_study(study, overrides or [])
-    if found is None:
-        raise unknown_study(study)
-    environment.prepare_ray_environment(address)
-    from orchestrator.search.running.search import SearchOptions, run_study
-
-    options = SearchOptions(address, store, max_failures, plan_from, num_planned, storage)
-    run_study(found, runs_dir, options)
+    rememe.search(
+        study,
+        overrides or (),
+        runs_dir=runs_dir,
+        address=address,
+        max_failures=max_failures,
+        plan_from=plan_from,
+        num_planned=num_planned,
+        store=store,
+        storage=storage,
+    )
 
 
 def report(
