@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StorageOption, Store
+from orchestrator.cli.arguments import RUNS, Address, AsJson, Overrides, RunsDirOption, StorageOption, Store
+from orchestrator.cli.results import print_json
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -39,18 +40,20 @@ def doctor(
     address: Address = None,
     store: Store = None,
     storage: StorageOption = None,
+    json: AsJson = False,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
     from workloads.config.load import load_config
     from workloads.presets import list_presets
 
     if config is not None and config not in list_presets() and Path(config).is_dir():
-        raise typer.Exit(0 if _tell(_examined(Path(config))) else 1)
+        raise typer.Exit(0 if _tell(_examined(Path(config)), as_json=json) else 1)
     loaded = None if config is None else load_config(config, overrides or ())
     environment.prepare_ray_environment(address)
     from orchestrator.runs.doctor import examine
 
-    raise typer.Exit(0 if _tell(examine(runs_dir, address, config=loaded, store=store, storage=storage)) else 1)
+    findings = examine(runs_dir, address, config=loaded, store=store, storage=storage)
+    raise typer.Exit(0 if _tell(findings, as_json=json) else 1)
 
 
 def _examined(path: Path) -> "Iterable[Finding]":
@@ -68,8 +71,12 @@ def _examined(path: Path) -> "Iterable[Finding]":
     return examine_directory(path)
 
 
-def _tell(findings: "Iterable[Finding]") -> bool:
+def _tell(findings: "Iterable[Finding]", *, as_json: bool) -> bool:
     """Whether nothing is wrong."""
+    if as_json:
+        found = [finding._asdict() for finding in findings]
+        print_json(found)
+        return all(finding["is_ok"] for finding in found)
     from orchestrator.terminal.tables import print_finding
 
     all_ok = True

@@ -5,11 +5,31 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StandingStorage, StorageOption, Store
+from orchestrator.cli.arguments import (
+    RUNS,
+    Address,
+    Overrides,
+    RunsDirOption,
+    StandingStorage,
+    StorageOption,
+    Store,
+    WithJson,
+)
+from orchestrator.cli.complete import complete_study
+from orchestrator.cli.results import of_trials, print_json, telling
+from orchestrator.cli.teaching import teach
 
 
 def search(
-    study: Annotated[str, typer.Argument(help="A study's name (demo-search) or YAML file.", show_default=False)],
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study's name (demo-search) or YAML file.",
+            show_default=False,
+            autocompletion=complete_study,
+        ),
+    ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
@@ -24,24 +44,30 @@ def search(
     num_planned: Annotated[int, typer.Option(min=1, help="How many configurations --plan-from proposes.")] = 3,
     store: Store = None,
     storage: StorageOption = None,
+    json: WithJson = False,
 ) -> None:
     """Search boundaries, architectures and numbers of experts, each expert trained once; again = go on.
 
     See first what it would take: rememe plan STUDY. Read afterwards what came out: rememe report STUDY.
     """
+    if study is None:
+        teach("search", "studies")
     import rememe
 
-    rememe.search(
-        study,
-        overrides or (),
-        runs_dir=runs_dir,
-        address=address,
-        max_failures=max_failures,
-        plan_from=plan_from,
-        num_planned=num_planned,
-        store=store,
-        storage=storage,
-    )
+    with telling(as_json=json):
+        trials = rememe.search(
+            study,
+            overrides or (),
+            runs_dir=runs_dir,
+            address=address,
+            max_failures=max_failures,
+            plan_from=plan_from,
+            num_planned=num_planned,
+            store=store,
+            storage=storage,
+        )
+    if json:
+        print_json(of_trials(trials))
 
 
 def report(
