@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from workloads.config.base import StrictConfig, content_hash
 from workloads.config.diffusion import DiffusionConfig
+from workloads.config.evaluation import SamplingConfig
 from workloads.config.intervals import IntervalTable
 from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
 from workloads.data.latents import first_stage_weights, load_first_stage
 from workloads.data.prepared import LatentInfo, PreparedDataset
+from workloads.diffusion.sampling import make_scheduler
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file
 from workloads.models.build import NETWORK, WEIGHTS, load_model, new_model
@@ -27,6 +29,9 @@ from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.progress import Progress
 from workloads.sealed import read_json, require_intact, write_json
 from workloads.training.result import completed
+
+if TYPE_CHECKING:
+    from workloads.evaluation.draw import Samples
 
 MADE_ANEW = "run rememe train again, which gathers the ensemble anew"
 
@@ -104,6 +109,34 @@ def bake(ensemble: "Ensemble", target: Path, on_progress: Progress) -> "Ensemble
         }
         write_json(place.index, ensemble.index.model_copy(update=sums).model_dump(mode="json"))
     return Ensemble.load(target)
+
+
+def swap_expert(ensemble: "Ensemble", index: int, work_dir: Path, target: Path) -> "Ensemble":
+    """Write the ensemble out anew with expert `index` (0 is nearest the clean image) from another finished job.
+
+    work_dir: where that job lies, runs/store/KEY. Its network must take and give what the others do. ConfigError for a
+    remix, whose experts are mixtures (bake it first), or if there is no such expert; CheckpointError if the job is not
+    finished.
+    """
+    if ensemble.is_mixed:
+        raise ConfigError(f"{ensemble.path} is a remix, whose experts are mixtures; bake it first: rememe bake")
+    if not 0 <= index < len(ensemble.intervals):
+        raise ConfigError(f"there is no expert {index}; {ensemble.path} has experts 0 to {len(ensemble.intervals) - 1}")
+    result = completed(work_dir)
+    if result is None:
+        raise CheckpointError(f"{work_dir} holds no finished expert; rememe store ls shows which there are")
+    with new_directory(target) as scratch:
+        shutil.copytree(ensemble.path, scratch, dirs_exist_ok=True)
+        place = EnsembleDir(scratch)
+        shutil.rmtree(place.expert(index))
+        shutil.copytree((work_dir / result.weights_file).parent, place.expert(index))
+        experts = [place.expert(number) for number in range(len(ensemble.intervals))]
+        sums = {
+            "weights_sha256": tuple(sha256_file(folder / WEIGHTS) for folder in experts),
+            "networks_sha256": tuple(sha256_file(folder / NETWORK) for folder in experts),
+        }
+        write_json(place.index, ensemble.index.model_copy(update=sums).model_dump(mode="json"))
+    return Ensemble.load(target, str(ensemble.device))
 
 
 def _vae_sha256(place: EnsembleDir) -> dict[str, str]:
@@ -226,6 +259,33 @@ class Ensemble:
     def _check_vae(self) -> None:
         for name, sha256 in self.index.vae_sha256.items():
             require_intact(self._place.vae / name, sha256, MADE_ANEW)
+
+    def sample(
+        self,
+        num: int = 64,
+        *,
+        seed: int = 0,
+        sampler: str | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        on_progress: Progress = lambda _done, _total: None,
+    ) -> "Samples":
+        """Draw images; the same arguments give the same images.
+
+        sampler (ddim, dpm++, ddpm or a scheduler of diffusers), num_steps, guidance_scale (arXiv:2207.12598): None is
+        what the run's own protocol says. ConfigError if they do not go with the run.
+        """
+        # It draws from ensembles, so it knows them.
+        from workloads.evaluation.draw import draw, sampling_protocol
+
+        changes = {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale}
+        given = {key: value for key, value in changes.items() if value is not None}
+        return draw(self, sampling_protocol(self.config, num, seed, given), on_progress)
+
+    def steps(self, sampling: SamplingConfig | None = None) -> list[tuple[float, int]]:
+        """(timestep, expert that acts there) of each denoising step, from noise to image; None: the run's protocol."""
+        scheduler: Any = make_scheduler(self.diffusion, sampling or self.config.evaluation.sampling)
+        return [(timestep, self.intervals.expert_of(timestep)) for timestep in scheduler.timesteps.tolist()]
 
     def denoise(self, x_BCHW: Tensor, timestep: float, labels_B: Tensor | None = None) -> Tensor:
         """Output of the expert that owns the timestep: (B, C, H, W), or 2 C channels if it learned variances."""

@@ -2,15 +2,16 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
-from orchestrator.cli import configurations, data, ensembles, jobs, machine, status, store, studies
+from orchestrator.cli import configurations, data, ensembles, jobs, machine, questions, status, store, studies
+from orchestrator.cli.teaching import epilog
 
 app = typer.Typer(
     name="rememe",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help=(
@@ -21,10 +22,30 @@ app = typer.Typer(
         "  rememe train demo-meme                    train, sample, score; again = resume\n"
         "  rememe train demo-meme training.images=50000\n"
         "  rememe search demo-search                 which boundaries and architectures are best\n"
-        "  rememe ui                                 results in the browser\n\n"
+        "  rememe ui                                 results in the browser\n"
+        "  rememe explain training.batch_size        what a key means\n"
+        "  rememe --install-completion               Tab completes presets, runs and keys\n\n"
         "CONFIG is the name of a preset or a YAML file; OVERRIDES are section.key=value."
     ),
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        import rememe
+
+        print(f"rememe {rememe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 # In the order of --help.
 for command in (
@@ -43,13 +64,16 @@ for command in (
     jobs.logs,
     jobs.stop,
     status.status,
+    questions.explain,
+    questions.diff,
     machine.ui,
     machine.doctor,
 ):
-    app.command()(command)
-app.add_typer(data.app, name="data")
-app.add_typer(ensembles.analyze, name="analyze")
-app.add_typer(store.app, name="store")
+    app.command(epilog=epilog(command.__name__))(command)
+for name, group in (("data", data.app), ("analyze", ensembles.analyze), ("store", store.app)):
+    for registered in group.registered_commands:
+        registered.epilog = epilog(f"{name} {registered.name}")
+    app.add_typer(group, name=name)
 
 
 def main() -> None:
@@ -61,7 +85,7 @@ def main() -> None:
     show_warnings_as_notes()
     try:
         settle()
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name="rememe")
     except RememeError as error:
         print(f"error: {error}", file=sys.stderr)
         if os.environ.get("REMEME_TRACEBACK"):

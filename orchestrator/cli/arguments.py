@@ -5,9 +5,22 @@ from typing import Annotated
 
 import typer
 
-Config = Annotated[str, typer.Argument(help="Preset (see: rememe presets) or YAML file.", show_default=False)]
+from orchestrator.cli.complete import complete_any, complete_config, complete_override, complete_run
+
+CONFIG_HELP = "Preset (see: rememe presets) or YAML file."
+Config = Annotated[str, typer.Argument(help=CONFIG_HELP, show_default=False, autocompletion=complete_any)]
+OptionalConfig = Annotated[
+    str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP, show_default=False, autocompletion=complete_config)
+]
+"""Without it, the command teaches."""
+
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="section.key=value, for instance training.batch_size=64.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="section.key=value, for instance training.batch_size=64.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
 ]
 
 
@@ -75,6 +88,16 @@ JOB_SERVER = typer.Option(
     help="Where the cluster takes jobs: http://HEAD:8265.",
     show_default=False,
 )
+WithJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-RunPath = Annotated[Path, typer.Argument(help="A run directory (runs/NAME-HASH), or its ensemble.", show_default=False)]
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A run directory (runs/NAME-HASH) or its name, or an ensemble.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
+]
 RUNS = Path("runs")

@@ -8,29 +8,46 @@ from orchestrator.cli.arguments import (
     RUNS,
     Address,
     AsJson,
-    Config,
+    OptionalConfig,
     Overrides,
     RunPath,
     RunsDirOption,
     RunStorage,
     StorageOption,
     Store,
+    WithJson,
 )
+from orchestrator.cli.complete import complete_comparison, complete_protocol
+from orchestrator.cli.results import of_outcome, of_table, print_json, telling
+from orchestrator.cli.teaching import teach
 from orchestrator.execution import environment
 
 
-def presets() -> None:
+def presets(json: AsJson = False) -> None:
     """List the presets with their first line, by the command that takes them."""
     from workloads.presets import list_presets, text_of
 
-    for command, folder in (("train", ""), ("compare", "comparisons"), ("search", "studies")):
+    found = {
+        command: {name: text_of(name, folder).splitlines()[0].lstrip("# ") for name in list_presets(folder)}
+        for command, folder in (("train", ""), ("compare", "comparisons"), ("search", "studies"))
+    }
+    if json:
+        print_json(
+            [
+                {"command": command, "name": name, "says": says}
+                for command in found
+                for name, says in found[command].items()
+            ]
+        )
+        return
+    for command, names in found.items():
         print(f"rememe {command}")
-        for name in list_presets(folder):
-            print(f"  {name:24} {text_of(name, folder).splitlines()[0].lstrip('# ')}")
+        for name, says in names.items():
+            print(f"  {name:24} {says}")
 
 
 def plan(
-    config: Config,
+    config: OptionalConfig = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     json: AsJson = False,
@@ -40,9 +57,8 @@ def plan(
     CONFIG may be a study (search-ratios): how many configurations, and how many experts they share. Without the data,
     sizes are shown as configured, and the exit code is 2.
     """
-    # `json` is the option here.
-    from json import dumps as to_text
-
+    if config is None:
+        teach("plan", "", "studies")
     from orchestrator.search.study.find import find_study
 
     # A study first, for its name would be unknown to load_config.
@@ -60,53 +76,77 @@ def plan(
 
     found = plan_as_far_as_known(loaded, runs_dir)
     if json:
-        print(to_text(found.to_json(), indent=2))
+        print_json(found.to_json())
     else:
         print_plan(found)
     require_data(loaded, runs_dir)
 
 
 def train(
-    config: Config,
+    config: OptionalConfig = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     evaluate: Annotated[bool, typer.Option(help="Sample and score when training is done.")] = True,
     store: Store = None,
     storage: StorageOption = None,
+    json: WithJson = False,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
-    from workloads.config.load import load_config
+    if config is None:
+        teach("train", "")
+    import rememe
 
-    loaded = load_config(config, overrides or ())
-    # Before what comes next imports Ray, which reads its environment then.
-    environment.prepare_ray_environment(address)
-    from orchestrator.runs.configuration import train_configuration
-
-    train_configuration(loaded, runs_dir, address=address, evaluate=evaluate, store=store, storage=storage)
+    with telling(as_json=json):
+        outcome = rememe.train(
+            config, overrides or (), runs_dir=runs_dir, address=address, evaluate=evaluate, store=store, storage=storage
+        )
+    if json:
+        print_json(of_outcome(outcome))
 
 
 def compare(
-    comparison: Annotated[str, typer.Argument(help="A comparison's name (demo) or YAML file.", show_default=False)],
+    comparison: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="COMPARISON",
+            help="A comparison's name (demo) or YAML file.",
+            show_default=False,
+            autocompletion=complete_comparison,
+        ),
+    ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     storage: StorageOption = None,
+    json: WithJson = False,
 ) -> None:
     """Train and score several strategies from one base network, same budget and protocol, and print the table."""
+    if comparison is None:
+        teach("compare", "comparisons")
     from workloads.config.load import load_comparison
 
     loaded = load_comparison(comparison, overrides or ())
     environment.prepare_ray_environment(address)
     from orchestrator.runs.comparison import run_comparison
 
-    run_comparison(loaded, runs_dir, address=address, storage=storage)
+    with telling(as_json=json):
+        run_comparison(loaded, runs_dir, address=address, storage=storage)
+    if json:
+        from orchestrator.plan.places import RunsDir
+
+        print_json(of_table(RunsDir(runs_dir).table(loaded.name)))
 
 
 def evaluate(
     run: RunPath,
     protocol: Annotated[
-        str | None, typer.Option(help="fid50k, fid10k, fid2k, demo; default: the run's own.", show_default=False)
+        str | None,
+        typer.Option(
+            help="fid50k, fid10k, fid2k, demo; default: the run's own.",
+            show_default=False,
+            autocompletion=complete_protocol,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change one field, for instance num_samples=2000.")
@@ -114,11 +154,14 @@ def evaluate(
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
     storage: RunStorage = None,
+    json: WithJson = False,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
-    environment.prepare_ray_environment(address)
-    from orchestrator.runs.configuration import evaluate_run
-    from orchestrator.runs.stored import run_at_hand
+    import rememe
 
-    with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
-        evaluate_run(folder, runs_dir, protocol=protocol, overrides=overrides or (), address=address, storage=storage)
+    with telling(as_json=json):
+        score = rememe.evaluate(
+            run, protocol=protocol, overrides=overrides or (), runs_dir=runs_dir, address=address, storage=storage
+        )
+    if json:
+        print_json(vars(score))

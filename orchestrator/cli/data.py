@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.cli.arguments import AsJson
+from orchestrator.cli.results import print_json
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check, prepare and look at data sets.")
 
 Source = Annotated[
@@ -51,6 +54,7 @@ def data_check(
     sparse_labels: Sparse = None,
     missing_parts: AbsentParts = None,
     max_bad: MaxBad = 0,
+    json: AsJson = False,
 ) -> None:
     """Read every image as prepare does, and say what is there; nothing is written."""
     from orchestrator.runs.data import check_source
@@ -68,7 +72,10 @@ def data_check(
         sparse_labels=sparse_labels,
         missing_parts=missing_parts,
     )
-    print_found(found)
+    if json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print_found(found)
     check_bad(found.bad, max_bad)
 
 

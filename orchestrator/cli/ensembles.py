@@ -26,23 +26,24 @@ def sample(
     storage: RunStorage = None,
 ) -> None:
     """Draw images from a trained ensemble."""
-    from orchestrator.runs.sampling import default_device, draw_images, sampling_protocol, write_grid
-    from orchestrator.runs.stored import run_at_hand
-    from orchestrator.terminal.progress import progress
-    from workloads.ensemble import Ensemble
-    from workloads.evaluation.samples import write_images
+    import rememe
 
-    changes = {"sampler": sampler, "num_steps": steps, "guidance_scale": guidance}
-    given = {key: value for key, value in changes.items() if value is not None}
-    with run_at_hand(run, runs_dir, storage) as folder:
-        ensemble = Ensemble.load(folder, device or default_device())
-        protocol = sampling_protocol(ensemble.config, num, seed, given)
-        with progress("sampling", "images") as advance:
-            images = draw_images(ensemble, protocol, advance)
-    write_grid(images, grid)
-    print(f"{grid}: {num} images, seed {seed}, {protocol.sampling.sampler} with {protocol.sampling.num_steps} steps")
+    samples = rememe.sample(
+        run,
+        num,
+        seed=seed,
+        sampler=sampler,
+        num_steps=steps,
+        guidance_scale=guidance,
+        device=device,
+        runs_dir=runs_dir,
+        storage=storage,
+    )
+    samples.write_grid(grid)
+    drawn = samples.protocol.sampling
+    print(f"{grid}: {num} images, seed {seed}, {drawn.sampler} with {drawn.num_steps} steps")
     if out is not None:
-        write_images(images, out)
+        samples.write(out)
         print(f"{out}: one PNG each")
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StorageOption, Store
+from orchestrator.cli.arguments import RUNS, Address, AsJson, Overrides, RunsDirOption, StorageOption, Store
+from orchestrator.cli.results import print_json
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -40,18 +41,20 @@ def doctor(
     address: Address = None,
     store: Store = None,
     storage: StorageOption = None,
+    json: AsJson = False,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
     from workloads.config.load import load_config
 
     files = None if config is None else _findings_of_files(config, runs_dir, storage)
     if files is not None:
-        raise typer.Exit(0 if _tell(files) else 1)
+        raise typer.Exit(0 if _tell(files, as_json=json) else 1)
     loaded = None if config is None else load_config(config, overrides or ())
     environment.prepare_ray_environment(address)
     from orchestrator.runs.doctor import examine
 
-    raise typer.Exit(0 if _tell(examine(runs_dir, address, config=loaded, store=store, storage=storage)) else 1)
+    findings = examine(runs_dir, address, config=loaded, store=store, storage=storage)
+    raise typer.Exit(0 if _tell(findings, as_json=json) else 1)
 
 
 def _findings_of_files(named: str, runs_dir: Path, storage: str | None) -> "Iterable[Finding] | None":
@@ -90,8 +93,12 @@ def _examined(path: Path) -> "Iterable[Finding]":
     raise ConfigError(f"{path} is no directory of a run, a study, an expert, an ensemble or prepared data")
 
 
-def _tell(findings: "Iterable[Finding]") -> bool:
+def _tell(findings: "Iterable[Finding]", *, as_json: bool) -> bool:
     """Whether nothing is wrong."""
+    if as_json:
+        found = [finding._asdict() for finding in findings]
+        print_json(found)
+        return all(finding["is_ok"] for finding in found)
     from orchestrator.terminal.tables import print_finding
 
     all_ok = True

@@ -5,12 +5,31 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StandingStorage, StorageOption, Store
-from orchestrator.execution import environment
+from orchestrator.cli.arguments import (
+    RUNS,
+    Address,
+    Overrides,
+    RunsDirOption,
+    StandingStorage,
+    StorageOption,
+    Store,
+    WithJson,
+)
+from orchestrator.cli.complete import complete_study
+from orchestrator.cli.results import of_trials, print_json, telling
+from orchestrator.cli.teaching import teach
 
 
 def search(
-    study: Annotated[str, typer.Argument(help="A study's name (demo-search) or YAML file.", show_default=False)],
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study's name (demo-search) or YAML file.",
+            show_default=False,
+            autocompletion=complete_study,
+        ),
+    ] = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     address: Address = None,
@@ -25,21 +44,30 @@ def search(
     num_planned: Annotated[int, typer.Option(min=1, help="How many configurations --plan-from proposes.")] = 3,
     store: Store = None,
     storage: StorageOption = None,
+    json: WithJson = False,
 ) -> None:
     """Search boundaries, architectures and numbers of experts, each expert trained once; again = go on.
 
     See first what it would take: rememe plan STUDY. Read afterwards what came out: rememe report STUDY.
     """
-    from orchestrator.search.study.find import find_study, unknown_study
+    if study is None:
+        teach("search", "studies")
+    import rememe
 
-    found = find_study(study, overrides or [])
-    if found is None:
-        raise unknown_study(study)
-    environment.prepare_ray_environment(address)
-    from orchestrator.search.running.search import SearchOptions, run_study
-
-    options = SearchOptions(address, store, max_failures, plan_from, num_planned, storage)
-    run_study(found, runs_dir, options)
+    with telling(as_json=json):
+        trials = rememe.search(
+            study,
+            overrides or (),
+            runs_dir=runs_dir,
+            address=address,
+            max_failures=max_failures,
+            plan_from=plan_from,
+            num_planned=num_planned,
+            store=store,
+            storage=storage,
+        )
+    if json:
+        print_json(of_trials(trials))
 
 
 def report(

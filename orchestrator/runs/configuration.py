@@ -124,7 +124,7 @@ def evaluate_run(
     overrides: Sequence[str],
     address: str | None,
     storage: str | None = None,
-) -> None:
+) -> Score:
     """Score a trained ensemble under its own or another protocol, and log the score to its MLflow run.
 
     storage: the URI through which nodes get the ensemble where they do not see its directory.
@@ -144,6 +144,7 @@ def evaluate_run(
     with _open(work, address) as session:
         scored = session.score(ensemble, config.evaluation, reference)
         session.report([work.store.completed(job.key) for job in plan.jobs], scored, runs_dir)
+        return scored.score
 
 
 def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]) -> RunConfig:

@@ -21,6 +21,7 @@ from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, ExpertStanding, RunStanding
 from orchestrator.store.storage import Storage
+from workloads.config.explain import nearest
 from workloads.errors import ConfigError, StorageError
 from workloads.locks import Lock, is_locked, try_lock
 from workloads.places import RunDir
@@ -183,8 +184,10 @@ def find_run(named: str, runs: RunsDir) -> RunView:
         if named in {status.name, status.name.rpartition("-")[0], status.job}:
             return view
     known = ", ".join(view.status.name for view in views[:5])
+    near = nearest(Path(named).name, [view.status.name for view in views])
     raise ConfigError(
         f"no run, study or job {named!r} under {runs.shown}; "
+        + (f"did you mean {near}? " if near else "")
         + (
             f"the latest there: {known}"
             if known

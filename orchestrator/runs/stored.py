@@ -9,6 +9,8 @@ from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.store.storage import Storage
+from workloads.config.explain import nearest
+from workloads.errors import ConfigError
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def run_at_hand(run: Path, runs_dir: Path, storage: str | None, *, is_changed: b
     StorageError if the storage does not answer.
     """
     if storage is None:
-        yield run
+        yield find_run_dir(run, runs_dir)
         return
     kept = Storage.at(storage)
     here = RunsDir(runs_dir).run_named(kept.name_of(str(run)))
@@ -29,6 +31,21 @@ def run_at_hand(run: Path, runs_dir: Path, storage: str | None, *, is_changed: b
     yield here.path
     if is_changed:
         kept.keep_run(here)
+
+
+def find_run_dir(run: Path, runs_dir: Path) -> Path:
+    """A run as a user names it: a directory, or the name of one below runs_dir.
+
+    ConfigError with the nearest name if there is neither but something like it; else the path as it is.
+    """
+    if run.exists() or (len(run.parts) != 1 and not run.is_relative_to(runs_dir)):
+        return run
+    if (below := runs_dir / run.name).is_dir():
+        return below
+    names = [one.path.name for one in RunsDir(runs_dir).all_plans()]
+    if (near := nearest(run.name, names)) is not None:
+        raise ConfigError(f"{run} holds no ensemble, and no run is called so; did you mean {runs_dir / near}?")
+    return run
 
 
 def runs_to_look_at(runs_dir: Path, storage: str | None) -> RunsDir:

@@ -218,7 +218,7 @@ def test_mistakes_are_found_before_anything_starts(
     assert result.stdout == ""
     missing = rememe_here("search", "search-ratio", cwd=tmp_path)
     assert missing.returncode == 2
-    assert "studies: demo-search, search-ratios" in missing.stderr
+    assert "Known: demo-search, search-ratios" in missing.stderr
     write_study(quick_run, tmp_path, budget={"images_trained": 10})
     poor = rememe_here("search", "study.yaml", cwd=tmp_path)
     assert poor.returncode == 2

@@ -116,9 +116,13 @@ def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe_here: Re
     expert = children(trained, parent)[0]
     client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
     num_losses = len(client.get_metric_history(expert.info.run_id, "loss"))
-    result = rememe_here("train", "tiny.yaml", cwd=trained)
+    result = rememe_here("train", "tiny.yaml", "--json", cwd=trained)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(": reused") == 4
+    assert result.stderr.count(": reused") == 4
+    told = json.loads(result.stdout)
+    assert told.keys() == {"run", "fingerprint", "jobs", "score"}
+    assert {job["key"]: job["weights_sha256"] for job in told["jobs"]} == before
+    assert told["score"]["value"] == parent.data.metrics["fd-fashion-cnn"]
     assert weights_of(trained) == before
     assert parent_of(trained).info.run_id == parent.info.run_id
     assert len(client.get_metric_history(expert.info.run_id, "loss")) == num_losses

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.runs.sampling import write_grid
 from orchestrator.search.running.csv_file import write_csv
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial
 from workloads.checkpoint import Checkpoint, CheckpointFolder
+from workloads.config import ProtocolConfig
 from workloads.config.load import validate
 from workloads.errors import StorageError
-from workloads.evaluation.features import TensorImages
+from workloads.evaluation.draw import Samples
 from workloads.evaluation.samples import SampleStore
 from workloads.files import new_directory
 from workloads.places import JobDir
@@ -90,7 +90,9 @@ def write_table(folder: Path) -> None:
 
 
 def draw_grid(folder: Path) -> None:
-    write_grid(TensorImages(torch.randint(256, (64, 1, 32, 32), dtype=torch.uint8)), folder / "grid.png")
+    protocol = validate(ProtocolConfig, "demo")
+    images_NCHW = torch.randint(256, (64, 1, 32, 32), dtype=torch.uint8).numpy()
+    Samples(images_NCHW, protocol).write_grid(folder / "grid.png")
 
 
 def copy_folder(folder: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestrator").rglob("*.py"))
+MODULES = [
+    file for package in ("workloads", "orchestrator", "rememe") for file in sorted((ROOT / package).rglob("*.py"))
+]
 
 CLUSTER = {"ray", "mlflow"}
 HEAVY = {"torch", "diffusers", "torch_fidelity", "mlflow"}
@@ -65,11 +67,15 @@ def test_imports_point_one_way(file: Path) -> None:
     name, found = name_of(file), set(imported(file))
     packages = {one.split(".")[0] for one in found}
     if name.startswith("workloads"):
-        assert not packages & (CLUSTER | {"orchestrator"})
+        assert not packages & (CLUSTER | {"orchestrator", "rememe"})
     if name.startswith("workloads.config"):
         assert not packages & {"torch", "diffusers", "numpy"}  # descriptions load in a moment
     if not name.startswith("orchestrator.tracking"):
         assert "mlflow" not in packages
+    if name == "rememe":  # what the command line calls, so above all other rooms
+        assert not any(target.startswith("orchestrator.cli") for target in found)
+    elif not name.startswith("orchestrator.cli"):
+        assert "rememe" not in packages
     if name.startswith("orchestrator") and not name.startswith(("orchestrator.execution", "orchestrator.cli")):
         assert "ray" not in packages or name == "orchestrator.search.running.tune"
     for target in found:
@@ -85,6 +91,11 @@ def test_imports_point_one_way(file: Path) -> None:
         )
 
 
+def test_importing_rememe_imports_nothing_else() -> None:
+    at_start = set(imported(ROOT / "rememe" / "__init__.py", at_start_only=True))
+    assert at_start <= {"os", "sys", "collections.abc", "pathlib", "typing"}
+
+
 def test_every_room_says_what_it_holds() -> None:
     for package in [file for file in MODULES if file.name == "__init__.py" and "orchestrator" in file.parts]:
         said = ast.get_docstring(ast.parse(package.read_text())) or ""
@@ -94,7 +105,9 @@ def test_every_room_says_what_it_holds() -> None:
 def test_the_command_line_starts_with_nothing_heavy() -> None:
     for file in (ROOT / "orchestrator" / "cli").glob("*.py"):
         at_start = {name.split(".")[0] for name in imported(file, at_start_only=True)}
-        assert at_start <= {"os", "sys", "pathlib", "typing", "typer", "orchestrator", "collections"}, file
+        assert at_start <= {"os", "sys", "pathlib", "typing", "typer", "orchestrator", "collections", "contextlib"}, (
+            file
+        )
         ours = {name for name in imported(file, at_start_only=True) if name.startswith("orchestrator.")}
         allowed_here = ("orchestrator.cli", "orchestrator.execution.environment")
         assert all(name.startswith(allowed_here) or name == "orchestrator.execution" for name in ours), file

@@ -38,9 +38,14 @@ _REPR.maxstring = _REPR.maxother = LONGEST
 def suggest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" plus the known words."""
     words = list(known)
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    near = nearest(word, words)
+    hint = f"; did you mean {near!r}?" if near else ";"
     return f"{hint} Known: {', '.join(words)}" if words else hint
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like it; None if none is."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 def explain_error(model: type[BaseModel], error: ValidationError) -> str:
@@ -83,7 +88,7 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
     owner: type[BaseModel] | None = model
     current: Any = model
     for item in location:
-        members = _model_members(current)
+        members = model_members(current)
         if len(members) > 1:  # a discriminated union: this item is its tag
             tagged = {str(get_args(member.model_fields["kind"].annotation)[0]): member for member in members}
             if item in tagged:
@@ -100,12 +105,12 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
     return ".".join(path), owner
 
 
-def _model_members(annotation: Any) -> list[type[BaseModel]]:
+def model_members(annotation: Any) -> list[type[BaseModel]]:
     """The config classes an annotation allows (looking through Annotated, unions and None)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is Annotated:
-        return _model_members(get_args(annotation)[0])
+        return model_members(get_args(annotation)[0])
     if get_origin(annotation) in {tuple, list, dict}:
         return []
-    return [member for part in get_args(annotation) for member in _model_members(part)]
+    return [member for part in get_args(annotation) for member in model_members(part)]

@@ -20,8 +20,13 @@ class Condition(StrictConfig):
     """`left < right` between two fields, or a field and a number."""
 
     left: str
+    """Dotted key of a run description, or a number."""
+
     comparison: Literal["<", "<=", ">", ">=", "=="]
+    """How they are to compare."""
+
     right: str
+    """Dotted key of a run description, or a number."""
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from typing import Any
 
 from orchestrator.search.study.study import Study
+from workloads.config.explain import suggest
 from workloads.config.load import apply_override, is_file, read_raw, validate
 from workloads.errors import ConfigError
 from workloads.presets import list_presets
@@ -31,5 +32,5 @@ def whole_description(study: Study) -> dict[str, Any]:
 
 def unknown_study(source: str) -> ConfigError:
     """What to say where find_study found none."""
-    studies = ", ".join(list_presets("studies"))
-    return ConfigError(f"no study is called {source!r}, and no file of that name has a space; studies: {studies}")
+    hint = suggest(source, list_presets("studies"))
+    return ConfigError(f"no study is called {source!r}, and no file of that name has a space{hint}")

@@ -1,0 +1,58 @@
+"""An example of every command for its --help, and what a command says that was given nothing to work on."""
+
+from typing import NoReturn
+
+import typer
+
+EXAMPLES = {
+    "presets": ["rememe presets"],
+    "plan": ["rememe plan demo-meme", "rememe plan search-ratios --json"],
+    "train": ["rememe train demo-meme training.images=50000", "rememe train my.yaml --runs-dir /shared/runs"],
+    "search": ["rememe search demo-search", "rememe search demo-search budget.num_configurations=6"],
+    "report": ["rememe report demo-search --out report.html"],
+    "compare": ["rememe compare demo", "rememe compare demo budget_images=20000"],
+    "sample": ["rememe sample runs/demo-meme-0123abcd --num 64 --seed 1 --grid out.png"],
+    "evaluate": ["rememe evaluate runs/demo-meme-0123abcd --protocol fid10k --set num_samples=2000"],
+    "bake": ["rememe bake runs/demo-remix-0123abcd baked"],
+    "export": ["rememe export runs/demo-remix-0123abcd exported"],
+    "submit": ["rememe submit demo-meme --address http://HEAD:8265 --runs-dir /shared/runs"],
+    "jobs": ["rememe jobs --address http://HEAD:8265"],
+    "logs": ["rememe logs raysubmit_abc --address http://HEAD:8265 --follow"],
+    "stop": ["rememe stop raysubmit_abc --address http://HEAD:8265"],
+    "status": ["rememe status --watch", "rememe status demo-meme --json"],
+    "explain": ["rememe explain training.ema_halflife_images", "rememe explain strategy"],
+    "diff": ["rememe diff runs/demo-meme-0123abcd runs/demo-meme-4567cdef"],
+    "ui": ["rememe ui --port 5001"],
+    "doctor": ["rememe doctor demo-meme", "rememe doctor runs/demo-meme-0123abcd"],
+    "data check": ["rememe data check photos --size 64"],
+    "data prepare": ["rememe data prepare photos data/photos --size 64"],
+    "data show": ["rememe data show data/photos --out photos.png"],
+    "analyze spectra": ["rememe analyze spectra runs/demo-meme-0123abcd --num-images 64"],
+    "store ls": ["rememe store ls --json"],
+    "store verify": ["rememe store verify"],
+    "store repair": ["rememe store repair --yes"],
+    "store gc": ["rememe store gc --yes"],
+}
+"""By the words of the command."""
+
+
+def epilog(command: str) -> str:
+    """The examples as they end a --help."""
+    lines = EXAMPLES.get(command, [])
+    # Keeps lines as they are; others are filled.
+    return "\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)])
+
+
+def teach(command: str, *folders: str) -> NoReturn:
+    """What the command could work on, by name; ends it with exit code 2, for nothing was done."""
+    from workloads.presets import list_presets, text_of
+
+    lines = [f"rememe {command} needs the name of what to work on, or a YAML file; for instance:", ""]
+    lines += [f"  {line}" for line in EXAMPLES[command]]
+    lines += ["", "names:", ""]
+    for folder in folders:
+        for name in list_presets(folder):
+            lines.append(f"  {name:28} {text_of(name, folder).splitlines()[0].lstrip('# ')}")
+    lines += ["", f"A YAML file may begin with `preset: NAME` and say what differs. More: rememe {command} --help"]
+    print("\n".join(lines))
+    raise typer.Exit(2)

@@ -1,0 +1,123 @@
+"""What two runs have in common and what not: descriptions, scores, weights."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.runs.stored import find_run_dir
+from workloads.ensemble import EnsembleIndex
+from workloads.errors import ConfigError
+from workloads.evaluation.protocol import Z_95
+from workloads.pipeline import read_scores
+from workloads.places import EnsembleDir, RunDir
+from workloads.sealed import read_json
+
+NEXT_STEP = "run rememe train again, which writes it anew"
+
+
+@dataclass(frozen=True)
+class ScorePair:
+    """Two scores under one protocol."""
+
+    name: str
+    protocol: str
+    protocol_hash: str
+    left: float
+    right: float
+    is_tie: bool | None
+    """Whether the difference lies inside its 95 % interval; None if an interval is not known."""
+
+
+@dataclass(frozen=True)
+class WeightsPair:
+    """The weights of one expert, or of all of a remix, by their SHA-256; None where a run has no such expert."""
+
+    expert: int
+    left: str | None
+    right: str | None
+
+    @property
+    def is_same(self) -> bool:
+        """To the last bit."""
+        return self.left == self.right
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two runs."""
+
+    left: str
+    right: str
+    configuration: dict[str, tuple[Any, Any]]
+    """By dotted key, where they differ; None where a run lacks the key."""
+
+    scores: list[ScorePair]
+    weights: list[WeightsPair]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `rememe diff --json` prints."""
+        weights = [asdict(pair) | {"is_same": pair.is_same} for pair in self.weights]
+        configuration = {key: list(values) for key, values in self.configuration.items()}
+        return asdict(self) | {"configuration": configuration, "weights": weights}
+
+
+def difference_of(left: Path, right: Path, runs_dir: Path) -> Difference:
+    """Of two runs by their directories or names. ConfigError if one is no trained run, DamagedFileError if damaged."""
+    runs = [find_run_dir(one, runs_dir) for one in (left, right)]
+    indices = [_index_of(run) for run in runs]
+    flat = [_flat(index.config.model_dump(mode="json")) for index in indices]
+    differing = {
+        key: (flat[0].get(key), flat[1].get(key))
+        for key in dict.fromkeys([*flat[0], *flat[1]])
+        if flat[0].get(key) != flat[1].get(key)
+    }
+    return Difference(
+        left=runs[0].name,
+        right=runs[1].name,
+        configuration=differing,
+        scores=_scores(*(read_scores(RunDir(run).scores) for run in runs)),
+        weights=_weights(*(index.weights_sha256 for index in indices)),
+    )
+
+
+def _index_of(run: Path) -> EnsembleIndex:
+    file = EnsembleDir(run).index if EnsembleDir(run).index.is_file() else RunDir(run).ensemble.index
+    if not run.is_dir():
+        raise ConfigError(f"there is no run {run}; rememe status names the latest")
+    if not file.is_file():
+        raise ConfigError(f"{run} holds no ensemble; finish its training with: rememe train {run / 'config.yaml'}")
+    return read_json(file, EnsembleIndex.model_validate, NEXT_STEP)
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; an empty section is a leaf."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{path}.{key}" if path else str(key))
+    return flat or {path: node}
+
+
+def _scores(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[ScorePair]:
+    pairs = []
+    for key in left.keys() & right.keys():
+        a, b = left[key], right[key]
+        errors = (a.get("stderr"), b.get("stderr"))
+        is_tie = None if None in errors else abs(a["value"] - b["value"]) <= Z_95 * math.hypot(*errors)
+        pairs.append(ScorePair(a["name"], str(a["protocol"].get("name")), key, a["value"], b["value"], is_tie))
+    return sorted(pairs, key=lambda pair: pair.protocol)
+
+
+def _weights(left: Sequence[str], right: Sequence[str]) -> list[WeightsPair]:
+    longest = range(max(len(left), len(right)))
+    return [
+        WeightsPair(index, *(side[index] if index < len(side) else None for side in (left, right))) for index in longest
+    ]
+
+
+def shown(value: Any) -> str:
+    """A value of a description on one line."""
+    return json.dumps(value) if not isinstance(value, str) else value
