@@ -43,6 +43,7 @@ for command in (
     jobs.logs,
     jobs.stop,
     status.status,
+    status.watch,
     machine.ui,
     machine.doctor,
 ):

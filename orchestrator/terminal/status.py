@@ -38,7 +38,7 @@ def runs_table(looks: Iterable[Look]) -> Table:
 
 def run_cells(status: RunStanding, driver: DriverState) -> dict[str, str]:
     """What is said of one run among others, by column."""
-    rate, left = _rate(status.experts), remaining_s(status.experts)
+    rate, left = rate_of(status.experts), remaining_s(status.experts)
     alive = driver is DriverState.RUNS
     return {
         "run": status.name,
@@ -156,5 +156,6 @@ def driver_words(status: RunStanding, driver: DriverState) -> str:
     return f"{driver.value} since {timestamp(status.written_s)}"
 
 
-def _rate(experts: Sequence[ExpertStanding]) -> float:
+def rate_of(experts: Sequence[ExpertStanding]) -> float:
+    """Images per second of all that train."""
     return sum(expert.images_per_s for expert in experts if not expert.state.has_ended)
