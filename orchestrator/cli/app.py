@@ -64,6 +64,7 @@ for command in (
     jobs.logs,
     jobs.stop,
     status.status,
+    status.watch,
     questions.explain,
     questions.diff,
     machine.ui,

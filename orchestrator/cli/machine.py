@@ -17,12 +17,28 @@ if TYPE_CHECKING:
 
 def ui(
     runs_dir: RunsDirOption = RUNS,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of MLflow.")] = 5000,
+    live_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Of the live page; default: the one after --port.", show_default=False),
+    ] = None,
+    only_live: Annotated[
+        bool, typer.Option("--only-live", help="Serve the live page alone: at once, and before anything is in MLflow.")
+    ] = False,
 ) -> None:
-    """Open the MLflow browser on the results, bound to this machine only."""
+    """Open the MLflow browser on the results, and a live page of what runs do, bound to this machine only.
+
+    From another machine: ssh -L 5000:localhost:5000 -L 5001:localhost:5001 HOST.
+    """
+    from orchestrator.live.server import serve_alone, start_live_page
+    from orchestrator.plan.places import RunsDir
     from orchestrator.tracking.ui import open_ui
 
-    raise typer.Exit(open_ui(runs_dir, port=port))
+    runs = RunsDir(runs_dir)
+    if only_live:
+        serve_alone(runs, live_port or port + 1)
+    else:
+        raise typer.Exit(open_ui(runs_dir, port=port, beside=lambda: start_live_page(runs, live_port, beside=port)))
 
 
 def doctor(

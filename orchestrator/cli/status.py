@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from orchestrator.search.running.status import WholeStatus
+
 WATCH_INTERVAL_S = 2.0
 
 
@@ -33,7 +35,11 @@ def status(
     storage: StandingStorage = None,
 ) -> None:
     """Say what a run does: experts by state, node, speed, time left, restarts with their causes."""
-    look = _all_going_on(runs_dir, storage) if named is None else _one(named, runs_dir, address, storage)
+    if named is None:
+        look = _all_going_on(runs_dir, storage)
+    else:
+        look_at_one = _one(named, runs_dir, address, storage)
+        look = lambda: ((found := look_at_one()).to_json(), found.show())  # noqa: E731
     if json:
         from json import dumps as to_text
 
@@ -41,6 +47,23 @@ def status(
         _repeat(lambda: print(to_text(look()[0]), flush=True), watch=watch)
     else:
         _show(lambda: look()[1], watch=watch)
+
+
+def watch(
+    named: Annotated[str, typer.Argument(metavar="RUN|JOB", help="As for rememe status.", show_default=False)],
+    runs_dir: RunsDirOption = RUNS,
+    address: Annotated[str | None, JOB_SERVER] = None,
+    storage: StandingStorage = None,
+) -> None:
+    """Look on until a run or a study ends: a table in a terminal, elsewhere a line for all that happens.
+
+    Ends with 0 if it has finished, else with 1; Ctrl-C ends the looking alone. In a browser: rememe ui.
+    """
+    from orchestrator.search.running.watching import watch_to_end
+    from orchestrator.terminal.tables import wide_console
+
+    found = watch_to_end(_one(named, runs_dir, address, storage), wide_console())
+    raise typer.Exit(0 if found.status.ended == "finished" else 1)
 
 
 def _all_going_on(runs_dir: Path, storage: str | None) -> "Callable[[], tuple[Any, RenderableType]]":
@@ -62,16 +85,13 @@ def _all_going_on(runs_dir: Path, storage: str | None) -> "Callable[[], tuple[An
     return look
 
 
-def _one(
-    named: str, runs_dir: Path, address: str | None, storage: str | None
-) -> "Callable[[], tuple[Any, RenderableType]]":
+def _one(named: str, runs_dir: Path, address: str | None, storage: str | None) -> "Callable[[], WholeStatus]":
     from orchestrator.runs.stored import runs_to_look_at
     from orchestrator.search.running.status import status_here, status_of_job
     from workloads.errors import ConfigError
 
-    def look_here() -> "tuple[Any, RenderableType]":
-        found = status_here(named, runs_to_look_at(runs_dir, storage))
-        return found.to_json(), found.show()
+    def look_here() -> "WholeStatus":
+        return status_here(named, runs_to_look_at(runs_dir, storage))
 
     try:
         look_here()
@@ -85,11 +105,7 @@ def _one(
 
     server = JobServer(address)
 
-    def look_there() -> "tuple[Any, RenderableType]":
-        found = status_of_job(server, named)
-        return found.to_json(), found.show()
-
-    return look_there
+    return lambda: status_of_job(server, named)
 
 
 def _show(look: "Callable[[], RenderableType]", *, watch: bool) -> None:

@@ -20,6 +20,7 @@ EXAMPLES = {
     "logs": ["rememe logs raysubmit_abc --address http://HEAD:8265 --follow"],
     "stop": ["rememe stop raysubmit_abc --address http://HEAD:8265"],
     "status": ["rememe status --watch", "rememe status demo-meme --json"],
+    "watch": ["rememe watch demo-meme"],
     "explain": ["rememe explain training.ema_halflife_images", "rememe explain strategy"],
     "diff": ["rememe diff runs/demo-meme-0123abcd runs/demo-meme-4567cdef"],
     "ui": ["rememe ui --port 5001"],

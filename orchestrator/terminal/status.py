@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan.standing import DriverState, ExpertStanding, RunStanding, count_states, remaining_s
+from orchestrator.plan.standing import DriverState, ExpertStanding, Restart, RunStanding, count_states, remaining_s
 from orchestrator.terminal.experts import STYLES
 from orchestrator.terminal.words import duration, timestamp
 
@@ -18,70 +18,103 @@ Look = tuple[RunStanding, DriverState]
 """A status, and what has become of its driver."""
 
 
+RUN_COLUMNS = ("run", "kind", "driver", "does", "experts")
+RUN_NUMBERS = ("images/s", "left", "begun")
+
+
 def runs_table(looks: Iterable[Look]) -> Table:
     """A row per run."""
     table = Table(box=SIMPLE)
-    for name in ("run", "kind", "driver", "does", "experts"):
+    for name in RUN_COLUMNS:
         table.add_column(name, no_wrap=name in {"run", "kind"})
-    for name in ("images/s", "left", "begun"):
+    for name in RUN_NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
     for status, driver in looks:
-        rate, left = _rate(status.experts), remaining_s(status.experts)
-        alive = driver is DriverState.RUNS
-        table.add_row(
-            status.name,
-            status.kind,
-            Text(_driver_words(status, driver), DRIVER_STYLES.get(driver, "dim")),
-            doing_words(status),
-            states_words(status.experts),
-            f"{rate:,.0f}" if rate and alive else "",
-            "" if left is None or not alive else duration(left),
-            timestamp(status.begun_s),
-        )
+        cells = run_cells(status, driver)
+        styles = {"driver": DRIVER_STYLES.get(driver, "dim")}
+        table.add_row(*(Text(cells[name], styles.get(name, "")) for name in (*RUN_COLUMNS, *RUN_NUMBERS)))
     return table
+
+
+def run_cells(status: RunStanding, driver: DriverState) -> dict[str, str]:
+    """What is said of one run among others, by column."""
+    rate, left = rate_of(status.experts), remaining_s(status.experts)
+    alive = driver is DriverState.RUNS
+    return {
+        "run": status.name,
+        "kind": status.kind,
+        "driver": driver_words(status, driver),
+        "does": doing_words(status),
+        "experts": states_words(status.experts),
+        "images/s": f"{rate:,.0f}" if rate and alive else "",
+        "left": "" if left is None or not alive else duration(left),
+        "begun": timestamp(status.begun_s),
+    }
 
 
 def run_lines(status: RunStanding, driver: DriverState) -> Group:
     """One run: what is done with it and by whom, a row per expert."""
-    by = f"process {status.pid} on {status.host}{f', job {status.job}' if status.job else ''}"
     head = Text(f"{status.name} ({status.kind}): ")
-    head.append(_driver_words(status, driver), DRIVER_STYLES.get(driver, "dim"))
-    if driver in {DriverState.GONE, DriverState.SILENT}:
-        head.append("; the same command goes on from its checkpoints")
-    lines: list[RenderableType] = [head, Text(f"begun {timestamp(status.begun_s)} by {by}")]
-    left = remaining_s(status.experts)
-    if driver is DriverState.RUNS and (doing := doing_words(status)):
-        lines.append(Text(f"{doing}{f', about {duration(left)} left' if left is not None else ''}"))
-    if status.experts:
-        known = "" if driver in {DriverState.RUNS, DriverState.ENDED} else "last known: "
-        lines += [Text(f"{known}{states_words(status.experts)}"), _experts_table(status, driver)]
-    return Group(*lines)
+    head.append(driver_words(status, driver), DRIVER_STYLES.get(driver, "dim"))
+    advice, *rest = run_words(status, driver)
+    head.append(f"; {advice}" if advice else "")
+    lines: list[RenderableType] = [head, *(Text(line) for line in rest if line)]
+    return Group(*lines, *([_experts_table(status, driver)] if status.experts else []))
+
+
+def run_words(status: RunStanding, driver: DriverState) -> tuple[str, str, str, str]:
+    """What to do, by whom it is carried out, what is being done, and how many experts are in which state."""
+    is_lost = driver in {DriverState.GONE, DriverState.SILENT}
+    left, doing = remaining_s(status.experts), doing_words(status)
+    job = f", job {status.job}" if status.job else ""
+    return (
+        "the same command goes on from its checkpoints" if is_lost else "",
+        f"begun {timestamp(status.begun_s)} by process {status.pid} on {status.host}{job}",
+        f"{doing}{f', about {duration(left)} left' if left is not None else ''}"
+        if driver is DriverState.RUNS and doing
+        else "",
+        f"{'last known: ' if is_lost else ''}{states_words(status.experts)}" if status.experts else "",
+    )
+
+
+EXPERT_COLUMNS = ("expert", "interval", "state", "node")
+EXPERT_NUMBERS = ("images", "share", "loss", "images/s", "left")
+EXPERT_WORDS = ("restarts", "remark")
 
 
 def _experts_table(status: RunStanding, driver: DriverState) -> Table:
-    table, alive = Table(box=SIMPLE), driver is DriverState.RUNS
-    for name in ("expert", "interval", "state", "node"):
+    table = Table(box=SIMPLE)
+    for name in EXPERT_COLUMNS:
         table.add_column(name, no_wrap=True)
-    for name in ("images", "", "loss", "images/s", "left"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("restarts", "remark"):
+    for name in EXPERT_NUMBERS:
+        table.add_column("" if name == "share" else name, justify="right", no_wrap=True)
+    for name in EXPERT_WORDS:
         table.add_column(name)
     for expert in status.experts:
-        left = expert.remaining_s if alive else None
-        table.add_row(
-            expert.name,
-            str(expert.interval),
-            Text(expert.state.value, STYLES.get(expert.state, "dim")),
-            ", ".join(words for words in (expert.node, workers_words(expert)) if words),
-            f"{expert.images_seen:,}",
-            f"{expert.images_seen / expert.total_images:.0%}",
-            "" if expert.loss is None else f"{expert.loss:.4f}",
-            f"{expert.images_per_s:,.0f}" if expert.images_per_s and alive and not expert.state.has_ended else "",
-            "" if left is None else duration(left),
-            restarts_words(expert),
-            expert.detail,
-        )
+        cells, styles = expert_cells(expert, driver), {"state": STYLES.get(expert.state, "dim")}
+        columns = (*EXPERT_COLUMNS, *EXPERT_NUMBERS, *EXPERT_WORDS)
+        table.add_row(*(Text(cells[name], styles.get(name, "")) for name in columns))
     return table
+
+
+def expert_cells(expert: ExpertStanding, driver: DriverState) -> dict[str, str]:
+    """What is said of one expert, by column."""
+    alive = driver is DriverState.RUNS
+    left = expert.remaining_s if alive else None
+    rate = expert.images_per_s if alive and not expert.state.has_ended else 0.0
+    return {
+        "expert": expert.name,
+        "interval": str(expert.interval),
+        "state": expert.state.value,
+        "node": ", ".join(words for words in (expert.node, workers_words(expert)) if words),
+        "images": f"{expert.images_seen:,}",
+        "share": f"{expert.images_seen / expert.total_images:.0%}",
+        "loss": "" if expert.loss is None else f"{expert.loss:.4f}",
+        "images/s": f"{rate:,.0f}" if rate else "",
+        "left": "" if left is None else duration(left),
+        "restarts": restarts_words(expert),
+        "remark": expert.detail,
+    }
 
 
 def doing_words(status: RunStanding) -> str:
@@ -109,7 +142,13 @@ def restarts_words(expert: ExpertStanding) -> str:
     return f"{', '.join(words)} ({duration(expert.lost_s)} lost)" if words else ""
 
 
-def _driver_words(status: RunStanding, driver: DriverState) -> str:
+def restart_sentence(expert: ExpertStanding, restart: Restart) -> str:
+    """Of one restart: when, why and what it cost."""
+    return f"{timestamp(restart.at_s)}: {expert.name} stopped, {restart.cause.value}; {duration(restart.lost_s)} lost"
+
+
+def driver_words(status: RunStanding, driver: DriverState) -> str:
+    """What has become of the driver, and since when."""
     if driver is DriverState.ENDED:
         return f"{status.ended} {timestamp(status.written_s)}{f': {status.reason}' if status.reason else ''}"
     if driver is DriverState.RUNS:
@@ -117,5 +156,6 @@ def _driver_words(status: RunStanding, driver: DriverState) -> str:
     return f"{driver.value} since {timestamp(status.written_s)}"
 
 
-def _rate(experts: Sequence[ExpertStanding]) -> float:
+def rate_of(experts: Sequence[ExpertStanding]) -> float:
+    """Images per second of all that train."""
     return sum(expert.images_per_s for expert in experts if not expert.state.has_ended)

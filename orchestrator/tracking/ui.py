@@ -10,6 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from orchestrator.plan.masking import masked
@@ -25,11 +27,17 @@ START_TIMEOUT_S = 90.0
 """A first start on a heavily loaded machine has taken 33 s."""
 
 
-def open_ui(runs_dir: Path, *, port: int) -> int:
-    """Serve until Ctrl-C; the server's exit code. ConfigError if there is no store yet or the port is taken."""
+def open_ui(
+    runs_dir: Path, *, port: int, beside: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+) -> int:
+    """Serve until Ctrl-C; the server's exit code. ConfigError if there is no store yet or the port is taken.
+
+    beside: what is served as long, and begun once it is clear that this can be.
+    """
     uri = tracking_uri(runs_dir)
     if uri.startswith("http"):
         print(f"MLFLOW_TRACKING_URI is a server of its own: open {masked(uri)}/{_first_page(uri)}")
+        print("what runs do, live: rememe ui --only-live")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not database.exists():
@@ -44,6 +52,11 @@ def open_ui(runs_dir: Path, *, port: int) -> int:
         except OSError as error:
             raise ConfigError(f"--port {port} cannot be had ({error.strerror}); choose another") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    with beside():
+        return _serve(runs_dir, uri, port)
+
+
+def _serve(runs_dir: Path, uri: str, port: int) -> int:
     server = subprocess.Popen(_command(runs_dir, port), env=_environment(uri), start_new_session=True)
     try:
         if _wait_until_ready(server, port):

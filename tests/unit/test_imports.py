@@ -22,7 +22,8 @@ FLOORS = {
     "execution": 3,
     "runs": 4,
     "search": 5,
-    "cli": 6,
+    "live": 6,
+    "cli": 7,
 }
 """Rooms of the orchestrator. A room imports itself and lower floors, never a neighbour on its own."""
 

@@ -16,7 +16,7 @@ from orchestrator.execution.jobs import JobServer
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.standing import DriverState, RunStanding, remaining_s
-from orchestrator.runs.status import STUDY_KIND, find_run
+from orchestrator.runs.status import STUDY_KIND, RunView, find_run
 from orchestrator.runs.stored import runs_to_look_at
 from orchestrator.search.study.status import ConfigurationStatus, configurations_of
 from orchestrator.terminal.status import run_lines
@@ -56,7 +56,12 @@ class WholeStatus:
 
 def status_here(named: str, runs: RunsDir) -> WholeStatus:
     """Of what lies in this runs directory. ConfigError if there is no such thing."""
-    run, status, driver = find_run(named, runs)
+    return whole_status(find_run(named, runs), runs)
+
+
+def whole_status(view: RunView, runs: RunsDir) -> WholeStatus:
+    """With the configurations, if it is a study."""
+    run, status, driver = view
     study = runs.study(run.path.name)
     configurations = configurations_of(study) if status.kind == STUDY_KIND else []
     return WholeStatus(status, driver, tuple(configurations))

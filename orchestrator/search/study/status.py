@@ -1,5 +1,6 @@
 """The configurations of a study as somebody sees them who only looks."""
 
+import contextlib
 import re
 
 from orchestrator.plan.places import StudyDir
@@ -27,14 +28,16 @@ class ConfigurationStatus(StrictConfig):
 
 
 def configurations_of(study: StudyDir) -> list[ConfigurationStatus]:
+    """In order, in words and scores."""
+    return [_status_of(trial, study) for trial in trials_of(study)]
+
+
+def trials_of(study: StudyDir) -> list[Trial]:
     """In order; a file that cannot be read is left out, for its driver sets it right."""
     found = []
     for file in study.trial_files():
-        try:
-            trial = read_trial(file)
-        except (OSError, DamagedFileError):
-            continue
-        found.append(_status_of(trial, study))
+        with contextlib.suppress(OSError, DamagedFileError):
+            found.append(read_trial(file))
     return found
 
 
