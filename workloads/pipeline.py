@@ -5,14 +5,12 @@ What Ray adds is where a step runs: who calls `score_ensemble` may say how sampl
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
@@ -29,6 +27,7 @@ from workloads.files import new_file, write_text
 from workloads.places import RunDir
 from workloads.progress import Progress
 from workloads.sealed import read_json, sealed, unsealed
+from workloads.threads import one_thread
 from workloads.training.result import completed
 
 logger = logging.getLogger(__name__)
@@ -106,17 +105,6 @@ def draw_here(
             on_progress(
                 min((len(batches) - num_left) * protocol.batch_size, protocol.num_samples), protocol.num_samples
             )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The last bits of a sample depend on the number of threads that compute it, so that is fixed."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def score_ensemble(

@@ -31,7 +31,7 @@ from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
-from workloads.pipeline import one_thread
+from workloads.threads import one_thread
 
 _log = logging.getLogger(__name__)
 

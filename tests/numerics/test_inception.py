@@ -12,16 +12,13 @@ from workloads.config.data import CIFAR10Data
 from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.errors import ConfigError
+from workloads.evaluation.blocks import ImageSet, extracted
 from workloads.evaluation.extractors import load_extractor
-from workloads.evaluation.features import (
-    ReferenceImages,
-    TensorImages,
-    extract_features,
-    feature_statistics,
-)
+from workloads.evaluation.features import ReferenceImages, TensorImages
 from workloads.evaluation.inception import PACKAGE_SHA256, find_weights, read_weights
+from workloads.evaluation.moments import feature_statistics, frechet_distance
 from workloads.evaluation.samples import write_images
-from workloads.evaluation.score import evaluate_samples, frechet_distance
+from workloads.evaluation.score import evaluate_samples
 from workloads.files import sha256_file
 
 PROTOCOL = ProtocolConfig.model_validate("fid2k")
@@ -33,6 +30,12 @@ def weights_are_here() -> bool:
     except ConfigError:
         return False
     return True
+
+
+def features_of(images: ImageSet, folder: Path) -> torch.Tensor:
+    extractor = load_extractor(PROTOCOL)
+    with extracted(images, extractor, folder) as found:
+        return torch.cat(list(found[extractor.layer]))
 
 
 needs_weights = pytest.mark.skipif(not weights_are_here(), reason="no Inception weights (rememe[inception])")
@@ -56,7 +59,7 @@ def test_other_weights_are_not_taken_for_the_fid_network(monkeypatch: pytest.Mon
 
 @needs_weights
 @pytest.mark.inception
-def test_the_packages_weights_give_the_torchscripts_features() -> None:
+def test_the_packages_weights_give_the_torchscripts_features(tmp_path: Path) -> None:
     path = find_weights(PROTOCOL)
     if sha256_file(path) != PACKAGE_SHA256:
         pytest.skip("another file of weights")
@@ -64,7 +67,7 @@ def test_the_packages_weights_give_the_torchscripts_features() -> None:
     pixels = torch.randint(0, 256, (2, 3, 299, 299), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.inference_mode():
         theirs = script.net.layers((pixels.float() - 128) / 128) if hasattr(script.net, "layers") else script(pixels)
-    ours = extract_features(TensorImages(pixels), load_extractor(PROTOCOL))
+    ours = features_of(TensorImages(pixels), tmp_path)
     torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-4)
 
 
@@ -73,8 +76,7 @@ def test_the_packages_weights_give_the_torchscripts_features() -> None:
 def test_fid_is_torch_fidelitys_on_the_same_folders(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sets = [TensorImages(torch.from_numpy(rng.integers(0, top, (8, 3, 32, 32), dtype=np.uint8))) for top in (256, 128)]
-    extractor = load_extractor(PROTOCOL)
-    ours = frechet_distance(*(feature_statistics(extract_features(images, extractor)) for images in sets))
+    ours = frechet_distance(*(feature_statistics([features_of(images, tmp_path / "blocks")]) for images in sets))
     for name, images in zip("ab", sets, strict=True):
         write_images(images, tmp_path / name)
     torch.save(read_weights(find_weights(PROTOCOL)), tmp_path / "weights.pth")

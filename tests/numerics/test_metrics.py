@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError
+from workloads.evaluation import blocks
 from workloads.evaluation import score as score_module
 from workloads.evaluation.extractors import InceptionExtractor, clean_resized, load_extractor
 from workloads.evaluation.features import TensorImages, reference_statistics
-from workloads.evaluation.metrics import MetricValue, inception_score, kernel_distance, precision_recall
+from workloads.evaluation.metrics import inception_score, kernel_distance, precision_recall
+from workloads.evaluation.moments import MetricValue
 from workloads.evaluation.score import check_protocol, evaluate_samples
 from workloads.evaluation.statistics_file import read_statistics
 
@@ -33,7 +36,7 @@ def test_inception_score_is_its_definition() -> None:
     """exp of the mean KL between each image's classes and the split's, averaged over ten splits."""
     generator = np.random.default_rng(0)
     logits_NK = generator.normal(size=(200, 10)) * 3
-    found = inception_score(torch.from_numpy(logits_NK)).value
+    found = inception_score(torch.from_numpy(logits_NK).split(64)).value
     order = np.random.RandomState(2020).permutation(200)
     shares = np.exp(logits_NK[order]) / np.exp(logits_NK[order]).sum(1, keepdims=True)
     scores = []
@@ -83,7 +86,7 @@ def test_kid_is_the_u_statistic() -> None:
 
 REAL = draw(300, 3, seed=99)
 CASES: dict[str, Callable[[int], MetricValue]] = {
-    "inception_score": lambda seed: inception_score(draw(300, 5, seed, scale=2)),
+    "inception_score": lambda seed: inception_score([draw(300, 5, seed, scale=2)]),
     "precision": lambda seed: precision_recall(draw(200, 3, seed, scale=1.2), REAL)["precision"],
     "recall": lambda seed: precision_recall(draw(200, 3, seed, scale=0.8), REAL)["recall"],
     "kid": lambda seed: kernel_distance(draw(200, 3, seed, scale=1.2) + 0.2, REAL),
@@ -134,12 +137,13 @@ def test_metrics_that_cannot_be_had_say_why(
 ) -> None:
     monkeypatch.setattr(score_module, "NUM_MANIFOLD_IMAGES", 500)
 
-    def without_classifier(*arguments: object, **options: object) -> dict[str, Tensor]:
-        found = extract(*arguments, **options)
-        return found | {"logits": torch.full_like(found["logits"], float("nan"))}
+    original = blocks._features
 
-    extract = score_module.extract_all
-    monkeypatch.setattr(score_module, "extract_all", without_classifier)
+    def without_classifier(*arguments: Any) -> dict[str, np.ndarray]:
+        found = original(*arguments)
+        return found | {"logits": np.full_like(found["logits"], np.nan)}
+
+    monkeypatch.setattr(blocks, "_features", without_classifier)
     samples = TensorImages(torch.from_numpy(reference.images(np.arange(6))))
     asked = protocol(metrics=("inception_score", "precision_recall", "kid"), num_samples=6)
     score = evaluate_samples(samples, reference, asked, cache_dir=cache)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 import torch_fidelity
 from PIL import Image
@@ -16,20 +15,13 @@ from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError, DataError
-from workloads.evaluation import features, score
+from workloads.evaluation import blocks, features, score
+from workloads.evaluation.blocks import extracted
 from workloads.evaluation.extractors import FASHION_NAME, load_extractor
-from workloads.evaluation.features import (
-    ReferenceImages,
-    Statistics,
-    TensorImages,
-    extract_all,
-    extract_features,
-    reference_features,
-    reference_statistics,
-)
+from workloads.evaluation.features import ReferenceImages, TensorImages, reference_features, reference_statistics
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import write_images
-from workloads.evaluation.score import TABLE_METRICS, evaluate_samples, frechet_distance
+from workloads.evaluation.score import TABLE_METRICS, evaluate_samples
 
 NUM_SAMPLES = 300
 
@@ -84,25 +76,16 @@ def test_the_score_is_torch_fidelitys_on_the_same_folders(
     assert ours.value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
 
 
-def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
-    rng = np.random.default_rng(0)
-    roots = rng.normal(size=(2, 8, 8))
-    a, b = (Statistics(rng.normal(size=8), root @ root.T) for root in roots)
-    root = scipy.linalg.sqrtm(a.sigma @ b.sigma).real
-    expected = np.sum((a.mu - b.mu) ** 2) + np.trace(a.sigma + b.sigma - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-
-
 def test_statistics_are_numpys_and_computed_once(
-    reference: PreparedDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+    reference: PreparedDataset, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor = load_extractor(protocol())
     first = reference_statistics(reference, extractor, cache_dir=cache)
-    features_ND = extract_features(ReferenceImages(reference), extractor).double().numpy()
-    np.testing.assert_allclose(first.mu, features_ND.mean(axis=0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(first.sigma, np.cov(features_ND, rowvar=False), rtol=1e-5, atol=1e-7)
-    monkeypatch.setattr(features, "extract_features", lambda *_, **__: pytest.fail("computed a second time"))
+    with extracted(ReferenceImages(reference), extractor, tmp_path) as found:
+        features_ND = torch.cat(list(found[extractor.layer])).double().numpy()
+    np.testing.assert_allclose(first.mu, features_ND.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(first.sigma, np.cov(features_ND, rowvar=False), rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr(features, "extracted", lambda *_, **__: pytest.fail("computed a second time"))
     again = reference_statistics(reference, extractor, cache_dir=cache)
     assert np.array_equal(first.mu, again.mu)
     assert np.array_equal(first.sigma, again.sigma)
@@ -174,16 +157,19 @@ def test_scores_that_are_not_to_be_trusted_say_why(reference: PreparedDataset, c
 
 
 def test_features_that_are_not_finite_are_named(
-    reference: PreparedDataset, samples: TensorImages, cache: Path, monkeypatch: pytest.MonkeyPatch
+    reference: PreparedDataset, samples: TensorImages, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
-        found = extract_all(*arguments, **options)
+    shutil.copytree(cache / "statistics", tmp_path / "statistics")
+    original = blocks._features
+
+    def spoilt(*arguments: Any) -> dict[str, np.ndarray]:
+        found = original(*arguments)
         found["128"][7, 3] = float("nan")
         return found
 
-    monkeypatch.setattr(score, "extract_all", spoilt)
+    monkeypatch.setattr(blocks, "_features", spoilt)
     with pytest.raises(DataError, match="1 of 300 samples, the first of them sample 7, have features"):
-        evaluate_samples(samples, reference, protocol(), cache_dir=cache)
+        evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path)
 
 
 def test_real_images_score_better_than_spoilt_ones(

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ class Extractor:
     layer: str
     """torch-fidelity's name of the features."""
 
-    logits_layer: str
-    """torch-fidelity's name of the class scores, for the Inception Score."""
+    logits_layer: str | None
+    """torch-fidelity's name of the class scores, for the Inception Score; None where there are none."""
 
     weights_sha256: str
     """Identifies the weights: of the file for fashion-cnn, of the tensors for Inception, which comes in many files."""
@@ -50,6 +51,11 @@ class Extractor:
 
     spatial_layer: str | None = None
     """torch-fidelity's (or our) name of the features of sFID, where they were asked for."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What the network returns, in this order."""
+        return tuple(name for name in (self.layer, self.logits_layer, self.spatial_layer) if name is not None)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -135,34 +141,23 @@ class InceptionExtractor(FeatureExtractorInceptionV3):  # type: ignore[misc]
     mixed_6/conv, in the order height, width, channel.
     """
 
-    features_list: list[str]
-
     def __init__(self, name: str, features_list: list[str], *, clean: bool, **options: Any) -> None:
-        super().__init__(name, features_list, **options)
-        self._seen: dict[str, Tensor] = {}
+        super().__init__(name, [layer for layer in features_list if layer != SPATIAL], **options)
+        self._asked = features_list
+        self._now = threading.local()  # batches go through in several threads at once
         if clean:
-            self.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (clean_resized(self._seen["images"]),))
+            self.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (clean_resized(self._now.images),))
         if SPATIAL in features_list:
             self.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
-        asked = self.features_list
-        self._seen = {"images": images_BCHW}
-        self.features_list = [name for name in asked if name != SPATIAL]
-        try:
-            found = dict(zip(self.features_list, super().forward(images_BCHW), strict=True)) | self._seen
-        finally:
-            self.features_list = asked
-            self._seen = {}
-        return tuple(found[name] for name in asked)
+        self._now.images = images_BCHW
+        found = dict(zip(self.features_list, super().forward(images_BCHW), strict=True))
+        return tuple(self._now.spatial if name == SPATIAL else found[name] for name in self._asked)
 
     def _keep_spatial(self, _module: object, _inputs: object, output_BCHW: Tensor) -> None:
         first_BHWC = output_BCHW[:, :NUM_SPATIAL_CHANNELS].permute(0, 2, 3, 1)
-        self._seen[SPATIAL] = first_BHWC.flatten(1).float()
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (*FeatureExtractorInceptionV3.get_provided_features_list(), SPATIAL)
+        self._now.spatial = first_BHWC.flatten(1).float()
 
 
 def clean_resized(images_BCHW: Tensor) -> Tensor:

@@ -1,45 +1,23 @@
-"""Features of a set of images, and the cached statistics of a reference set, through torch-fidelity."""
+"""Sets of images that are compared, and the cached statistics of a reference set."""
 
-import contextlib
-import hashlib
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
-import safetensors.numpy
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torch_fidelity.metric_fid import fid_features_to_statistics
-from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from workloads.config.base import content_hash
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import DataError
+from workloads.evaluation.blocks import FEATURE_BATCH, extracted, read_arrays, write_arrays
 from workloads.evaluation.extractors import Extractor
-from workloads.files import clear_storage_errors, new_file
+from workloads.evaluation.moments import Statistics, feature_statistics
+from workloads.files import clear_storage_errors
 from workloads.locks import locked
-from workloads.sealed import CHECKSUM
 
-logger = logging.getLogger(__name__)
-
-# Axes: N images, B batch, C channels, H height, W width, D features.
-
-FEATURE_BATCH = 64
-"""Images through the feature network at once: part of the protocol, because it changes the last bits."""
-
-
-class ImageSet(Protocol):
-    """What torch-fidelity reads: a torch Dataset of uint8 (3, H, W)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor]: ...
+# Axes: N images, n of them, B batch, C channels, H height, W width, D features.
 
 
 class ReferenceImages(Dataset[Tensor]):
@@ -79,23 +57,6 @@ class TensorImages(Dataset[Tensor]):
         return list(to_rgb(self.images_NCHW[indices]))
 
 
-class _CountedImages(Dataset[Tensor]):
-    """Passes images through and counts them."""
-
-    def __init__(self, images: ImageSet, advance: Callable[[int], None]) -> None:
-        self.images, self.advance = images, advance
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        self.advance(len(indices))
-        return self.images.__getitems__(indices)
-
-
 def to_rgb(images_BCHW: Tensor) -> Tensor:
     """(B, 3, H, W), grey repeated."""
     assert images_BCHW.dtype == torch.uint8
@@ -103,45 +64,9 @@ def to_rgb(images_BCHW: Tensor) -> Tensor:
     return images_BCHW.expand(-1, 3, -1, -1)
 
 
-def extract_features(
-    images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
-) -> Tensor:
-    """Features of every image in order: float32 (N, D) on the CPU. advance(n) follows each n images read."""
-    return extract_all(images, extractor, device=device, advance=advance)[extractor.layer]
-
-
-def extract_all(
-    images: ImageSet, extractor: Extractor, *, device: str = "cpu", advance: Callable[[int], None] | None = None
-) -> dict[str, Tensor]:
-    """Features of every image in order, on the CPU, by torch-fidelity's names of them."""
-    on_gpu = torch.device(device).type == "cuda"
-    extractor.module.to(device)
-    with contextlib.ExitStack() as stack:
-        if on_gpu:
-            stack.enter_context(torch.cuda.device(device))
-        # Not TF32: rounding features to ten bits moves a distance as much as a better model does.
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
-        found: dict[str, Tensor] = get_featuresdict_from_dataset(
-            _CountedImages(images, advance or (lambda _: None)),
-            extractor.module,
-            batch_size=FEATURE_BATCH,
-            cuda=on_gpu,
-            save_cpu_ram=True,  # no worker processes: reading is a copy from mapped memory
-            verbose=False,
-        )
-    return found
-
-
-class Statistics(NamedTuple):
-    """Mean float32 (D,) and covariance float64 (D, D) of features."""
-
-    mu: np.ndarray
-    sigma: np.ndarray
-
-
-def feature_statistics(features_ND: Tensor) -> Statistics:
-    """torch-fidelity's mean and covariance."""
-    return Statistics(**fid_features_to_statistics(features_ND))
+def blocks_dir(cache_dir: Path) -> Path:
+    """Where features lie while something is made of them."""
+    return cache_dir / "blocks"
 
 
 def statistics_path(reference: PreparedDataset, extractor: Extractor, cache_dir: Path) -> Path:
@@ -165,7 +90,8 @@ def reference_statistics(
     images = ReferenceImages(reference)
 
     def compute() -> dict[str, np.ndarray]:
-        return feature_statistics(extract_features(images, extractor, device=device, advance=advance))._asdict()
+        with extracted(images, extractor, blocks_dir(cache_dir), device=device, advance=advance) as found:
+            return feature_statistics(found[extractor.layer])._asdict()
 
     return Statistics(**_computed_once(statistics_path(reference, extractor, cache_dir), compute))
 
@@ -190,7 +116,8 @@ def reference_features(
     path = cache_dir / "features" / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
 
     def compute() -> dict[str, np.ndarray]:
-        return {"features": extract_features(Subset(images, drawn), extractor, device=device).numpy()}
+        with extracted(Subset(images, drawn), extractor, blocks_dir(cache_dir), device=device) as found:
+            return {"features": torch.cat(list(found[extractor.layer])).numpy()}
 
     return torch.from_numpy(_computed_once(path, compute)["features"])
 
@@ -200,43 +127,12 @@ def _computed_once(path: Path, compute: Callable[[], dict[str, np.ndarray]]) -> 
 
     By one process for all that ask; where a file system has no locks, by everyone.
     """
-    cached = _read(path)
+    cached = read_arrays(path)
     if cached is not None:
         return cached
     with clear_storage_errors(path), locked(path.with_name(f".{path.name}.lock"), if_supported=True):
-        cached = _read(path)  # another process may have written it meanwhile
+        cached = read_arrays(path)  # another process may have written it meanwhile
         if cached is None:
             cached = compute()
-            with new_file(path) as scratch:
-                safetensors.numpy.save_file(cached, scratch, {CHECKSUM: _digest(cached)})
+            write_arrays(path, cached)
     return cached
-
-
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """None if there is no whole file; a damaged one is named, and computed again."""
-    try:
-        with safe_open(path, framework="np") as opened:
-            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-            checksum = (opened.metadata() or {}).get(CHECKSUM)
-        # Earlier versions wrote no checksum.
-        is_whole = checksum == _digest(found) if checksum else all(map(_is_finite, found.values()))
-    except FileNotFoundError:
-        return None
-    except SafetensorError:
-        is_whole = False
-    if not is_whole:
-        logger.warning("%s is damaged and is computed again", path)
-    return found if is_whole else None
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    return bool(np.isfinite(array).all())
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 (hex) of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

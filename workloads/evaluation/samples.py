@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import DataError
-from workloads.evaluation.features import ImageSet, to_rgb
+from workloads.evaluation.blocks import ImageSet
+from workloads.evaluation.features import to_rgb
 from workloads.evaluation.generate import batch_indices
 from workloads.files import clear_storage_errors, new_file
 

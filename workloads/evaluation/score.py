@@ -1,35 +1,30 @@
-"""From generated images to a score, through torch-fidelity (Heusel et al. 2017, arXiv:1706.08500, Eq. 6)."""
+"""From generated images to a score."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from workloads.config.evaluation import Metric, ProtocolConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError, DataError
-from workloads.evaluation.bootstrap import bootstrap_stderr
+from workloads.evaluation.blocks import FEATURE_BATCH, ImageSet, extracted, first
 from workloads.evaluation.doubts import doubts_about
 from workloads.evaluation.extractors import EXTRACTORS, NUM_SPATIAL_FEATURES, Extractor, check_extractor, load_extractor
 from workloads.evaluation.features import (
-    FEATURE_BATCH,
-    ImageSet,
     ReferenceImages,
-    Statistics,
-    extract_all,
-    feature_statistics,
+    blocks_dir,
     reference_features,
     reference_statistics,
     statistics_path,
 )
-from workloads.evaluation.metrics import NUM_NEIGHBOURS, MetricValue, inception_score, kernel_distance, precision_recall
+from workloads.evaluation.metrics import NUM_NEIGHBOURS, inception_score, kernel_distance, precision_recall
+from workloads.evaluation.moments import MetricValue, Statistics, feature_statistics, frechet_estimate
 from workloads.evaluation.protocol import Score, comparable, describe_protocol, protocol_hash, require_comparable
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.statistics_file import read_statistics
@@ -45,7 +40,7 @@ MANIFOLD_SEED = 0
 TABLE_METRICS: tuple[Metric, ...] = ("inception_score", "precision_recall")
 """Of a comparison that names none."""
 
-__all__ = ["Score", "check_protocol", "comparable", "evaluate_samples", "frechet_distance", "require_comparable"]
+__all__ = ["Score", "check_protocol", "comparable", "evaluate_samples", "require_comparable"]
 
 
 def check_protocol(protocol: ProtocolConfig) -> None:
@@ -55,24 +50,6 @@ def check_protocol(protocol: ProtocolConfig) -> None:
         read_statistics(path, EXTRACTORS[protocol.extractor].num_features)
         if "sfid" in protocol.metrics:
             read_statistics(path, NUM_SPATIAL_FEATURES, spatial=True)
-
-
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mu_a - mu_b|^2 + Tr(sigma_a + sigma_b - 2 sqrt(sigma_a sigma_b)), as torch-fidelity computes it."""
-    return float(fid_statistics_to_metric(a._asdict(), b._asdict(), verbose=False)[KEY_METRIC_FID])
-
-
-def frechet_distance_to(expected: Statistics) -> Callable[[Statistics], float]:
-    """The same of symmetric matrices, whose eigenvalues cost a fraction: for who measures many times."""
-    values_D, vectors_DD = np.linalg.eigh(expected.sigma)
-    root_DD = vectors_DD * np.sqrt(values_D.clip(min=0)) @ vectors_DD.T
-
-    def distance(found: Statistics) -> float:
-        products_D = np.linalg.eigvalsh(root_DD @ found.sigma @ root_DD).clip(min=0)
-        traces = np.trace(found.sigma) + np.trace(expected.sigma) - 2 * np.sqrt(products_D).sum()
-        return float(np.square(found.mu.astype(np.float64) - expected.mu).sum() + traces)
-
-    return distance
 
 
 def evaluate_samples(
@@ -99,17 +76,32 @@ def evaluate_samples(
     source = _Reference(reference, protocol, cache_dir, device)
     counter = _Counter(on_progress, len(images) + (0 if source.is_known(extractor) else len(references)))
     expected = source.statistics(extractor, counter.advance)
-    found = extract_all(images, extractor, device=device, advance=counter.advance)
-    features_ND = found[extractor.layer]
-    _check_features(features_ND, extractor)
-    distance = _distance(features_ND, expected)
-    # Faulty builds of OpenBLAS have been seen to yield NaN of finite features.
+    blocks, advance = blocks_dir(cache_dir), counter.advance
+    with extracted(images, extractor, blocks, device=device, advance=advance) as features:
+        return _measured(features, extractor, source, expected, default_metrics)
+
+
+def _measured(
+    features: Mapping[str, Sequence[Tensor]],
+    extractor: Extractor,
+    source: "_Reference",
+    expected: Statistics,
+    default_metrics: tuple[Metric, ...],
+) -> Score:
+    own, protocol = features[extractor.layer], source.protocol
+    _check_features(own, extractor)
+    found = feature_statistics(own)
+    distance = frechet_estimate(own, found, expected)
+    # Faulty builds of linear algebra have been seen to yield NaN of finite features.
     if not math.isfinite(distance.value):
         raise DataError(
-            f"the {extractor.score_name} of {len(images)} samples is {distance.value}; NumPy's linear algebra is faulty"
+            f"the {extractor.score_name} of {protocol.num_samples} samples is {distance.value}; linear algebra is "
+            "faulty on this machine, install another build of torch"
         )
-    others, unavailable, others_protocol = _others(protocol.metrics or default_metrics, found, extractor, source)
+    others, unavailable, others_protocol = _others(protocol.metrics or default_metrics, features, extractor, source)
     described = _described(extractor, source, protocol)
+    are_expected_of = protocol.reference_statistics is None
+    references = ReferenceImages(source.images)
     return Score(
         extractor.score_name,
         distance.value,
@@ -118,9 +110,7 @@ def evaluate_samples(
         protocol.num_samples,
         {name: one.value for name, one in others.items()},
         others_protocol,
-        doubts_about(
-            features_ND, expected, references, extractor, are_expected_of=protocol.reference_statistics is None
-        ),
+        doubts_about(own, found, expected, references, extractor, are_expected_of=are_expected_of),
         distance.stderr,
         {name: one.stderr for name, one in others.items()},
         unavailable,
@@ -168,31 +158,30 @@ class _Reference(NamedTuple):
         return self.images.fingerprint if path is None else sha256_file(path)
 
 
-def _distance(features_ND: Tensor, expected: Statistics) -> MetricValue:
-    value = frechet_distance(feature_statistics(features_ND), expected)
-    return MetricValue(value, bootstrap_stderr(features_ND, frechet_distance_to(expected)))
-
-
 def _others(
-    metrics: tuple[Metric, ...], found: dict[str, Tensor], extractor: Extractor, source: _Reference
+    metrics: tuple[Metric, ...],
+    features: Mapping[str, Sequence[Tensor]],
+    extractor: Extractor,
+    source: _Reference,
 ) -> tuple[dict[str, MetricValue], dict[str, str], dict[str, Any]]:
     """The metrics; why some cannot be had; and what they depend on besides the distance's protocol."""
     measured: dict[str, MetricValue] = {}
     unavailable: dict[str, str] = {}
-    logits_NK, features_ND = found[extractor.logits_layer], found[extractor.layer]
     if "inception_score" in metrics:
-        if torch.isfinite(logits_NK).all():
-            measured["inception_score"] = inception_score(logits_NK)
+        logits = [] if extractor.logits_layer is None else features[extractor.logits_layer]
+        if logits and all(bool(torch.isfinite(block_nK).all()) for block_nK in logits):
+            measured["inception_score"] = inception_score(logits)
         else:
             unavailable["inception_score"] = "these weights have no classifier"
     if "sfid" in metrics:
         assert extractor.spatial_layer is not None
         spatial = replace(extractor, layer=extractor.spatial_layer)
-        measured["sfid"] = _distance(found[spatial.layer], source.statistics(spatial))
+        own = features[spatial.layer]
+        measured["sfid"] = frechet_estimate(own, feature_statistics(own), source.statistics(spatial))
     pairwise = [metric for metric in metrics if metric in {"precision_recall", "kid"}]
     if not pairwise:
         return measured, unavailable, {}
-    reference_MD, samples_ND = source.features(extractor), features_ND[:NUM_MANIFOLD_IMAGES]
+    reference_MD, samples_ND = source.features(extractor), first(features[extractor.layer], NUM_MANIFOLD_IMAGES)
     if min(len(samples_ND), len(reference_MD)) <= 2 * NUM_NEIGHBOURS:
         unavailable |= dict.fromkeys(pairwise, "there are too few images")
     else:
@@ -201,11 +190,12 @@ def _others(
     return measured, unavailable, {"num_reference_images": len(reference_MD), "reference_seed": MANIFOLD_SEED}
 
 
-def _check_features(features_ND: Tensor, extractor: Extractor) -> None:
-    wrong = (~torch.isfinite(features_ND)).any(1).nonzero().flatten().tolist()
+def _check_features(features: Sequence[Tensor], extractor: Extractor) -> None:
+    is_wrong_N = torch.cat([~torch.isfinite(block_nD).all(1) for block_nD in features])
+    wrong = is_wrong_N.nonzero().flatten().tolist()
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {len(features_ND)} samples, the first of them sample {wrong[0]}, have features of "
+            f"{len(wrong)} of {len(is_wrong_N)} samples, the first of them sample {wrong[0]}, have features of "
             f"{extractor.name} that are not finite; look at the samples, and at the extractor's weights"
         )
 

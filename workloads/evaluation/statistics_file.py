@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from workloads.errors import ConfigError
-from workloads.evaluation.features import Statistics
+from workloads.evaluation.moments import Statistics
 
 NAMES, SPATIAL_NAMES = ("mu", "sigma"), ("mu_s", "sigma_s")
 """In the file; the second are ADM's, for sFID."""
@@ -32,7 +32,7 @@ def read_statistics(path: Path, width: int, *, spatial: bool = False) -> Statist
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-6)):
         raise ConfigError(f"evaluation.reference_statistics {path} are no mean and covariance; the file is damaged")
-    return Statistics(mu.astype(np.float32), sigma.astype(np.float64))
+    return Statistics(mu.astype(np.float64), sigma.astype(np.float64))
 
 
 def _arrays(path: Path) -> dict[str, Any]:
