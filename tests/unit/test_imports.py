@@ -142,7 +142,7 @@ def test_parts_of_workloads_keep_to_their_order() -> None:
     """Analysis looks at what training made, never the reverse; descriptions know each other, presets and errors."""
     for file in (ROOT / "workloads" / "training").rglob("*.py"):
         assert not [one for one in imported(file) if one.startswith("workloads.analysis")], file
-    known = ("workloads.config.", "workloads.errors.", "workloads.presets.")
+    known = ("workloads.config.", "workloads.errors.", "workloads.files.", "workloads.places.", "workloads.presets.")
     for file in (ROOT / "workloads" / "config").rglob("*.py"):
         ours = {one for one in imported(file) if one.startswith("workloads")}
         assert all(f"{one}.".startswith(known) for one in ours), file
