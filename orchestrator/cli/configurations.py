@@ -17,6 +17,7 @@ from orchestrator.cli.arguments import (
     Store,
 )
 from orchestrator.execution import environment
+from orchestrator.terminal.notes import print_beginning
 
 
 def presets() -> None:
@@ -76,6 +77,7 @@ def train(
     storage: StorageOption = None,
 ) -> None:
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
+    print_beginning(f"train {config}")
     from workloads.config.load import load_config
 
     loaded = load_config(config, overrides or ())
@@ -94,6 +96,7 @@ def compare(
     storage: StorageOption = None,
 ) -> None:
     """Train and score several strategies from one base network, same budget and protocol, and print the table."""
+    print_beginning(f"compare {comparison}")
     from workloads.config.load import load_comparison
 
     loaded = load_comparison(comparison, overrides or ())
@@ -116,6 +119,7 @@ def evaluate(
     storage: RunStorage = None,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
+    print_beginning(f"evaluate {run}")
     environment.prepare_ray_environment(address)
     from orchestrator.runs.configuration import evaluate_run
     from orchestrator.runs.stored import run_at_hand

@@ -7,6 +7,7 @@ import typer
 
 from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StorageOption, Store
 from orchestrator.execution import environment
+from orchestrator.terminal.notes import print_beginning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,7 @@ def doctor(
     storage: StorageOption = None,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
+    print_beginning("doctor")
     from workloads.config.load import load_config
 
     files = None if config is None else _findings_of_files(config, runs_dir, storage)

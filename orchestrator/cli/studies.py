@@ -7,6 +7,7 @@ import typer
 
 from orchestrator.cli.arguments import RUNS, Address, Overrides, RunsDirOption, StandingStorage, StorageOption, Store
 from orchestrator.execution import environment
+from orchestrator.terminal.notes import print_beginning
 
 
 def search(
@@ -30,6 +31,7 @@ def search(
 
     See first what it would take: rememe plan STUDY. Read afterwards what came out: rememe report STUDY.
     """
+    print_beginning(f"search {study}")
     from orchestrator.search.study.find import find_study, unknown_study
 
     found = find_study(study, overrides or [])
