@@ -144,6 +144,19 @@ def _vae_sha256(place: EnsembleDir) -> dict[str, str]:
     return {str(file.relative_to(place.vae)): sha256_file(file) for file in files}
 
 
+def _why_none(path: Path, index: str) -> str:
+    """What to do depends on what is there instead: nothing, a run that is not trained to its end, or anything else."""
+    if RunDir(path).config.is_file():
+        return (
+            f"{path} holds no ensemble yet ({index} is missing); train it to its end: rememe train {path}/config.yaml"
+        )
+    if path.exists():
+        return f"{path} holds no ensemble ({index} is missing); give the directory of a run, or train one: rememe train"
+    others = sorted(run.parent.parent.name for run in path.parent.glob(f"*/{RunDir(path).ensemble.path.name}/{index}"))
+    there = f"trained runs in {path.parent}: {', '.join(others)}" if others else "train one: rememe train demo-meme"
+    return f"{path} does not exist; {there}"
+
+
 class Ensemble:
     """Experts loaded on first use, and the table that says who denoises which timestep."""
 
@@ -164,10 +177,7 @@ class Ensemble:
         """
         place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble
         if not place.index.is_file():
-            missing = place.index.name
-            raise ConfigError(
-                f"{path} holds no ensemble ({missing} is missing); train one with: rememe train demo-meme"
-            )
+            raise ConfigError(_why_none(path, place.index.name))
         return cls(place.path, read_json(place.index, EnsembleIndex.model_validate, MADE_ANEW), device)
 
     def verify(self) -> None:

@@ -140,6 +140,14 @@ def _machine() -> str:
     return uuid.uuid4().hex[:8]
 
 
+def working_directory() -> Path | None:
+    """Where this process stands; None if that is gone, as Ray removes a job's with the last job of the same package."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
+
+
 def sync(path: Path) -> None:
     """Force a file's or directory's content to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
 """Arguments and options that several commands have, with their help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,32 +56,22 @@ Store = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _storage(meaning: str) -> Any:
+    """--storage, which every command takes in the same words but for what it does there."""
+    return typer.Option("--storage", envvar="REMEME_STORAGE", help=f"URI of a storage {meaning}", show_default=False)
+
+
 StorageOption = Annotated[
     str | None,
-    typer.Option(
-        envvar="REMEME_STORAGE",
-        help="URI where data, checkpoints and results go when nodes share no directory: s3://bucket/path.",
-        show_default=False,
-    ),
+    _storage("where data, checkpoints and results go when nodes share no directory: s3://bucket/path."),
 ]
 RunStorage = Annotated[
     str | None,
-    typer.Option(
-        "--storage",
-        envvar="REMEME_STORAGE",
-        help="URI of a storage where it is looked for by name; it is brought into --runs-dir and kept up to date.",
-        show_default=False,
-    ),
+    _storage("where it is looked for by name; it is brought into --runs-dir and kept up to date."),
 ]
-StandingStorage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        envvar="REMEME_STORAGE",
-        help="URI of a storage where to look instead.",
-        show_default=False,
-    ),
-]
+StandingStorage = Annotated[str | None, _storage("where to look instead.")]
 JOB_SERVER = typer.Option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",

@@ -21,6 +21,7 @@ from orchestrator.cli.complete import complete_comparison, complete_protocol
 from orchestrator.cli.results import of_outcome, of_table, print_json, telling
 from orchestrator.cli.teaching import teach
 from orchestrator.execution import environment
+from orchestrator.terminal.notes import print_beginning
 
 
 def presets(json: AsJson = False) -> None:
@@ -95,6 +96,7 @@ def train(
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
     if config is None:
         teach("train", "")
+    print_beginning(f"train {config}")
     import rememe
 
     with telling(as_json=json):
@@ -124,6 +126,7 @@ def compare(
     """Train and score several strategies from one base network, same budget and protocol, and print the table."""
     if comparison is None:
         teach("compare", "comparisons")
+    print_beginning(f"compare {comparison}")
     from workloads.config.load import load_comparison
 
     loaded = load_comparison(comparison, overrides or ())
@@ -157,6 +160,7 @@ def evaluate(
     json: WithJson = False,
 ) -> None:
     """Score a trained ensemble under a named protocol and log it to MLflow."""
+    print_beginning(f"evaluate {run}")
     import rememe
 
     with telling(as_json=json):

@@ -7,6 +7,7 @@ import typer
 
 from orchestrator.cli.arguments import AsJson
 from orchestrator.cli.results import print_json
+from orchestrator.terminal.notes import print_beginning
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check, prepare and look at data sets.")
 
@@ -57,6 +58,7 @@ def data_check(
     json: AsJson = False,
 ) -> None:
     """Read every image as prepare does, and say what is there; nothing is written."""
+    print_beginning(f"check {source}")
     from orchestrator.runs.data import check_source
     from orchestrator.terminal.found import print_found
     from workloads.data.found import check_bad
@@ -100,6 +102,7 @@ def data_prepare(
     max_bad: MaxBad = 0,
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
+    print_beginning(f"prepare {source}")
     from orchestrator.runs.data import prepare_source
     from orchestrator.terminal.found import print_found
 
@@ -132,16 +135,19 @@ def data_prepare(
 @app.command("show")
 def data_show(
     prepared: Annotated[Path, typer.Argument(help="Directory that prepare wrote.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="PNG to write.", show_default="PREPARED.png, here")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="PNG to write.", show_default="PREPARED.png, beside PREPARED")
+    ] = None,
     columns: Annotated[int, typer.Option(min=1, max=64, help="Images of each class.")] = 8,
 ) -> None:
     """Draw what the trainer will see, a row per class, and print the range of its numbers."""
+    print_beginning(f"show {prepared}")
     from orchestrator.runs.data import show_prepared
     from orchestrator.terminal.found import print_found
     from workloads.data.found import read_found
     from workloads.data.prepare import FOUND
 
-    target = out or Path(f"{prepared.resolve().name}.png")
+    target = out or prepared.resolve().with_name(f"{prepared.resolve().name}.png")
     view = show_prepared(prepared, target, columns)
     found = read_found(prepared / FOUND)
     if found is not None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.arguments import RUNS, RunPath, RunsDirOption, RunStorage
+from orchestrator.terminal.notes import print_beginning
 
 analyze = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into trained networks.")
 
@@ -26,6 +27,7 @@ def sample(
     storage: RunStorage = None,
 ) -> None:
     """Draw images from a trained ensemble."""
+    print_beginning(f"sample {run}")
     import rememe
 
     samples = rememe.sample(
@@ -54,6 +56,7 @@ def bake(
     storage: RunStorage = None,
 ) -> None:
     """Write a remix's experts out as plain networks, an ensemble that samples at no extra cost."""
+    print_beginning(f"bake {run}")
     from orchestrator.runs.export import bake_run
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
@@ -70,6 +73,7 @@ def export(
     storage: RunStorage = None,
 ) -> None:
     """Write each expert as a diffusers model (a DiT as diffusers' DiTTransformer2DModel)."""
+    print_beginning(f"export {run}")
     from orchestrator.runs.export import export_run
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
@@ -89,6 +93,7 @@ def analyze_spectra(
     storage: RunStorage = None,
 ) -> None:
     """Plot the frequency content of each block's feature maps per timestep, experts side by side (MEME, Fig. 3, 6)."""
+    print_beginning(f"analyze {run}")
     from orchestrator.runs.spectra import plot_spectra
     from orchestrator.runs.stored import run_at_hand
 

@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli.arguments import RUNS, Address, AsJson, Overrides, RunsDirOption, StorageOption, Store
 from orchestrator.cli.results import print_json
 from orchestrator.execution import environment
+from orchestrator.terminal.notes import print_beginning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,6 +61,7 @@ def doctor(
     json: AsJson = False,
 ) -> None:
     """Say what is wrong with this machine or cluster, or with the files of a directory, and how to fix it."""
+    print_beginning("doctor")
     from workloads.config.load import load_config
 
     files = None if config is None else _findings_of_files(config, runs_dir, storage)

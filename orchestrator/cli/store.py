@@ -5,30 +5,56 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption
+from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption, StandingStorage, Store
 
 if TYPE_CHECKING:
     from orchestrator.store.damage import Damage
+    from orchestrator.store.remote import RemoteStore
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store of trained experts.")
 
 
 @app.command("ls")
-def store_ls(runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
-    """List trained experts: what they are, how large, and how many configurations use them."""
+def store_ls(
+    runs_dir: RunsDirOption = RUNS, store: Store = None, storage: StandingStorage = None, json: AsJson = False
+) -> None:
+    """List trained experts: what they are, how large, and how many configurations use them.
+
+    For instance: rememe store ls --store s3://bucket/experts
+    """
     # `json` is the option here.
     from json import dumps as to_text
+    from tempfile import TemporaryDirectory
 
     from orchestrator.plan.places import RunsDir
-    from orchestrator.store.inventory import entries_of
+    from orchestrator.store.inventory import entries_at, entries_of
     from orchestrator.terminal.tables import print_store
 
-    runs = RunsDir(runs_dir)
-    entries = entries_of(runs)
-    if json:
-        print(to_text([{**vars(entry), "path": str(entry.path)} for entry in entries], indent=2))
-    else:
-        print_store(runs.store, entries)
+    remote = _remote(store, storage)
+    with TemporaryDirectory(prefix="rememe-") as scratch:
+        if remote is None:
+            place, entries = str(RunsDir(runs_dir).store), entries_of(RunsDir(runs_dir))
+        else:
+            place, entries = remote.uri, entries_at(remote, Path(scratch))
+        if json:
+            at = "" if remote is None else f"{place}/"
+            rows = [{**vars(entry), "path": f"{at}{entry.key}" if at else str(entry.path)} for entry in entries]
+            print(to_text(rows, indent=2))
+        else:
+            print_store(place, entries)
+
+
+def _remote(store: str | None, storage: str | None) -> "RemoteStore | None":
+    """The store at a URI that is to be looked at. ConfigError if two are given."""
+    from orchestrator.store.remote import RemoteStore
+    from orchestrator.store.storage import Storage
+    from workloads.errors import ConfigError
+
+    if store is not None and storage is not None:
+        raise ConfigError("--store and --storage are both given; a storage has a store: leave one out")
+    if storage is not None:
+        return Storage.at(storage).store
+    return None if store is None else RemoteStore(store)
 
 
 @app.command("verify")
@@ -66,8 +92,11 @@ def _verified(runs_dir: Path) -> "list[Damage]":
         damages = damage_of(entries, advance)
     for damage in damages:
         print(damage.text)
-    num_whole = sum(not any(damage.part.is_relative_to(entry.path) for damage in damages) for entry in entries)
-    print(f"{num_whole} of {len(entries)} jobs are whole")
+    finished = [entry for entry in entries if entry.state == "finished"]
+    num_whole = sum(not any(damage.part.is_relative_to(entry.path) for damage in damages) for entry in finished)
+    num_begun = len(entries) - len(finished)
+    begun = f"; {num_begun} are begun only, and their checkpoints are looked at" if num_begun else ""
+    print(f"{num_whole} of {len(finished)} finished jobs are whole{begun}")
     return damages
 
 
@@ -84,7 +113,7 @@ def store_gc(
     runs = RunsDir(runs_dir)
     doomed, others = unused(runs), left_over(runs)
     for entry in doomed:
-        print(f"{entry.key}  {entry.state:9} {si(entry.num_bytes):>8}B  last written {duration(entry.age_s)} ago")
+        print(f"{entry.key}  {entry.state:9} {si(entry.num_bytes):>8}B  last written {duration(entry.age_s or 0)} ago")
     for one in others:
         print(f"{one.what}  {si(one.num_bytes):>8}B  last written {duration(one.age_s)} ago")
     num_bytes = sum(entry.num_bytes for entry in doomed) + sum(one.num_bytes for one in others)

@@ -18,6 +18,7 @@ from orchestrator.cli.arguments import (
 from orchestrator.cli.complete import complete_study
 from orchestrator.cli.results import of_trials, print_json, telling
 from orchestrator.cli.teaching import teach
+from orchestrator.terminal.notes import print_beginning
 
 
 def search(
@@ -52,6 +53,7 @@ def search(
     """
     if study is None:
         teach("search", "studies")
+    print_beginning(f"search {study}")
     import rememe
 
     with telling(as_json=json):

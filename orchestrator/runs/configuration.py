@@ -14,7 +14,7 @@ from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
 from orchestrator.runs.data import check_network, prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import StatusFile, own_job_id
-from orchestrator.runs.surroundings import open_for_results, stand_somewhere
+from orchestrator.runs.surroundings import open_for_results, shown, stand_somewhere
 from orchestrator.runs.work import Work
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.storage import Storage
@@ -224,22 +224,15 @@ class _Session:
         """Tell the user what came out and where it is."""
         # The address below is known once MLflow has the run.
         self.tracker.flush()
+        storage = self.work.storage
         print_result(
             self.work.plan,
             scored.score if scored else None,
-            grid=_shown(scored.grid) if scored else None,
-            run_dir=_shown(self.work.run.path),
+            grid=shown(scored.grid) if scored else None,
+            run_dir=shown(self.work.run.path),
             runs_dir=runs_dir,
             url=run_url(self.tracker, self.tracked),
             losses=[result.final_loss if result else float("nan") for result in results],
             elapsed_s=time.perf_counter() - self.started_s,
+            kept_in=None if storage is None else storage.place_of(self.work.run.path),
         )
-
-
-def _shown(path: Path) -> Path:
-    """Relative where that is shorter."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # Ray may have removed a job's working directory by now
-        return path
-    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import tracking_uri
 from workloads.errors import ConfigError
+from workloads.files import working_directory
 
 
 def open_for_results(runs_dir: Path) -> RunsDir:
@@ -27,11 +28,12 @@ def require_writable(runs_dir: Path) -> None:
 
 
 def stand_somewhere(place: Path) -> None:
-    """Go to a directory that exists, if the working directory does not any more.
-
-    Ray removes a job's with the last job of the same package, and much of what is imported later asks where it is.
-    """
-    try:
-        Path.cwd()
-    except FileNotFoundError:
+    """Go to a directory that exists, if the working directory does not any more: what is imported later asks for it."""
+    if working_directory() is None:
         os.chdir(place)
+
+
+def shown(path: Path) -> Path:
+    """Relative to where the user stands, where that is shorter."""
+    here = working_directory()
+    return path.relative_to(here) if here is not None and path.is_relative_to(here) else path

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.store.experts import DAMAGED, ExpertStore
+from orchestrator.store.remote import RemoteStore, last_lease_number
 from workloads.errors import ConfigError
 from workloads.files import SCRATCH
 from workloads.places import JobDir
@@ -32,11 +33,11 @@ class StoreEntry:
     """finished, training (claimed by a driver now), begun, or damaged (set aside)."""
 
     num_bytes: int
-    num_users: int
-    """Configurations under the runs directory that contain it."""
+    num_users: int | None
+    """Configurations under the runs directory that contain it; None at a URI, which knows of none."""
 
-    age_s: float
-    """Since anything was written."""
+    age_s: float | None
+    """Since anything was written; None at a URI, where no clock is the same."""
 
 
 class Leftover(NamedTuple):
@@ -71,6 +72,24 @@ def entries_of(runs: RunsDir) -> list[StoreEntry]:
                 age_s=now_s - max((file.stat().st_mtime for file in files), default=path.stat().st_mtime),
             )
         )
+    return entries
+
+
+def entries_at(remote: RemoteStore, copies: Path) -> list[StoreEntry]:
+    """What a store at a URI holds, one per key. Its descriptions are brought into a directory for told_of.
+
+    StorageError if it does not answer, or if one is damaged.
+    """
+    entries = []
+    for key in remote.files.names(""):
+        index = remote.index(key)
+        if index is None and not last_lease_number(remote.files, key):
+            continue
+        # No expert's own config.json, which nobody lists.
+        for file in (JobDir(Path()).description, JobDir(Path()).result):
+            remote.refresh(key, copies / key, only=file.name)
+        state, num_bytes = ("training", 0) if index is None else ("finished", index.num_bytes)
+        entries.append(StoreEntry(key, copies / key, state, num_bytes, num_users=None, age_s=None))
     return entries
 
 

@@ -223,6 +223,10 @@ class Storage:
         """Of all studies there."""
         return self._remote.files.names(_PLACES.studies.name)
 
+    def place_of(self, folder: Path) -> str:
+        """Where people find what lies there of a run's or a study's directory, without a password."""
+        return f"{self.shown}/{_name(folder)}"
+
     def study(self, named: str) -> str | None:
         """Where a study of this name lies there, if there is one."""
         return f"{_PLACES.studies.name}/{named}" if named in self.study_names() else None

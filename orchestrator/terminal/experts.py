@@ -18,6 +18,9 @@ from orchestrator.terminal.words import detail, duration
 PLAIN_INTERVAL_S = 10.0
 """How often an expert is reported where the output is a log rather than a terminal."""
 
+MEASURED = "its loss by timestep is measured"
+"""What is done with an expert after its last image, for up to minutes."""
+
 STYLES = {
     ExpertState.TRAINING: "cyan",
     ExpertState.RESTARTING: "yellow",
@@ -61,9 +64,12 @@ class ExpertsDisplay:
 
     def _print_progress(self, expert: ExpertStanding) -> None:
         now_s = time.monotonic()
-        if now_s - self._printed_s[expert.key] > PLAIN_INTERVAL_S:
+        is_last = expert.images_seen >= expert.total_images
+        if is_last or now_s - self._printed_s[expert.key] > PLAIN_INTERVAL_S:
             self._printed_s[expert.key] = now_s
             remaining = "" if expert.remaining_s is None else f", {duration(expert.remaining_s)} left"
+            if is_last:
+                remaining = f"; {MEASURED}"
             self._print(
                 f"{expert.name}: {expert.images_seen:,} of {expert.total_images:,} images, loss {expert.loss:.4f}, "
                 f"{expert.images_per_s:.0f} images/s{remaining}"
@@ -97,4 +103,6 @@ class ExpertsDisplay:
 
 
 def _state_words(expert: ExpertStanding) -> str:
+    if expert.state is ExpertState.TRAINING and expert.images_seen >= expert.total_images:
+        return MEASURED
     return f"{expert.state.value} ({expert.detail})" if expert.detail else expert.state.value

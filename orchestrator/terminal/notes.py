@@ -11,6 +11,12 @@ def print_note(text: str) -> None:
     print(f"note: {masked(text)}", file=sys.stderr)
 
 
+def print_beginning(doing: str) -> None:
+    """First of all, for what a command needs takes half a minute to load on a busy machine, and silence looks wrong."""
+    print_note(f"{doing}: loading what that needs")
+    sys.stderr.flush()
+
+
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         print_note(record.getMessage())

@@ -44,8 +44,9 @@ def progress(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=console or Console(stderr=True))
-    task, plain = None, _PlainLines(title, unit, bar.console)
+    console = console or Console(stderr=True)
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    task, plain = None, _PlainLines(title, unit, console)
 
     def advance(done: int, total: int) -> None:
         nonlocal task
@@ -64,23 +65,39 @@ def progress(
     finally:
         if task is not None:
             bar.stop()
+            plain.finish()
 
 
 class _PlainLines:
-    """Rich draws a bar in a log only when all is done; whoever follows a job wants to see that it moves."""
+    """Rich draws a bar in a log only when all is done; whoever follows a job wants to see that it moves.
+
+    The last line says how far it came, whatever it ended by.
+    """
 
     def __init__(self, title: str, unit: str, console: Console) -> None:
         self._title, self._unit, self._console = title, unit, console
-        self._started_s = time.monotonic()
+        self._begun_s = self._started_s = time.monotonic()
         self._next_s = self._started_s + FIRST_AFTER_S
         self._done_before: int | None = None
+        self._last: tuple[int, int] | None = None
+        """What was done and of how much, as long as no line has said so."""
+
+    def finish(self) -> None:
+        """Say how far it came, if the lines before have not."""
+        if self._last is not None and not self._console.is_terminal:
+            done, total = self._last
+            took = duration(time.monotonic() - self._begun_s)
+            print_line(f"{self._title}: {done:,} of {total:,} {self._unit}, took {took}", self._console)
 
     def advance(self, done: int, total: int) -> None:
         now_s = time.monotonic()
         if self._done_before is None:  # what an earlier call did took no time of this one
             self._done_before, self._started_s = done, now_s
+        self._last = (done, total)
         if self._console.is_terminal or now_s < self._next_s:
             return
+        if done < total:
+            self._last = None
         self._next_s = now_s + PLAIN_INTERVAL_S
         left = ""
         if done > self._done_before:

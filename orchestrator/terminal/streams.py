@@ -3,11 +3,11 @@
 import errno
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.masking import masked
 from workloads.errors import ConfigError
+from workloads.files import working_directory
 
 GONE = {errno.EPIPE, errno.EIO}
 """What writing ends with when the reader has left: a pipe's, or a terminal's."""
@@ -63,10 +63,8 @@ def settle() -> None:
             # A letter that the terminal does not know is written as a number.
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, _Lasting(stream))
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise ConfigError("the working directory has been removed; change to another one") from None
+    if working_directory() is None:
+        raise ConfigError("the working directory has been removed; change to another one")
 
 
 def explain(error: OSError) -> tuple[str, int]:

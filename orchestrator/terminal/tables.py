@@ -84,6 +84,7 @@ def print_result(
     url: str,
     losses: Sequence[float],
     elapsed_s: float,
+    kept_in: str | None = None,
 ) -> None:
     """The table at the end: experts, score, and where to look."""
     table = _table(plan.config.name, JOB_COLUMNS, (*COST_COLUMNS, "loss"))
@@ -102,22 +103,25 @@ def print_result(
             console.print(f"also         {', '.join(score.other_words)}")
         console.print(f"samples      {grid}")
     console.print(f"run          {run_dir}")
+    if kept_in is not None:
+        console.print(f"kept in      {kept_in}", markup=False)
     console.print(f"MLflow       {url}")
     console.print(f"             open it with: rememe ui{'' if str(runs_dir) == 'runs' else f' --runs-dir {runs_dir}'}")
     console.print(f"took         {duration(elapsed_s)}")
 
 
-def print_store(folder: Path, entries: Sequence[StoreEntry]) -> None:
+def print_store(place: str, entries: Sequence[StoreEntry]) -> None:
     """A row per key."""
-    table = Table(title=f"{folder}: {len(entries)} jobs, {si(sum(entry.num_bytes for entry in entries))}B")
+    table = Table(title=f"{place}: {len(entries)} jobs, {si(sum(entry.num_bytes for entry in entries))}B")
     for column in ("key", "state", "job", "interval", "network"):
         table.add_column(column, no_wrap=True)
     for column in ("images", "loss", "size", "used by", "last written"):
         table.add_column(column, justify="right", no_wrap=True)
     for entry in entries:
         size = f"{si(entry.num_bytes)}B"
-        age = f"{duration(entry.age_s)} ago"
-        table.add_row(entry.key, entry.state, *told_of(entry), size, str(entry.num_users), age)
+        age = "" if entry.age_s is None else f"{duration(entry.age_s)} ago"
+        users = "" if entry.num_users is None else str(entry.num_users)
+        table.add_row(entry.key, entry.state, *told_of(entry), size, users, age)
     wide_console().print(table)
 
 

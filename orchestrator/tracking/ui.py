@@ -91,7 +91,11 @@ def _environment(uri: str) -> dict[str, str]:
     # The address in here: every user of a machine sees the arguments of a process, and there may be a password in it.
     changes = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     # Job runners are ten more processes that nothing here uses.
-    return os.environ | changes | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    changes["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    # Of what MLflow itself imports; no other warning is lost.
+    known = [os.environ["PYTHONWARNINGS"]] if os.environ.get("PYTHONWARNINGS") else []
+    changes["PYTHONWARNINGS"] = ",".join([*known, "ignore:starlette.middleware.wsgi is deprecated"])
+    return os.environ | changes
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:

@@ -112,8 +112,8 @@ def test_a_bad_comparison_is_found_before_anything_is_trained(folder: Path, reme
     [
         (["train", "demo-mem"], "did you mean 'demo-meme'?"),
         (["train", "absent.yaml"], "'absent.yaml' does not exist"),
-        (["sample", "nowhere"], "nowhere holds no ensemble"),
-        (["evaluate", "nowhere"], "nowhere holds no ensemble"),
+        (["sample", "nowhere"], "nowhere does not exist; train one: rememe train demo-meme"),
+        (["evaluate", "nowhere"], "nowhere does not exist; train one: rememe train demo-meme"),
         (["data", "prepare", "nowhere", "out"], "nowhere does not exist"),
         (["ui", "--runs-dir", "nowhere"], "no results under nowhere yet"),
         (["train", "tiny.yaml", "--address", "http://127.0.0.1:8265"], "is where a cluster takes jobs"),

@@ -117,6 +117,9 @@ def test_show_draws_what_the_trainer_sees(pictures: Path, tmp_path: Path) -> Non
     dataset = PreparedDataset(tmp_path / "out")
     kept = dataset.images(np.array([0, 1, 2, 4, 5, 6])) / 127.5 - 1
     assert f"({3}, {SIDE}, {SIDE}), {kept.min():.3f} to {kept.max():.3f}, mean {kept.mean():.3f}" in told
+    code, told = run("show", tmp_path / "out")
+    assert (code, (tmp_path / "out.png").is_file()) == (0, True)
+    assert f"{tmp_path / 'out.png'}: a row per class" in told
     drawn = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).reshape(-1, 3)
     for colour in ((0, 0, 0), (10, 0, 0), (20, 0, 0), (0, 100, 0), (20, 100, 0)):
         assert (np.abs(drawn.astype(int) - colour).sum(1) == 0).sum() >= SIDE * SIDE

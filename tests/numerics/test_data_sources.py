@@ -10,6 +10,9 @@ from types import ModuleType
 
 import pytest
 
+from workloads.data.arrangement import arrange
+from workloads.errors import DataError
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FAMILIES = (
     "folders of classes and splits, packed or not", "a single split", "dataset.json", "WebDataset", "tables",
@@ -42,6 +45,16 @@ def test_a_family_is_read_right_or_refused(
             counts[judged.outcome] += 1
         seed += 1
     assert counts["read right"] > 0
+
+
+def test_what_is_advised_of_a_folder_works_for_an_archive_too(tmp_path: Path) -> None:
+    """A folder within a zip has no path that could be given."""
+    pictures = [(top, kind, split, "0.png") for top in ("set",) for kind in "ab" for split in ("train", "test")]
+    archive = tmp_path / "x.zip"
+    for where, advice in ((tmp_path, "; give the path of"), (archive, "; unpack it and give the path of")):
+        archive.write_bytes(b"")
+        with pytest.raises(DataError, match=advice):
+            arrange(pictures, set(), where=str(where), split=None, one_class=False)
 
 
 def test_the_judge_sees_what_is_wrong(hostile_data: ModuleType, tmp_path: Path) -> None:

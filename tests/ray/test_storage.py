@@ -69,7 +69,11 @@ def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
 
 
 def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
-    nodes: Cluster, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Cluster,
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Driver and nodes are lost with their disks; others end in the weights, samples and score of an unbroken run."""
     uri, names = "s3://bucket/runs", ("a", "b", "c", "d")
@@ -87,6 +91,7 @@ def test_a_killed_run_goes_on_elsewhere_from_nothing_but_the_storage(
         unbroken = train_configuration(config, tmp_path / "shared", address=None, evaluate=True)
     assert [result.weights_sha256 for result in resumed.results] == [one.weights_sha256 for one in unbroken.results]
     assert resumed.score == unbroken.score
+    assert f"kept in      {uri}/{resumed.run.path.name}\n" in capsys.readouterr().out
     # Speed is measured, so records of the first driver cannot have been made again.
     for key, records in kept.items():
         assert RunsDir(tmp_path / "driver-b").job(key).records.read_text().startswith(records)

@@ -17,6 +17,7 @@ from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.inventory import UNTOUCHED_S
+from orchestrator.store.remote import RemoteStore
 from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
@@ -78,7 +79,8 @@ def test_what_is_there(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFi
 
 def test_a_flipped_byte_is_found(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(tmp_path) == 0
-    assert "3 of 3 jobs are whole" in capsys.readouterr().out
+    said = "2 of 2 finished jobs are whole; 1 are begun only, and their checkpoints are looked at"
+    assert said in capsys.readouterr().out
     (file,) = ExpertStore(RunsDir(tmp_path).store).path(keys[1]).rglob("*.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -86,7 +88,26 @@ def test_a_flipped_byte_is_found(tmp_path: Path, keys: list[str], capsys: pytest
     assert exit_code(tmp_path) == 1
     out = capsys.readouterr().out
     assert keys[1] in out
-    assert "2 of 3" in out
+    assert "1 of 2 finished" in out
+
+
+def test_what_a_uri_holds_is_listed_too(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    uri, store = (tmp_path / "remote" / "store").as_uri(), ExpertStore(RunsDir(tmp_path).store)
+    RemoteStore(uri).publish(keys[0], store.path(keys[0]))
+    lease = RemoteStore(uri).claim(keys[1])
+    assert lease is not None
+    for where in ({"store": uri}, {"storage": uri.removesuffix("/store")}):
+        store_ls(tmp_path / "elsewhere", **where, json=True)
+        entries = {entry["key"]: entry for entry in json.loads(capsys.readouterr().out)}
+        assert {key: entry["state"] for key, entry in entries.items()} == {keys[0]: "finished", keys[1]: "training"}
+        there = [file for file in (tmp_path / "remote").rglob("attempt-*/**/*") if file.is_file()]
+        assert entries[keys[0]]["num_bytes"] == sum(file.stat().st_size for file in there) > 0
+        assert entries[keys[0]]["path"] == f"{uri}/{keys[0]}"
+    store_ls(tmp_path / "elsewhere", store=uri)
+    assert "[0, 500)" in capsys.readouterr().out
+    lease.release()
+    with pytest.raises(ConfigError, match="leave one out"):
+        store_ls(tmp_path, store=uri, storage=uri)
 
 
 def test_gc_removes_what_nothing_needs_and_only_when_told(

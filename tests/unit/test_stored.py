@@ -14,6 +14,7 @@ from orchestrator.runs.status import StatusFile, find_run, view_runs
 from orchestrator.runs.stored import run_at_hand, runs_to_look_at
 from orchestrator.store import remote as remote_store
 from orchestrator.store.storage import Storage
+from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.files import write_text
 from workloads.places import RunDir
@@ -92,6 +93,21 @@ def test_a_run_that_cannot_be_told_is_refused_with_those_there(uri: str, tmp_pat
             pass
     with pytest.raises(ConfigError, match="is 'bucket/x', which is no URI"):
         Storage.at("bucket/x")
+
+
+def test_who_names_no_trained_run_is_told_which_there_are(uri: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    for named, said in (
+        (made / "nope", rf"nope does not exist; trained runs in {made}: demo-0123abcd$"),
+        (tmp_path / "x" / "y", r"y does not exist; train one: rememe train demo-meme"),
+        (made, r"made holds no ensemble \(ensemble.json is missing\); give the directory of a run"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Ensemble.load(named)
+    (made / "begun-01234567").mkdir()
+    (made / "begun-01234567" / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"no ensemble yet .*; train it to its end: rememe train .*config.yaml"):
+        Ensemble.load(made / "begun-01234567")
 
 
 def test_one_driver_at_a_time_carries_a_study_out(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.runs.surroundings import stand_somewhere
+from orchestrator.runs.surroundings import shown, stand_somewhere
 
 
 def test_who_stands_nowhere_goes_to_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +14,9 @@ def test_who_stands_nowhere_goes_to_the_results(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(gone)
     stand_somewhere(tmp_path)
     assert Path.cwd() == gone
+    assert shown(gone / "x") == Path("x")
     gone.rmdir()
+    assert shown(gone / "x") == gone / "x"
     stand_somewhere(tmp_path)
     assert Path.cwd() == tmp_path
     os.chdir(tmp_path.parent)

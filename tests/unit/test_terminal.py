@@ -2,6 +2,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -80,9 +82,12 @@ def test_an_event_is_a_line_of_the_log(plan: Plan, event: ExpertEvent, words: st
 def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
     job, log = plan.jobs[0], io.StringIO()
     display = ExpertsDisplay(plan.jobs, Console(file=log))
-    for images_seen in (64, 128, 192):  # within the same moment
+    for images_seen in (64, 128, 192, 1024):  # within the same moment
         display(events.Progressed(job.key, (record(images_seen),)))
-    assert unstamped(log) == ["expert_00: 64 of 1,024 images, loss 0.2500, 64 images/s, 0:15 left"]
+    assert unstamped(log) == [
+        "expert_00: 64 of 1,024 images, loss 0.2500, 64 images/s, 0:15 left",
+        "expert_00: 1,024 of 1,024 images, loss 0.2500, 64 images/s; its loss by timestep is measured",
+    ]
 
 
 def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +104,50 @@ def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch
         "sampling: 500 of 1,000 images, 0:20 left",
         "sampling: 800 of 1,000 images, 0:08 left",
     ]
+    assert log.getvalue().splitlines()[-1].endswith("sampling: 900 of 1,000 images, took 0:36")
+
+
+@pytest.mark.parametrize("total", [2, 120])
+def test_the_last_line_of_a_log_says_how_far_it_came(total: int) -> None:
+    """Done within a moment, and at once after a line that said less: no reader is left with 64 of 120."""
+    log = io.StringIO()
+    with progress("sampling", "images", console=Console(file=log)) as advance:
+        for done in range(total // 2, total + 1, total // 2):
+            advance(done, total)
+    assert unstamped(log) == [f"sampling: {total} of {total} images, took 0:00"]
+    with progress("sampling", "images", console=Console(file=log)):
+        pass
+    assert len(log.getvalue().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train x",
+        "search x",
+        "compare x",
+        "evaluate x",
+        "sample x",
+        "export x y",
+        "data prepare x y",
+        "data check x",
+        "doctor",
+    ],
+)
+def test_the_first_word_comes_before_anything_slow_is_loaded(command: str) -> None:
+    program = f"""
+import sys
+from orchestrator.terminal import notes
+def spy(text, *_, **__):
+    print(text, sorted({{"torch", "ray", "numpy", "pydantic", "mlflow", "fsspec", "yaml"}} & set(sys.modules)))
+    sys.exit(0)
+notes.print_note = spy
+sys.argv = ["rememe", *{command.split()!r}]
+from orchestrator.cli.app import main
+main()
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.endswith(": loading what that needs []\n"), said.stderr
 
 
 def test_warnings_of_ours_are_notes_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from workloads.data.found import printable
@@ -70,7 +71,7 @@ def arrange(
     names = sorted({path[0] for path in part.folders})
     label_of = {name: label for label, name in enumerate(names)}
     placed = sorted((label_of[path[0]], path, index) for index, path in inside)
-    remarks = part.remarks + _about_classes(names, inside)
+    remarks = part.remarks + _about_classes(names, inside, where)
     if loose:
         remarks.append(f"{len(loose)} pictures lie in no class folder and were left out")
     return Arrangement(
@@ -81,13 +82,18 @@ def arrange(
     )
 
 
-def _about_classes(names: Sequence[str], inside: Sequence[tuple[int, Parts]]) -> list[str]:
+def _give_the_path(where: str) -> str:
+    """What to advise where only a folder is meant: one within an archive has no path."""
+    return "unpack it and give the path" if Path(where).is_file() else "give the path"
+
+
+def _about_classes(names: Sequence[str], inside: Sequence[tuple[int, Parts]], where: str) -> list[str]:
     remarks = []
     below = {path[1] for _, path in inside if len(path) > 2}
     if len(names) == 1 and len(below) > 1:
         remarks.append(
-            f"the only class, {printable(names[0])}, is made of folders ({_named(below)}); give the path of "
-            f"{printable(names[0])} to make each a class"
+            f"the only class, {printable(names[0])}, is made of folders ({_named(below)}); {_give_the_path(where)} "
+            f"of {printable(names[0])} to make each a class"
         )
     return remarks
 
@@ -118,7 +124,7 @@ def _top_split(
     if others and wanted is None:
         raise DataError(
             f"{where} holds the split {_named(splits)} beside other folders ({_named(others)}); choose a split with "
-            "--split (data.split), or give the path of one folder"
+            f"--split (data.split), or {_give_the_path(where)} of one folder"
         )
     if wanted in splits:
         chosen_tops = [wanted]
@@ -158,7 +164,9 @@ def _inner_split(pictures: list[tuple[int, Parts]], folders: set[Parts], where: 
     tops = {path[0] for _, path in pictures}
     if len(tops) == 1 and any(len(path) > 3 for _, path in pictures):
         (top,) = tops
-        raise DataError(f"{where} holds splits ({', '.join(sorted(there))}) in its folder {top}; give the path of that")
+        raise DataError(
+            f"{where} holds splits ({', '.join(sorted(there))}) in its folder {top}; {_give_the_path(where)} of that"
+        )
     if wanted is None and None in inner:
         example = "/".join(pictures[inner.index(None)][1])
         raise DataError(

@@ -276,6 +276,8 @@ class _Search:
         # So that whoever opens the address below finds all of it there.
         self._tracker.flush()
         print(f"kept in      {file}")
+        if self._storage is not None:
+            print(f"             {self._storage.place_of(self._ledger.dir.path)}")
         print(f"report       {self._report}")
         print(f"MLflow       {run_url(self._tracker, self._log.run)}")
         return self._report
