@@ -142,6 +142,8 @@ def test_the_live_page_shows_a_finished_run_in_every_size_and_light(
                 WebDriverWait(browser, WAIT_S).until(lambda _, it=picture: it.get_property("naturalWidth"))
             assert len(browser.find_elements(By.CSS_SELECTOR, "#experts svg[aria-label^='loss of expert_0']")) == 4
             assert browser.execute_script("return document.documentElement.scrollWidth") == width
+            table = browser.find_element(By.ID, "experts-table")
+            assert table.get_property("scrollWidth") <= table.get_property("clientWidth")
             ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
             red = int(ground.removeprefix("rgb(").partition(",")[0])
             assert (red > 128) == (theme == "light")
