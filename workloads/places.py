@@ -157,6 +157,15 @@ class RunDir:
         """One of them."""
         return self.figures / f"{name}.png"
 
+    def figure_table(self, name: str) -> Path:
+        """The numbers it shows."""
+        return self.figures / f"{name}.csv"
+
+    @property
+    def report(self) -> Path:
+        """The HTML page about the configuration, unless it is wanted elsewhere."""
+        return self.path / "report.html"
+
     @property
     def grid(self) -> Path:
         """Samples side by side, drawn under the run's own protocol."""

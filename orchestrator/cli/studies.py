@@ -73,20 +73,34 @@ def search(
 
 
 def report(
-    study: Annotated[str, typer.Argument(help="Name of a study that has been searched.", show_default=False)],
+    named: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY|COMPARISON|RUN",
+            help="What has been searched, compared or trained, by its name; a run also by its directory.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file; default: report.html of the study.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="HTML file; default: report.html of the study or the run, COMPARISON.html in --runs-dir.",
+            show_default=False,
+        ),
     ] = None,
     runs_dir: RunsDirOption = RUNS,
     storage: StandingStorage = None,
 ) -> None:
-    """Write one HTML page about a search: what was tried, what won and why."""
-    from orchestrator.search.report.page import write_report
+    """Write one HTML page, whole in itself: what was tried, what won and why; or one run's score, samples and experts.
+
+    Example: rememe report demo-search
+    """
+    from orchestrator.search.report.find import write_report_of
 
     if storage is not None:
         from orchestrator.plan.places import RunsDir
         from orchestrator.search.study.stored import bring_study
         from orchestrator.store.storage import Storage
 
-        bring_study(study, RunsDir(runs_dir), Storage.at(storage))
-    print(write_report(runs_dir, study, out))
+        bring_study(named, RunsDir(runs_dir), Storage.at(storage))
+    print(write_report_of(named, runs_dir, out))

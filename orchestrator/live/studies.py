@@ -9,7 +9,7 @@ from orchestrator.plan.places import StudyDir
 from orchestrator.search.inference.statistics import pareto_front
 from orchestrator.search.report.standing import Standing, rung_of
 from orchestrator.search.study.status import ConfigurationStatus, trials_of
-from orchestrator.search.study.trial import Rung, Trial
+from orchestrator.search.study.trial import Rung, Trial, reached
 from workloads.errors import ConfigError
 
 MAX_ROWS = 500
@@ -40,15 +40,14 @@ def _curves(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
         standing = Standing(name, {}, trials)
     except ConfigError as error:
         return {"score": "", "doubt": str(error), "best": [], "front": []}
-    trusted = [trial for trial in standing.judged if is_trusted(rung_of(trial, standing.judged_by))]
-    score = standing.heading(standing.judged_by) if standing.judged else ""
-    doubt = "" if trusted or not standing.judged else f"no {score} of this study is to be trusted"
-    return {
-        "score": score,
-        "doubt": doubt,
-        "best": best_so_far(trials, standing.judged_by),
-        "front": front(trusted, standing.judged_by),
-    }
+    # Where no score can be trusted, the held-out loss still can.
+    for rung in dict.fromkeys((standing.judged_by, *reversed(standing.rungs))):
+        trusted = [trial for trial in reached(trials, rung) if is_trusted(rung_of(trial, rung))]
+        if trusted:
+            best, points = best_so_far(trials, rung), front(trusted, rung)
+            return {"score": standing.heading(rung), "doubt": "", "best": best, "front": points}
+    doubt = "no score of this study is to be trusted" if standing.rungs else ""
+    return {"score": "", "doubt": doubt, "best": [], "front": []}
 
 
 def is_trusted(score: Rung) -> bool:

@@ -107,7 +107,7 @@ def _pictures(runs: RunsDir, view: RunView) -> list[tuple[RunDir, Path, str]]:
 def _files_of(run: RunDir) -> list[tuple[Path, str]]:
     grids = sorted(run.all_grids(), key=lambda file: -file.stat().st_mtime)
     figures = [(file, FIGURE_WORDS.get(file.stem, file.stem)) for file in sorted(run.figures.glob("*.png"))]
-    return [*((file, f"samples, one class per column ({file.stem})") for file in grids), *figures]
+    return [*((file, f"samples drawn by the trained experts ({file.stem})") for file in grids), *figures]
 
 
 def _share(experts: Iterable[ExpertStanding], done: int, total: int, driver: DriverState) -> float | None:

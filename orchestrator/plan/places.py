@@ -92,6 +92,10 @@ class RunsDir(SharedDir):
         """Of a comparison: samples of every row."""
         return self.path / f"{name}.png"
 
+    def page(self, name: str) -> Path:
+        """The HTML page about a comparison."""
+        return self.path / f"{name}.html"
+
     def study(self, name: str) -> "StudyDir":
         """What a study keeps, whether it has begun or not. ConfigError for a name that leads elsewhere."""
         return StudyDir(self, confined(name))

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,13 @@ import numpy as np
 from rich.table import Table
 
 from orchestrator.execution.cluster import connect
+from orchestrator.runs.comparison_table import COLUMNS, SCORES, cell
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.runs.sampling import default_device
 from orchestrator.runs.surroundings import open_for_results
 from orchestrator.store.storage import Storage
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import wide_console
-from orchestrator.terminal.words import si
 from workloads.analysis.grid import sample_grid
 from workloads.analysis.latency import latency_s
 from workloads.config import ProtocolConfig, RunConfig
@@ -32,23 +31,6 @@ from workloads.pipeline import check_score
 
 NUM_SHOWN = 20
 """Samples of each row, side by side."""
-
-COLUMNS = {
-    "inception_score": "IS",
-    "score": "",
-    "precision": "prec.",
-    "recall": "rec.",
-    "num_active_parameters": "active",
-    "num_parameters": "stored",
-    "macs": "MACs",
-    "steps_per_s": "steps/s",
-    "peak_memory_bytes": "peak mem.",
-    "latency_s": "latency",
-}
-"""Figures of a row, in the order of the table; the score's heading is its name."""
-
-SCORES = {"inception_score", "score", "precision", "recall"}
-"""What differs between seeds by more than noise of the machine, and so gets an error bar."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +141,7 @@ def _print(comparison: Comparison, rows: Sequence[_ComparisonRow]) -> None:
     for heading in COLUMNS.values():
         table.add_column(heading or score.name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.name, *(_cell(name, row.figures[name]) for name in COLUMNS))
+        table.add_row(row.name, *(cell(name, row.figures[name]) for name in COLUMNS))
     console = wide_console()
     console.print(table)
     for text in _remarks(rows):
@@ -183,23 +165,6 @@ def _remarks(rows: Sequence[_ComparisonRow]) -> list[str]:
         warnings = {outcome.score.warning for outcome in row.outcomes if outcome.score and outcome.score.warning}
         found += [f"[bold red]{row.name} is {warning}[/bold red]" for warning in sorted(warnings)]
     return found
-
-
-def _cell(name: str, values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    if math.isnan(mean):
-        return "n/a"
-    if name == "latency_s":
-        return f"{1000 * mean:.2f} ms"
-    if name == "peak_memory_bytes":
-        return f"{si(mean)}B"
-    if name == "steps_per_s":
-        return f"{mean:.2f}"
-    if name not in SCORES:
-        return si(mean)
-    digits = 3 if mean < 10 else 2
-    spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
 
 
 def _draw(file: Path, rows: Sequence[_ComparisonRow]) -> None:

@@ -132,13 +132,14 @@ class Work:
         dataset: PreparedDataset,
         listener: ProgressListener | None = None,
     ) -> list[Path]:
-        """Pictures of what was learned, as PNG files in the run directory."""
+        """Pictures of what was learned, as PNG files in the run directory; the numbers of each beside it."""
         with progress("measuring", "experts", listener=listener) as advance:
             figures = training_figures(self.plan, self.runs, results, ensemble, dataset, advance)
         files = [self.run.figure(name) for name in figures]
-        for file, figure in zip(files, figures.values(), strict=True):
+        for file, (figure, table) in zip(files, figures.values(), strict=True):
             with new_file(file) as scratch:
                 figure.savefig(scratch, dpi=FIGURE_DPI, format="png")
+            write_text(self.run.figure_table(file.stem), table.to_csv())
         self.keep()
         return files
 

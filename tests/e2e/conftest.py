@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from orchestrator.cli.app import main
 
@@ -161,3 +165,48 @@ def new_tracking_server(tmp_path: Path) -> Iterator[Callable[..., TrackingServer
     yield make
     for server in made:
         server.kill()
+
+
+BROWSER_WAIT_S = 60
+BROWSER_OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1440,900",
+)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    """A browser without a screen. Skips where chromium is not installed."""
+    binary, driver_binary = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver_binary):
+        pytest.skip("chromium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for option in (*BROWSER_OPTIONS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(option)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_binary))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def wait_for_text() -> Callable[..., str]:
+    """wait_for_text(browser, *texts): all that the page shows, once it shows these."""
+
+    def wait(browser: webdriver.Chrome, *texts: str) -> str:
+        def shown(_: object) -> str | None:
+            body = browser.find_element(By.TAG_NAME, "body").text
+            return body if all(text in body for text in texts) else None
+
+        found: str = WebDriverWait(browser, BROWSER_WAIT_S, ignored_exceptions=[Exception]).until(shown)
+        return found
+
+    return wait

@@ -225,4 +225,4 @@ def test_mistakes_are_found_before_anything_starts(
     assert "the cheapest configuration trains on 2048 images" in poor.stderr
     unknown = rememe_here("report", "nothing", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "no study 'nothing'" in unknown.stderr
+    assert "no study, comparison or run 'nothing'" in unknown.stderr

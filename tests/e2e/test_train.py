@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from orchestrator.live.server import LivePage
+from orchestrator.plan.places import RunsDir
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.training.job import train_job
@@ -128,14 +131,34 @@ def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe_here: Re
     assert len(client.get_metric_history(expert.info.run_id, "loss")) == num_losses
 
 
+@pytest.fixture
+def live(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """live(*texts): wait until the live page, opened once, shows them; nothing where there is no browser."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        yield lambda *_: None
+        return
+    browser, wait_for_text = request.getfixturevalue("browser"), request.getfixturevalue("wait_for_text")
+    with LivePage(RunsDir(tmp_path / "runs"), 0) as page:
+        browser.get(page.url)
+        browser.execute_script("window.isTheSame = true")
+
+        def wait(*texts: str) -> None:
+            wait_for_text(browser, *texts)
+            assert browser.execute_script("return window.isTheSame"), "it was loaded again"
+
+        yield wait
+        assert browser.get_log("browser") == []
+
+
 def test_ctrl_c_and_kill_9_leave_the_weights_of_a_plain_loop(
-    tiny_run: dict[str, Any], start_rememe: Start, tmp_path: Path
+    tiny_run: dict[str, Any], start_rememe: Start, live: Callable[..., None], tmp_path: Path
 ) -> None:
     experts = [{"specialisation": 0.8, "model": {"attention_share": ["1/4"]}}, {"specialisation": 0.2}]
     training = tiny_run["training"] | {"images": 4000}
     raw = tiny_run | {"strategy": {"kind": "meme", "experts": experts}, "training": training}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
     command = ("train", "tiny.yaml", "--no-evaluate")
+    live("No run has been started here yet")
 
     process = start_rememe(*command, cwd=tmp_path)
     assert process.stdout is not None
@@ -145,14 +168,17 @@ def test_ctrl_c_and_kill_9_leave_the_weights_of_a_plain_loop(
     assert process.wait() == 130
     assert "checkpoints are written, run the same command again to continue" in output
     assert "Traceback" not in output
+    live("stopped 20")
 
     process = start_rememe(*command, cwd=tmp_path)
     assert process.stdout is not None
     pid = int(read_until(process.stdout, r"training \(pid (\d+) on")[1])
     os.kill(pid, signal.SIGKILL)
     read_until(process.stdout, "restarting")
+    live("stopped, its process died")
     output = process.stdout.read()
     assert process.wait() == 0, output
+    live("finished 20", "2 done", "stopped, its process died")
     assert weights_of(tmp_path) == trained_here(RunConfig.model_validate(raw), tmp_path / "here")
 
 

@@ -1,5 +1,6 @@
 """`rememe ui` in a real browser: the configuration with its score, its experts below it, its grid."""
 
+import itertools
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,9 @@ from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from orchestrator.live.server import LivePage
+from orchestrator.plan.places import RunsDir
 
 pytestmark = [
     pytest.mark.e2e,
@@ -72,40 +76,8 @@ def address(trained: Path, port: int, start_rememe: Callable[..., "subprocess.Po
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server outlives rememe ui"
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1440,900",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
-def wait_for_text(browser: webdriver.Chrome, *texts: str) -> str:
-    def shown(_: object) -> str | None:
-        body = browser.find_element(By.TAG_NAME, "body").text
-        return body if all(text in body for text in texts) else None
-
-    found: str = WebDriverWait(browser, WAIT_S, ignored_exceptions=[Exception]).until(shown)
-    return found
-
-
 def test_the_browser_shows_the_score_and_four_experts(
-    trained: Path, run_dir: Path, address: str, browser: webdriver.Chrome
+    trained: Path, run_dir: Path, address: str, browser: webdriver.Chrome, wait_for_text: Callable[..., str]
 ) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("rememe")
@@ -145,3 +117,36 @@ def test_the_browser_shows_the_score_and_four_experts(
         f"{server}/get-artifact?path=grid.png&run_uuid={parent.info.run_id}", timeout=30
     ) as answer:
         assert answer.read() == (run_dir / "grid.png").read_bytes()
+
+
+def test_the_live_page_shows_a_finished_run_in_every_size_and_light(
+    trained: Path, run_dir: Path, browser: webdriver.Chrome, wait_for_text: Callable[..., str]
+) -> None:
+    """Nothing is wider than the screen, every picture is drawn, and the browser has nothing to complain of."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with LivePage(RunsDir(trained / "runs"), 0) as page:
+        for theme, width in itertools.product(("light", "dark"), (1440, 390)):
+            media = [{"name": "prefers-color-scheme", "value": theme}]
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            browser.get(page.url)
+            shown = wait_for_text(browser, run_dir.name, "finished", "4 done")
+            for number in range(4):
+                assert f"expert_0{number}" in shown
+            pictures = browser.find_elements(By.CSS_SELECTOR, "#pictures img")
+            assert len(pictures) == 1 + len(list((run_dir / "figures").glob("*.png")))
+            assert all(picture.get_attribute("alt") for picture in pictures)
+            for picture in pictures:
+                browser.execute_script("arguments[0].scrollIntoView()", picture)
+                WebDriverWait(browser, WAIT_S).until(lambda _, it=picture: it.get_property("naturalWidth"))
+            assert len(browser.find_elements(By.CSS_SELECTOR, "#experts svg[aria-label^='loss of expert_0']")) == 4
+            assert browser.execute_script("return document.documentElement.scrollWidth") == width
+            table = browser.find_element(By.ID, "experts-table")
+            assert table.get_property("scrollWidth") <= table.get_property("clientWidth")
+            ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+            red = int(ground.removeprefix("rgb(").partition(",")[0])
+            assert (red > 128) == (theme == "light")
+            browser.execute_script("scrollTo(0, 0)")
+            browser.save_screenshot(str(SCREENSHOTS / f"live-{theme}-{width}.png"))
+        assert browser.get_log("browser") == []

@@ -1,5 +1,8 @@
 """The report says what the ledger holds: winners, ties, correlations, costs; and refuses what cannot be compared."""
 
+import base64
+import csv
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -100,7 +103,34 @@ def test_the_page_names_the_winner_its_protocol_and_what_reuse_saved(tmp_path: P
     assert "demo-quick, 400 samples, ddim with 8 steps" in seen
     assert page.count("data:image/png;base64,") >= 4
     assert 'src="http' not in page
-    assert 'href="' not in page
+    assert not re.search(r'href="(?!data:text/csv)', page)
+
+
+def numbers_of(page: str) -> dict[str, list[dict[str, str]]]:
+    """Rows of every CSV file in the page, by name."""
+    found = re.findall(r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]*)"', page)
+    return {name: list(csv.DictReader(io.StringIO(base64.b64decode(text).decode()))) for name, text in found}
+
+
+def test_every_figure_comes_with_its_numbers(tmp_path: Path) -> None:
+    trials = [trial(number, macs=1000.0 * (number + 1), predicted_loss=LOSSES[number] / 2) for number in range(6)]
+    page = written(tmp_path, trials)
+    tables = numbers_of(page)
+    assert len(tables) == page.count('<figure class="plot">') == 6
+    front = {int(row["configuration"]): row for row in tables["score_macs.csv"]}
+    assert {number: (float(row["fid_quick"]), float(row["macs"])) for number, row in front.items()} == {
+        number: (SCORES[number], 1000.0 * (number + 1)) for number in range(6)
+    }
+    assert [number for number in sorted(front) if front[number]["on_front"] == "True"] == [0, 1, 5]
+    assert sum(float(row["share"]) for row in tables["importance.csv"]) == pytest.approx(1)
+    rates = {row["configuration"]: row["learning_rate"] for row in tables["parameters.csv"]}
+    assert rates == {str(number): str(0.1 + number / 100) for number in range(6)}
+    guides = [(float(row["value_x"]), float(row["value_y"])) for row in tables["guides.csv"]]
+    assert sorted(guides) == sorted(zip(LOSSES, SCORES, strict=True))
+    guides = [(float(row["value_x"]), float(row["value_y"])) for row in tables["predictions.csv"]]
+    assert sorted(guides[:6]) == sorted((loss / 2, loss) for loss in LOSSES)
+    spans = [(row["from_timestep"], row["to_timestep"]) for row in tables["boundaries.csv"]]
+    assert spans == [("0", "100"), ("100", "1000")] * 6
 
 
 def test_a_dearer_score_comes_first_and_ties_are_named(tmp_path: Path) -> None:

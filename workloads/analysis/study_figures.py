@@ -203,3 +203,17 @@ def pairs_figure(pairs: Sequence[Pair]) -> Figure:
         axes.set_title(f"rank correlation {said}", fontsize=9, color=INK)
     set_title(figure, "Does one tell the other?", "each dot is a configuration that has both")
     return figure
+
+
+def rows_figure(values: Mapping[str, Sequence[float]], score_name: str) -> Figure:
+    """Scores of several ways to train: a dot per seed, a bar at the mean."""
+    names = list(values)
+    figure, axes = new_figure(WIDTH, 1.2 + 0.4 * len(names))
+    for place, name in enumerate(names):
+        axes.scatter(values[name], [place] * len(values[name]), s=28, color=DOT, alpha=0.85, linewidth=0, zorder=3)
+        axes.plot([float(np.mean(values[name]))] * 2, [place - 0.28, place + 0.28], color=BEST, linewidth=2, zorder=2)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(score_name)
+    set_title(figure, f"{score_name} of each row", "a dot is a seed, the bar the mean; left is better")
+    return figure

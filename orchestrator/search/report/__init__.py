@@ -1,4 +1,4 @@
-"""The HTML page about a study: what was tried, what won and why.
+"""The HTML pages about a study, a comparison and a run: what was tried, what won and why.
 
 In: figures' choice, words, the template. Not in: drawing itself (workloads/analysis), statistics (inference/).
 """

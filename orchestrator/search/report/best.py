@@ -1,13 +1,15 @@
 """What the best configurations are: their samples, and which expert owns which timesteps."""
 
 import logging
+from itertools import pairwise
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.report import words
-from orchestrator.search.report.pictures import Picture, data_uri, picture_of
+from orchestrator.search.report.pictures import Picture, picture_of, stored_picture
 from orchestrator.search.report.standing import Standing
 from orchestrator.search.study.options import FULL, QUICK
 from orchestrator.search.study.trial import metric_name
+from workloads.analysis.csv_text import Table
 from workloads.analysis.curves import newest_curve
 from workloads.analysis.grid import is_whole_png
 from workloads.analysis.study_figures import Strip, boundary_figure
@@ -36,7 +38,7 @@ def _grids(standing: Standing, runs: RunsDir, name: str) -> list[Picture]:
         for file in [file for file in own if file.exists()][:1]:
             caption = f"{metric_name(rung)} {words.score(rung)}; {standing.one_line(trial)}"
             if is_whole_png(content := file.read_bytes()):
-                found.append(Picture(data_uri(content), GRID_WIDTH_PX, f"#{trial.number}", caption))
+                found.append(stored_picture(content, f"#{trial.number}", caption, width_px=GRID_WIDTH_PX))
             else:
                 logger.warning("%s is damaged and is left out; rememe evaluate %s draws it again", file, run.path)
     return found
@@ -62,4 +64,15 @@ def boundary_picture(standing: Standing, runs: RunsDir) -> Picture | None:
     }
     title = standing.heading(standing.judged_by)
     figure = boundary_figure(strips, title, labels, num_timesteps, sorted(curves.items()))
-    return picture_of(figure, "which expert owns which timesteps", standing.protocol(standing.judged_by))
+    owned = [(strip.name, strip.score, *place, labels[it]) for strip in strips for place, it in strip.owners]
+    losses = [
+        (*interval, *bin_, loss)
+        for interval, curve in sorted(curves.items())
+        for bin_, loss in zip(pairwise(curve.edges), curve.losses, strict=True)
+    ]
+    tables = {"boundaries": Table(("configuration", title, "from_timestep", "to_timestep", "architecture"), owned)}
+    if losses:
+        columns = ("expert_from_timestep", "expert_to_timestep", "from_timestep", "to_timestep", "held_out_loss")
+        tables["held_out_losses"] = Table(columns, losses)
+    alt = "which expert owns which timesteps"
+    return picture_of(figure, alt, standing.protocol(standing.judged_by), **tables)

@@ -8,6 +8,7 @@ from orchestrator.search.report.pictures import Picture, picture_of
 from orchestrator.search.report.standing import Standing, rung_of
 from orchestrator.search.study.options import LOSS
 from orchestrator.search.study.trial import Trial, reached
+from workloads.analysis.csv_text import Table
 from workloads.analysis.study_figures import Pair, pairs_figure
 
 
@@ -24,7 +25,7 @@ def ladder_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
             pairs.append(pair)
             said.append(sentence)
     caption = "; ".join(reversed(standing.protocols))
-    return (picture_of(pairs_figure(pairs), "each score against the next", caption) if pairs else None), said
+    return (_pairs_picture(pairs, "each score against the next", caption, "guides") if pairs else None), said
 
 
 def forecast_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
@@ -40,7 +41,12 @@ def forecast_picture(standing: Standing) -> tuple[Picture | None, list[str]]:
             said.append(sentence)
     names = [name for name in (LOSS, standing.judged_by) if reached(standing.trials, name)]
     caption = "; ".join(standing.protocol(name) for name in names)
-    return (picture_of(pairs_figure(pairs), "predicted against measured", caption) if pairs else None), said
+    return (_pairs_picture(pairs, "predicted against measured", caption, "predictions") if pairs else None), said
+
+
+def _pairs_picture(pairs: Sequence[Pair], alt: str, caption: str, name: str) -> Picture:
+    rows = [(pair.x_name, x, pair.y_name, y) for pair in pairs for x, y in zip(pair.x, pair.y, strict=True)]
+    return picture_of(pairs_figure(pairs), alt, caption, **{name: Table(("x", "value_x", "y", "value_y"), rows)})
 
 
 def _guidance(guide: tuple[str, Sequence[float]], target: tuple[str, Sequence[float]], poor: str) -> tuple[Pair, str]:

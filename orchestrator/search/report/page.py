@@ -1,8 +1,7 @@
-"""`rememe report`: one self-contained HTML page about a study: what was tried, what won and why."""
+"""`rememe report STUDY`: one self-contained HTML page about a study: what was tried, what won and why."""
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from orchestrator.search.report.best import boundary_picture, grid_pictures
 from orchestrator.search.report.guides import forecast_picture, ladder_picture
 from orchestrator.search.report.pictures import Picture
 from orchestrator.search.report.reasons import front_pictures, importance_pictures
+from orchestrator.search.report.rendering import write_page
 from orchestrator.search.report.standing import Standing
 from orchestrator.search.space.points import short_path
 from orchestrator.search.study.ledger import open_ledger
 from orchestrator.search.study.trial import Trial, factor_saved, total_images
 from orchestrator.terminal.words import duration, si
-from workloads.files import write_text
-
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
@@ -27,17 +24,10 @@ def write_report(runs_dir: Path, study: str, out: Path | None) -> Path:
 
     ConfigError if there is no such study, or if its scores cannot be compared.
     """
-    from jinja2 import Environment, StrictUndefined
-
     runs = RunsDir(runs_dir)
     ledger = open_ledger(runs, study)
     page = Page(runs, study, ledger.description() or {}, ledger.trials())
-    # Errors are text from outside and are escaped; a name that the template misspells is no gap but an error.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(TEMPLATE.read_text()).render(page=page, version=version("rememe"))
-    target = out or ledger.dir.report_file
-    write_text(target, text)
-    return target
+    return write_page("study.html.j2", page, out or ledger.dir.report_file)
 
 
 class Page(Standing):

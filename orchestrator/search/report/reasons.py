@@ -8,6 +8,7 @@ from orchestrator.search.report.standing import Standing, rung_of
 from orchestrator.search.space.columns import columns
 from orchestrator.search.space.points import flat_numbers
 from orchestrator.terminal.words import si
+from workloads.analysis.csv_text import Table
 from workloads.analysis.study_figures import front_figure, importance_figure, parameters_figure
 from workloads.evaluation.protocol import Z_95
 
@@ -33,10 +34,17 @@ def importance_pictures(standing: Standing) -> tuple[list[Picture], str]:
         said = f"Estimated from {len(points)} configurations" + (
             ", few: take it as a hint." if len(points) < ENOUGH_PER_PARAMETER * len(varying) else "."
         )
-        pictures.append(picture_of(importance_figure(found, EVALUATOR), "importance of each parameter", caption))
+        table = Table(("parameter", "share"), list(found.items()))
+        figure = importance_figure(found, EVALUATOR)
+        pictures.append(picture_of(figure, "importance of each parameter", caption, importance=table))
     if varying:
         figure = parameters_figure(varying, standing.scores, standing.heading(standing.judged_by))
-        pictures.append(picture_of(figure, "score against each parameter", caption))
+        rows = [
+            (trial.number, score, *(values[index] for values in varying.values()))
+            for index, (trial, score) in enumerate(zip(standing.judged, standing.scores, strict=True))
+        ]
+        table = Table(("configuration", standing.heading(standing.judged_by), *varying), rows)
+        pictures.append(picture_of(figure, "score against each parameter", caption, parameters=table))
     return pictures, said
 
 
@@ -66,4 +74,10 @@ def _front(standing: Standing, cost: str) -> tuple[Picture, str] | None:
     )
     if max(found) - min(found) < SMALL_DIFFERENCE * max(found):
         said += " But all costs lie within 1 % of each other, so cost is no reason to choose here."
-    return picture_of(figure, f"score against {COSTS[cost]}", standing.protocol(standing.judged_by)), said
+    rows = [
+        (trial.number, score, rung.stderr, spent, index in front, index == chosen)
+        for index, (trial, rung, (score, spent)) in enumerate(zip(trials, rungs, points, strict=True))
+    ]
+    table = Table(("configuration", names[0], "stderr", cost, "on_front", "is_knee"), rows)
+    alt, caption = f"score against {COSTS[cost]}", standing.protocol(standing.judged_by)
+    return picture_of(figure, alt, caption, **{f"score_{cost}": table}), said

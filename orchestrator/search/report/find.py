@@ -1,0 +1,48 @@
+"""`rememe report`: which of the pages a name asks for."""
+
+from pathlib import Path
+
+from orchestrator.plan.places import RunsDir
+from orchestrator.search.study.ledger import list_studies
+from workloads.errors import ConfigError
+from workloads.places import RunDir
+
+MAX_NAMED = 5
+"""In an error message."""
+
+
+def write_report_of(named: str, runs_dir: Path, out: Path | None) -> Path:
+    """Write the page about a study, a comparison or a run, looked for in this order, and return where it is.
+
+    ConfigError that says what there is, if there is no such thing.
+    """
+    # Each where it is needed: what one of them imports takes seconds.
+    runs = RunsDir(runs_dir)
+    is_name = "/" not in named
+    if is_name and named in list_studies(runs):
+        from orchestrator.search.report.page import write_report
+
+        return write_report(runs_dir, named, out)
+    if is_name and runs.table(named).is_file():
+        from orchestrator.search.report.comparison_page import write_comparison_report
+
+        return write_comparison_report(named, runs_dir, out)
+    run = find_planned(named, runs)
+    if run is not None:
+        from orchestrator.search.report.run_page import write_run_report
+
+        return write_run_report(run, out)
+    known = [*list_studies(runs), *(run.path.name for run in runs.all_plans())]
+    have = (
+        f"there: {', '.join(known[:MAX_NAMED])}" if known else "nothing has been run there; try: rememe train demo-meme"
+    )
+    raise ConfigError(f"no study, comparison or run {named!r} under {runs.shown}; {have}")
+
+
+def find_planned(named: str, runs: RunsDir) -> RunDir | None:
+    """A run by its directory or name; by its name without the hash, the one whose plan was written last."""
+    given = RunDir(Path(named).absolute())
+    if given.plan.is_file():
+        return given
+    found = [run for run in runs.all_plans() if named in {run.path.name, run.path.name.rpartition("-")[0]}]
+    return max(found, key=lambda run: run.plan.stat().st_mtime, default=None)

@@ -1,0 +1,149 @@
+"""Pages about a run and about a comparison: the numbers on disk, escaped, small, and nothing loaded from elsewhere."""
+
+import csv
+import re
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.plan import events
+from orchestrator.plan.jobs import Plan, make_plan
+from orchestrator.plan.places import RunsDir
+from orchestrator.plan.policies import FailureKind
+from orchestrator.runs.comparison_table import COLUMNS
+from orchestrator.runs.status import StatusFile
+from orchestrator.search.report.find import find_planned, write_report_of
+from orchestrator.search.report.pictures import stored_picture
+from workloads.config import DataSpec, RunConfig
+from workloads.errors import ConfigError
+from workloads.evaluation.protocol import Score
+from workloads.places import RunDir
+from workloads.sealed import sealed, write_json
+from workloads.training.result import JobResult
+
+DATA = DataSpec(fingerprint="f", channels=1, image_size=8, num_classes=10)
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_run: dict[str, Any]) -> Plan:
+    return make_plan(RunConfig.model_validate(tiny_run), DATA)
+
+
+@pytest.fixture
+def run(plan: Plan, tmp_path: Path) -> RunDir:
+    """A run with everything that a page shows."""
+    runs, run = RunsDir(tmp_path / "runs"), RunDir(tmp_path / "runs" / "tiny-12345678")
+    with StatusFile(run, "meme", plan.jobs) as status:
+        for event in (
+            events.Starting(plan.jobs[1].key),
+            events.Training(plan.jobs[1].key),
+            events.Restarting(plan.jobs[1].key, FailureKind.PREEMPTED, 2),
+        ):
+            status(event)
+    write_json(run.plan, plan.to_json())
+    run.config.write_text(f"name: tiny # {HOSTILE}\n")
+    for number, job in enumerate(plan.jobs[:3]):
+        result = JobResult(job.key, 1024, 0.5 + number / 8, 61.0, 1, "expert/x", "0" * 64, ((1, 0.5),))
+        write_json(runs.job(job.key).result, asdict(result))
+    score = Score("fid", 12.5, {"name": HOSTILE}, "a" * 16, 1000, {"kid": 0.25}, stderr=0.5)
+    write_json(run.scores, {score.protocol_hash: sealed(asdict(score))})
+    run.figures.mkdir()
+    for file in (run.grid, run.figure("training_loss"), run.figure("new_figure")):
+        Image.new("RGB", (8, 8), "green").save(file)
+    run.figure_table("training_loss").write_text("expert,images_seen,loss\n0,64,0.5\n")
+    return run
+
+
+def test_a_run_has_a_page_with_what_is_on_disk(run: RunDir, plan: Plan) -> None:
+    file = write_report_of("tiny", run.path.parent, None)
+    assert file == run.report
+    page = file.read_text()
+    assert "fid is 12.5 ± 0.98 over 1,000 samples" in page
+    assert "11.52 to 13.48" in page
+    for job in plan.jobs:
+        assert f'data-v="{job.name}"' in page
+        assert f'data-v="{job.num_parameters}"' in page
+    assert page.count(">1:01</td>") == 3
+    assert "1 x its node was preempted" in page
+    assert page.count("<img ") == page.count('alt="') == 3
+    assert 'download="training_loss.csv"' in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("<h1>") == 1
+
+
+def test_a_run_is_found_by_its_directory_and_names(run: RunDir, tmp_path: Path) -> None:
+    runs = RunsDir(run.path.parent)
+    for named in (str(run.path), "tiny-12345678", "tiny"):
+        found = find_planned(named, runs)
+        assert found is not None
+        assert found.path == run.path
+    out = tmp_path / "page.html"
+    assert write_report_of(str(run.path), tmp_path / "elsewhere", out) == out
+    for named in ("other", "../runs", ""):
+        with pytest.raises(ConfigError, match=r"no study, comparison or run .*; there: tiny-12345678"):
+            write_report_of(named, run.path.parent, None)
+
+
+def test_a_run_that_has_only_been_planned_has_a_page(plan: Plan, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "tiny-12345678")
+    run.path.mkdir()
+    write_json(run.plan, plan.to_json())
+    assert "It has not been scored yet." in write_report_of("tiny", tmp_path, None).read_text()
+
+
+def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 1000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    picture = stored_picture((tmp_path / "large.png").read_bytes(), "noise", width_px=640)
+    assert len(picture.source) < 1_500_000 < (tmp_path / "large.png").stat().st_size
+
+
+def write_table(file: Path, **changes: str) -> dict[str, list[float]]:
+    """Two rows of two seeds; returns their scores."""
+    scores = {"base": [3.0, 5.0], HOSTILE: [2.0, 3.0]}
+    with file.open("w", newline="") as target:
+        writer = csv.DictWriter(target, ["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS, "doubts"])
+        writer.writeheader()
+        for row, values in scores.items():
+            for seed, value in enumerate(values):
+                line = dict.fromkeys(COLUMNS, "1.0") | {"row": row, "seed": seed, "run": f"{row}-{seed}"}
+                line |= {"protocol_hash": "a" * 64, "num_experts": 1, "score": value, "recall": "nan", "doubts": ""}
+                writer.writerow(line | (changes if seed else {}))
+    return scores
+
+
+def test_a_comparison_has_a_page(tmp_path: Path) -> None:
+    scores = write_table(RunsDir(tmp_path).table("mine"), doubts="only 3 samples")
+    file = write_report_of("mine", tmp_path, None)
+    assert file == RunsDir(tmp_path).page("mine")
+    page = file.read_text()
+    for values in scores.values():
+        assert f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}" in page
+    assert "The lowest mean score has &lt;script&gt;" in page
+    assert HOSTILE not in page
+    assert page.count("is not trustworthy: only 3 samples") == 2
+    assert page.count('download="') == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"protocol_hash": "b" * 64}, "it has scores of 2 protocols"),
+        ({"score": "much"}, "it is not the table of a comparison"),
+    ],
+)
+def test_a_table_that_cannot_be_compared_is_refused(changes: dict[str, str], said: str, tmp_path: Path) -> None:
+    write_table(RunsDir(tmp_path).table("mine"), **changes)
+    with pytest.raises(ConfigError, match=said):
+        write_report_of("mine", tmp_path, None)
+    RunsDir(tmp_path).table("empty").write_text("")
+    with pytest.raises(ConfigError, match="it is not the table of a comparison"):
+        write_report_of("empty", tmp_path, None)
