@@ -13,7 +13,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format check clean
+.PHONY: help setup demo docs test test-fast lint format check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## train four experts in parallel on real images, score them, show where to look
 	$(BIN)/rememe train demo-meme
+
+docs: setup  ## build the documentation into site/ (a test builds it too); read it with: .venv/bin/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 test: test-fast  ## lint, types and every test that runs without a GPU
 	$(BIN)/python -m pytest -m 'not gpu' $(SIDE_BY_SIDE) --dist loadfile $(WITH_PROCESSES) $(PYTEST_ARGS)

@@ -10,12 +10,13 @@ import orchestrator
 import workloads
 from orchestrator.search.study.study import Study
 from workloads.config import RunConfig
+from workloads.config.base import StrictConfig
 from workloads.config.comparison import Comparison
 from workloads.config.explain import nearest
 from workloads.config.reference import Key, keys_of
 from workloads.errors import ConfigError
 
-ROOTS = {"a run": RunConfig, "a study": Study, "a comparison": Comparison}
+ROOTS: dict[str, type[StrictConfig]] = {"a run": RunConfig, "a study": Study, "a comparison": Comparison}
 
 MAX_NAMED = 5
 
@@ -49,12 +50,10 @@ def explain_key(word: str) -> list[Explained]:
     """
     path = re.sub(r"\.\d+(?=\.|$)", ".*", word)
     every = [(root, key) for root, keys in all_keys().items() for key in keys]
-    for is_meant in (
-        lambda key: key.path == path,
-        lambda key: key.path.startswith(f"{path}_"),
-    ):
-        if found := [(root, key) for root, key in every if is_meant(key)]:
-            return _merged(found)
+    found = [(root, key) for root, key in every if key.path == path]
+    found = found or [(root, key) for root, key in every if key.path.startswith(f"{path}_")]
+    if found:
+        return _merged(found)
     ending = sorted({key.path for _, key in every if key.path.endswith((f".{path}", f".{path}_"))})
     if len(ending) == 1:
         return explain_key(ending[0])
