@@ -37,7 +37,8 @@ def plan(
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
 
-    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share.
+    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share. Or a comparison
+    (meme-table1): each row's sizes, beside the paper's.
     """
     # `json` is the option here.
     from json import dumps as to_text
@@ -51,8 +52,14 @@ def plan(
 
         plan_study(study, runs_dir, as_json=json)
         return
-    from workloads.config.load import load_config
+    from workloads.config.load import find_comparison, load_config
 
+    comparison = find_comparison(config, overrides or ())
+    if comparison is not None:
+        from orchestrator.runs.comparison_plan import plan_comparison
+
+        plan_comparison(comparison, runs_dir, as_json=json)
+        return
     loaded = load_config(config, overrides or ())
     from orchestrator.runs.data import plan_as_far_as_known
     from orchestrator.terminal.tables import print_plan
@@ -91,7 +98,11 @@ def compare(
     address: Address = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train and score several strategies from one base network, same budget and protocol, and print the table."""
+    """Train and score several strategies, same budget and protocol, and print the table: rememe compare demo
+
+    Rows start from the base's weights, or from their own or none with an architecture of their own. What it would
+    take, and the paper's figures: rememe plan COMPARISON. The same command again goes on where it stopped.
+    """
     from workloads.config.load import load_comparison
 
     loaded = load_comparison(comparison, overrides or ())
