@@ -254,6 +254,11 @@ class Ensemble:
         table_NK: np.ndarray = self._remix.table_NLK.mean(1).cpu().numpy()
         return table_NK
 
+    @property
+    def num_coefficient_rows(self) -> int:
+        """Of a remix: 1, or the number of mixed layers where each has coefficients of its own."""
+        return int(self._remix.table_NLK.shape[1])
+
     @cached_property
     def _remix(self) -> RemixNetwork:
         folder = self._place.remix

@@ -55,8 +55,9 @@ def plan(
 ) -> None:
     """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
 
-    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share. Without the data,
-    sizes are shown as configured, and the exit code is 2.
+    CONFIG may be a study (search-ratios): how many configurations, and how many experts they share. Or a comparison
+    (meme-table1): each row's sizes, beside the paper's. Without the data, sizes are shown as configured, and the exit
+    code is 2.
     """
     if config is None:
         teach("plan", "", "studies")
@@ -69,8 +70,14 @@ def plan(
 
         plan_study(study, runs_dir, as_json=json)
         return
-    from workloads.config.load import load_config
+    from workloads.config.load import find_comparison, load_config
 
+    comparison = find_comparison(config, overrides or ())
+    if comparison is not None:
+        from orchestrator.runs.comparison_plan import plan_comparison
+
+        plan_comparison(comparison, runs_dir, as_json=json)
+        return
     loaded = load_config(config, overrides or ())
     from orchestrator.runs.data import plan_as_far_as_known, require_data
     from orchestrator.terminal.tables import print_plan
@@ -123,7 +130,11 @@ def compare(
     storage: StorageOption = None,
     json: WithJson = False,
 ) -> None:
-    """Train and score several strategies from one base network, same budget and protocol, and print the table."""
+    """Train and score several strategies, same budget and protocol, and print the table.
+
+    Rows start from the base's weights, or from their own or none with an architecture of their own. What it would
+    take, and the paper's figures: rememe plan COMPARISON. The same command again goes on where it stopped.
+    """
     if comparison is None:
         teach("compare", "comparisons")
     print_beginning(f"compare {comparison}")

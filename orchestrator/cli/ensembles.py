@@ -99,3 +99,16 @@ def analyze_spectra(
 
     with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
         print(plot_spectra(folder, runs_dir, num_images=num_images, seed=seed, out=out))
+
+
+@analyze.command("coefficients")
+def analyze_coefficients(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of remixes.", show_default=False)],
+) -> None:
+    """How much of remixes' coefficients is learned, and how much was in the prior (Remix-DiT, Fig. 4).
+
+    For instance, after rememe compare coefficients: rememe analyze coefficients runs/coefficients-*-seed*
+    """
+    from orchestrator.runs.coefficients import show_coefficients
+
+    show_coefficients(runs)

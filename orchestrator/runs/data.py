@@ -40,7 +40,7 @@ def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
 
 def check_network(config: RunConfig) -> None:
     """ConfigError if a network does not fit the data as it is configured: told before hours of preparing it."""
-    make_plan(config.model_copy(update={"initial_weights": None}), _as_configured(config.data))
+    make_plan(config.model_copy(update={"initial_weights": None}), as_configured(config.data))
 
 
 def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
@@ -65,10 +65,11 @@ def _spec(data: AnyData, runs_dir: Path) -> tuple[DataSpec, str]:
         require_writable(runs_dir)  # says so if that is why
         raise
     except DataError as error:
-        return _as_configured(data), str(error)
+        return as_configured(data), str(error)
 
 
-def _as_configured(data: AnyData) -> DataSpec:
+def as_configured(data: AnyData) -> DataSpec:
+    """What a plan needs to know of the data, without a look at it; no fingerprint."""
     conditional = data.num_classes if data.class_conditional else None
     return DataSpec(fingerprint="", channels=data.channels, image_size=data.image_size, num_classes=conditional)
 

@@ -7,16 +7,14 @@ from typing import Any
 
 import yaml
 
-from workloads.config.load import load_comparison, load_config, read_raw
+from workloads.config.load import find_comparison, load_config
 from workloads.errors import ConfigError
-from workloads.presets import list_presets
 
 
 def describe_submission(source: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Which command takes a run or a comparison, and the whole of it as plain values. ConfigError if it is wrong."""
-    named = source in list_presets("comparisons")
-    if named or (Path(source).is_file() and "rows" in read_raw(source)):
-        return "compare", load_comparison(source, overrides).model_dump(mode="json")
+    if (comparison := find_comparison(source, overrides)) is not None:
+        return "compare", comparison.model_dump(mode="json")
     return "train", load_config(source, overrides).model_dump(mode="json")
 
 

@@ -36,9 +36,20 @@ Model = TypeVar("Model", bound=BaseModel)
 def load_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison:
     """Comparison from its name or a YAML file, with overrides like `budget_images=1000`. Raises ConfigError."""
     raw = read_raw(source, "comparisons")
+    # Only a mapping can be changed, so a base that is named, or is made of a preset, is read first.
+    if isinstance(base := raw.get("base"), str | dict):
+        raw["base"] = read_raw(base) if isinstance(base, str) else _on_preset(base)
     for override in overrides:
         raw = apply_override(raw, override)
     return validate(Comparison, raw)
+
+
+def find_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison | None:
+    """The comparison of this name or in this YAML file; None if it is a run description, or nothing."""
+    named = source in list_presets("comparisons")
+    if named or (source not in list_presets() and is_file(source) and "rows" in read_raw(source)):
+        return load_comparison(source, overrides)
+    return None
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from workloads.config.base import Real, StrictConfig, Whole
+from workloads.config.base import GrownConfig, Real, StrictConfig, Whole
 from workloads.config.execution import ExecutionConfig, Resources
 from workloads.config.intervals import Interval, IntervalTable, uniform_cuts
 from workloads.config.job import CommonFields, ExpertJob, Job
@@ -219,11 +219,13 @@ class Meme(Strategy):
         return self.experts[index].resources
 
 
-class Remix(_Intervals):
+class Remix(_Intervals, GrownConfig):
     """K basis networks mixed into N experts in weight space, trained jointly (Remix-DiT, arXiv:2412.05628).
 
     Expert i has the weights theta_i = sum_k alpha_ik beta_k, with learned coefficients alpha (Eq. 2).
     """
+
+    later = frozenset({"prior_schedule", "prior_order"})
 
     kind: Literal["remix"] = "remix"
 
@@ -249,7 +251,14 @@ class Remix(_Intervals):
     """Peak learning rate of the coefficients; follows training.lr_schedule."""
 
     prior_strength: Real = Field(1e-4, ge=0)
-    """Weight of the cross-entropy to the one-hot prior (Eq. 6) at the start; falls linearly to zero at the end."""
+    """Weight of the cross-entropy to the one-hot prior (Eq. 6) at the start."""
+
+    prior_schedule: Literal["linear", "constant"] = "linear"
+    """linear: the weight falls to zero at the end, as in the paper; constant: it stays, a control without annealing."""
+
+    prior_order: Literal["contiguous", "shuffled"] = "contiguous"
+    """Which basis the prior gives an expert. contiguous: runs of neighbours share one, the paper's; shuffled: the same
+    ones dealt out by the seed, a control in which any likeness of neighbours has been learned."""
 
     prior_logit: Real = Field(3.0, ge=0)
     """What the prior adds to the standard normal logits at the start."""
@@ -260,6 +269,8 @@ class Remix(_Intervals):
             raise ValueError(
                 f"num_bases is {self.num_bases}, but {self.count} experts cannot use more than {self.count} bases"
             )
+        if self.prior_order == "shuffled" and self.mixer == "continuous":
+            raise ValueError("prior_order shuffled does not go with mixer continuous, which has no such prior")
         return self
 
     @property

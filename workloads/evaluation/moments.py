@@ -61,8 +61,8 @@ def frechet_estimate(blocks: Sequence[Tensor], found: Statistics, expected: Stat
 
     That is the infinitesimal jackknife (Efron & Tibshirani 1993, Sec. 21.2), to which the bootstrap tends: the spread
     of what each sample contributes to first order. It takes one decomposition, a bootstrap one per resample. With few
-    samples for that many features both are too wide, the bootstrap more so. The bias of the distance, which falls with N,
-    is not in it: it is nearly the same for all that is compared.
+    samples for that many features both are too wide, the bootstrap more so. The bias of the distance, which falls with
+    N, is not in it: it is nearly the same for all that is compared.
     """
     transport, number, total = _Transport(found, expected), 0, 0.0
     for block_nD in blocks:

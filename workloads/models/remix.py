@@ -40,6 +40,10 @@ class MixingConfig(Protocol):
     def prior_logit(self) -> float:
         """What the prior adds to the logits at the start."""
 
+    @property
+    def prior_order(self) -> str:
+        """Whether neighbours share a basis of the prior, or who does is drawn."""
+
 
 def mixed_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the trainable parameters that a pattern matches, in the model's order; ConfigError if one has none."""
@@ -143,19 +147,23 @@ class Bases(nn.Module):
         return layers
 
 
-def prior(num_experts: int, num_bases: int) -> Tensor:
-    """(N,) basis of each expert: contiguous runs in order, as equal as integers allow (Sec. 4)."""
-    return torch.arange(num_experts) * num_bases // num_experts
+def prior(num_experts: int, num_bases: int, order: str = "contiguous") -> Tensor:
+    """(N,) basis of each expert: contiguous runs in order, as equal as integers allow (Sec. 4).
+
+    shuffled: the same bases in an order drawn from torch's generator.
+    """
+    prior_N = torch.arange(num_experts) * num_bases // num_experts
+    return prior_N[torch.randperm(num_experts)] if order == "shuffled" else prior_N
 
 
 class Mixer(nn.Module):
     """Coefficients of experts. `rows` is L: 1, or the number of mixed layers."""
 
-    def __init__(self, num_experts: int, num_bases: int, rows: int) -> None:
+    def __init__(self, prior_N: Tensor, num_bases: int, rows: int) -> None:
         super().__init__()
-        self.num_experts, self.num_bases, self.rows = num_experts, num_bases, rows
-        # Not kept in files: it follows from N and K.
-        self.register_buffer("prior_N", prior(num_experts, num_bases), persistent=False)
+        self.num_experts, self.num_bases, self.rows = len(prior_N), num_bases, rows
+        # Not kept in files: it follows from the run description.
+        self.register_buffer("prior_N", prior_N, persistent=False)
 
     prior_N: Tensor
 
@@ -185,9 +193,9 @@ class Mixer(nn.Module):
 class SoftmaxMixer(Mixer):
     """alpha_i = softmax(pi_i), a table of logits: noise, plus prior_logit for the prior's basis."""
 
-    def __init__(self, num_experts: int, num_bases: int, rows: int, prior_logit: float) -> None:
-        super().__init__(num_experts, num_bases, rows)
-        self.table_NLK = nn.Parameter(_initial_logits(num_experts, num_bases, rows, prior_logit))
+    def __init__(self, prior_N: Tensor, num_bases: int, rows: int, prior_logit: float) -> None:
+        super().__init__(prior_N, num_bases, rows)
+        self.table_NLK = nn.Parameter(_initial_logits(prior_N, num_bases, rows, prior_logit))
 
     def logits(self, experts_G: Tensor) -> Tensor:
         return self.table_NLK[experts_G]
@@ -199,9 +207,9 @@ class SoftmaxMixer(Mixer):
 class RawMixer(Mixer):
     """alpha is the table itself, without constraint; starts where SoftmaxMixer does."""
 
-    def __init__(self, num_experts: int, num_bases: int, rows: int, prior_logit: float) -> None:
-        super().__init__(num_experts, num_bases, rows)
-        self.table_NLK = nn.Parameter(_initial_logits(num_experts, num_bases, rows, prior_logit).softmax(-1))
+    def __init__(self, prior_N: Tensor, num_bases: int, rows: int, prior_logit: float) -> None:
+        super().__init__(prior_N, num_bases, rows)
+        self.table_NLK = nn.Parameter(_initial_logits(prior_N, num_bases, rows, prior_logit).softmax(-1))
 
     def forward(self, experts_G: Tensor) -> Tensor:
         return self.table_NLK[experts_G]
@@ -227,7 +235,7 @@ class ContinuousMixer(Mixer):
     HIDDEN = 64
 
     def __init__(self, middles_N: Tensor, num_bases: int, prior_logit: float) -> None:
-        super().__init__(len(middles_N), num_bases, 1)
+        super().__init__(prior(len(middles_N), num_bases), num_bases, 1)
         angles_NF = middles_N[:, None] * torch.pi * torch.arange(1, self.NUM_FREQUENCIES + 1)
         self.register_buffer("features_NF", torch.cat([angles_NF.sin(), angles_NF.cos()], 1), persistent=False)
         centres_K = (torch.arange(num_bases) + 0.5) / num_bases
@@ -256,16 +264,17 @@ def build_mixer(config: MixingConfig, intervals: Sequence[tuple[int, int]], num_
         end = intervals[-1][1]
         middles_N = torch.tensor([(lo + hi) / (2 * end) for lo, hi in intervals])
         return ContinuousMixer(middles_N, num_bases, config.prior_logit)
+    prior_N = prior(num_experts, num_bases, config.prior_order)
     if config.mixer == "one_hot":
-        return OneHotMixer(num_experts, num_bases, 1)
+        return OneHotMixer(prior_N, num_bases, 1)
     kind = RawMixer if config.mixer == "raw" else SoftmaxMixer
     rows = num_layers if config.mixer == "per_layer" else 1
-    return kind(num_experts, num_bases, rows, config.prior_logit)
+    return kind(prior_N, num_bases, rows, config.prior_logit)
 
 
-def _initial_logits(num_experts: int, num_bases: int, rows: int, prior_logit: float) -> Tensor:
-    one_hot_NK = nn.functional.one_hot(prior(num_experts, num_bases), num_bases).float()
-    return torch.randn(num_experts, rows, num_bases) + prior_logit * one_hot_NK[:, None]
+def _initial_logits(prior_N: Tensor, num_bases: int, rows: int, prior_logit: float) -> Tensor:
+    one_hot_NK = nn.functional.one_hot(prior_N, num_bases).float()
+    return torch.randn(len(prior_N), rows, num_bases) + prior_logit * one_hot_NK[:, None]
 
 
 def remix_weights(model: nn.Module, bases: Bases, table_NLK: Tensor) -> dict[str, Tensor]:

@@ -14,13 +14,20 @@ from workloads.config.strategy import RemixJob
 from workloads.errors import CheckpointError
 from workloads.files import new_directory
 from workloads.models.growth import grow, growth_metadata, is_remix
-from workloads.models.remix import REMIX_WEIGHTS, Bases, build_mixer, mixed_names, remix_weights
+from workloads.models.remix import REMIX_WEIGHTS, Bases, Mixer, build_mixer, mixed_names, remix_weights
 from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
 from workloads.training.state import adamw, initial_model
 
 # Axes: N experts, L layers (1 where all share coefficients), K bases.
+
+
+def new_mixer(job: RemixJob, num_layers: int) -> Mixer:
+    """Coefficients as they are before the first step, unless the remix grows from another."""
+    # A seed of their own, so that they do not depend on how many numbers the network drew.
+    torch.manual_seed(derive_seed("coefficients", job.seed))
+    return build_mixer(job.remix, list(job.intervals), num_layers)
 
 
 class RemixState:
@@ -33,9 +40,7 @@ class RemixState:
         self.model = initial_model(job, device)
         names = mixed_names(self.model, remix.mixed)
         self.bases = Bases(self.model, remix.num_bases, names)
-        # A seed of their own, so that they do not depend on how many numbers the network drew.
-        torch.manual_seed(derive_seed("coefficients", job.seed))
-        self.mixer = build_mixer(remix, list(job.intervals), len(self.bases.layers)).to(device)
+        self.mixer = new_mixer(job, len(self.bases.layers)).to(device)
         if job.initial is not None and is_remix(job.initial.path):
             grow(job.initial.path, self.model, self.bases, self.mixer, job.intervals)
         mixed = set(names)

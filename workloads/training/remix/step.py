@@ -111,7 +111,9 @@ class RemixStep:
         if state.coefficients:
             # The network saw the coefficients detached; here their gradient goes on to what they are made of.
             alpha_GLK.backward(buffers.alpha_GLK)  # type: ignore[no-untyped-call]
-            strength = prior_weight(remix.prior_strength, state.images_seen, config.images)
+            strength = remix.prior_strength
+            if remix.prior_schedule == "linear":
+                strength = prior_weight(strength, state.images_seen, config.images)
             prior_loss = state.mixer.prior_loss()
             if strength > 0 and prior_loss is not None:
                 (strength * prior_loss).backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,84 @@
+"""How much of remixes' coefficients is learned: a line per run, and per set of runs that differ in their seed."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from orchestrator.terminal.tables import wide_console
+from workloads.analysis.coefficients import Pattern, pattern
+from workloads.analysis.intervals import mean_interval
+from workloads.config import RemixJob
+from workloads.ensemble import Ensemble
+from workloads.errors import ConfigError
+from workloads.models.growth import is_remix
+from workloads.models.initial import resolve_initial
+from workloads.training.jobs import jobs_of
+from workloads.training.remix.state import new_mixer
+
+SEED = re.compile(r"-seed\d+$")
+COLUMNS = ("moved", "learned", "order at start", "order in the end")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The pattern of one trained remix."""
+
+    run: Path
+    name: str
+    pattern: Pattern
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """In the order of COLUMNS."""
+        moved, _, start, end = astuple(self.pattern)
+        return moved, self.pattern.learned, start, end
+
+
+def show_coefficients(runs: Sequence[Path]) -> None:
+    """Print the table. ConfigError, naming the run, for one that is no remix or has too few experts."""
+    found = [_learned(run) for run in runs]
+    table = Table(title="coefficients, in the end against the start")
+    table.add_column("", no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(one.run.name, *(f"{value:.3f}" for value in one.figures))
+    groups: dict[str, list[Learned]] = {}
+    for one in found:
+        groups.setdefault(SEED.sub("", one.name), []).append(one)
+    for name, members in groups.items():
+        if len(members) > 1:
+            intervals = [mean_interval(values) for values in zip(*(one.figures for one in members), strict=True)]
+            table.add_row(f"{name}, {len(members)} seeds", *(f"{mean:.3f} +- {half:.3f}" for mean, half in intervals))
+    console = wide_console()
+    console.print(table)
+    console.print(
+        "moved: total variation distance of an expert's coefficients from their start; learned: share of the variance "
+        "of distances between experts that the start does not explain; order: correlation of experts' distance in "
+        "coefficients with that in timesteps, which the contiguous prior puts there and a shuffled one does not; +-: "
+        "95 % interval over seeds"
+    )
+
+
+def _learned(run: Path) -> Learned:
+    ensemble = Ensemble.load(run)
+    config = ensemble.config
+    if not ensemble.is_mixed:
+        raise ConfigError(f"{run} is of strategy.kind {config.strategy.kind}, which has no coefficients; name a remix")
+    start = config.initial_weights
+    if start is not None and is_remix(resolve_initial(start).path):
+        raise ConfigError(
+            f"{run} grew from another remix, so its coefficients did not begin with the prior; leave it out"
+        )
+    (job,) = jobs_of(config.model_copy(update={"initial_weights": None, "initial_conversion": None}), ensemble.data)
+    assert isinstance(job, RemixJob)
+    begun_NK = new_mixer(job, ensemble.num_coefficient_rows).table().mean(1).numpy()
+    try:
+        found = pattern(begun_NK.astype(np.float64), ensemble.coefficients_NK.astype(np.float64))
+    except ValueError as error:
+        raise ConfigError(f"{run}: {error}; name a remix of more experts") from None
+    return Learned(run, config.name, found)

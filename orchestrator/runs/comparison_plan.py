@@ -1,0 +1,60 @@
+"""`rememe plan COMPARISON`: each row's sizes, beside those that the paper prints."""
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from orchestrator.runs.comparison_rows import PlannedRow, plan_rows, published_notes
+from orchestrator.terminal.tables import wide_console
+from orchestrator.terminal.words import si
+from workloads.config.comparison import Comparison
+
+LEFT = ("row", "network", "from")
+OURS = ("experts", "images", "active", "stored", "MACs")
+PAPERS = {"num_parameters": "params", "macs": "MACs", "fid": "FID", "inception_score": "IS"}
+"""The paper's figures that are shown, and their headings."""
+
+
+def plan_comparison(comparison: Comparison, runs_dir: Path, *, as_json: bool) -> None:
+    """Print a line per row, as text or JSON. ConfigError, with the row's name, if one could not be compared."""
+    rows = plan_rows(comparison, runs_dir)
+    if as_json:
+        print(json.dumps({"name": comparison.name, "rows": [row.to_json() for row in rows]}, indent=2))
+        return
+    num_seeds = len(comparison.seeds)
+    table = Table(title=f"{comparison.name}: {len(rows)} rows, {num_seeds} seed{'s' if num_seeds > 1 else ''} each")
+    for name in LEFT:
+        table.add_column(name, no_wrap=True)
+    for name in (*OURS, *(f"paper's {heading}" for heading in PAPERS.values() if comparison.published)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row), *(_published(row) if comparison.published else ()))
+    console = wide_console()
+    console.print(table)
+    for text in published_notes(comparison):
+        console.print(text)
+    training = num_seeds * sum(job.expected_macs for row in rows for job in row.plan.jobs)
+    protocol = comparison.base_run(comparison.seeds[0]).evaluation
+    console.print(
+        f"active: parameters of one denoising step; training all rows and seeds takes about {si(training)} MACs; "
+        f"each is scored by {protocol.name}, {protocol.num_samples:,} samples"
+    )
+
+
+def _cells(row: PlannedRow) -> list[str]:
+    kinds = sorted({job.job.model.kind for job in row.plan.jobs})
+    sizes = [si(row.num_active_parameters), si(row.num_parameters), si(row.macs)]
+    experts = str(len(row.plan.config.intervals))
+    return [row.name, ", ".join(kinds), row.start, experts, f"{row.images:,}", *(size.strip() for size in sizes)]
+
+
+def _published(row: PlannedRow) -> list[str]:
+    cells = []
+    for name in PAPERS:
+        value = None if row.published is None else getattr(row.published, name)
+        if value is None:
+            cells.append("")
+        else:
+            cells.append(si(value).strip() if name in {"num_parameters", "macs"} else f"{value:.2f}")
+    return cells
