@@ -33,7 +33,7 @@ def is_first(folder: Path, configuration: str) -> bool:
     if EARLIER_FORM.fullmatch(content := mark.read_bytes()):
         return content == configuration.encode()
     try:
-        return read_json(mark, lambda raw: raw["configuration"] == configuration, "")
+        return read_json(mark, lambda raw: bool(raw["configuration"] == configuration), "")
     except DamagedFileError:
         logger.warning("%s is damaged; its images count as trained for configuration %s", mark, configuration)
         return True
