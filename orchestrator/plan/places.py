@@ -106,7 +106,7 @@ class RunsDir(SharedDir):
 
 
 class StudyDir:
-    """studies/NAME/{study.json, trials, progress, tune, report.html, stop, owner.txt, .lock} and a RunDir's status;
+    """studies/NAME/{study.json, trials, progress, tune, stop, owner.txt, .lock} and a RunDir's status and report;
     NAME.csv in the runs directory.
     """
 
@@ -149,7 +149,7 @@ class StudyDir:
     @property
     def report_file(self) -> Path:
         """The HTML page, unless it is wanted elsewhere."""
-        return self.path / "report.html"
+        return RunDir(self.path).report
 
     @property
     def stop_file(self) -> Path:

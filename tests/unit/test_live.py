@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.live.server import FILES, PAGE, LivePage
+from orchestrator.live.server import FILES, PAGE, LivePage, start_live_page
 from orchestrator.live.studies import best_so_far, front
 from orchestrator.live.views import run_view, runs_view
 from orchestrator.plan import events
@@ -188,6 +188,20 @@ def test_a_run_that_cannot_be_read_is_told_in_a_sentence(ask: Ask, runs: RunsDir
 def test_a_port_that_is_taken_is_named(runs: RunsDir) -> None:
     with LivePage(runs, 0) as page, pytest.raises(ConfigError, match=r"--live-port \d+ cannot be had"):
         LivePage(runs, urlsplit(page.url).port or 0)
+
+
+def test_beside_mlflow_it_takes_the_next_port_or_a_free_one(runs: RunsDir, capsys: pytest.CaptureFixture[str]) -> None:
+    with LivePage(runs, 0) as other:
+        taken = urlsplit(other.url).port or 0
+        with start_live_page(runs, None, beside=taken - 1):
+            told = re.search(r"http://127\.0\.0\.1:(\d+)/", capsys.readouterr().out)
+            assert told
+            assert int(told[1]) != taken
+        with (
+            pytest.raises(ConfigError, match=f"--live-port {taken} cannot be had"),
+            start_live_page(runs, taken, beside=1),
+        ):
+            pass
 
 
 def trials(number: int, seed: int) -> list[Trial]:

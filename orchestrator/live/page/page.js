@@ -53,28 +53,32 @@ function spark(curve, name) {
     draw("polyline", { points: points.join(" "), fill: "none", stroke: "currentColor", "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" }));
 }
 
-function ticks(low, high, isLog) {
-  if (isLog) return [low, Math.sqrt(low * high), high];
-  return [low, (low + high) / 2, high];
+function si(value, digits = 3) {
+  for (const [factor, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
+    if (Math.abs(value) >= factor) return `${+(value / factor).toPrecision(digits)} ${letter}`;
+  return `${+value.toPrecision(digits)}`;
 }
 
-function si(value) {
-  for (const [factor, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
-    if (Math.abs(value) >= factor) return `${+(value / factor).toPrecision(3)} ${letter}`;
-  return `${+value.toPrecision(3)}`;
+// Of both ends and the middle, with as many digits as tell them apart.
+function ticks(low, high) {
+  const values = low === high ? [low] : [low, (low + high) / 2, high];
+  for (let digits = 3; ; digits++) {
+    const found = values.map((value) => [value, si(value, digits)]);
+    if (digits === 8 || new Set(found.map(([, text]) => text)).size === values.length) return found;
+  }
 }
 
 // points: [x, y, class, words]; the line goes through `line` in steps.
 function chart(points, line, names, caption) {
-  const left = 56, right = 470, top = 12, bottom = 190;
+  const left = 68, right = 470, top = 12, bottom = 190;
   const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
   const xLow = Math.min(...xs), xHigh = Math.max(...xs), yLow = Math.min(...ys), yHigh = Math.max(...ys);
   const x = (value) => xHigh === xLow ? (left + right) / 2 : left + 8 + (right - left - 16) * (value - xLow) / (xHigh - xLow);
   const y = (value) => yHigh === yLow ? (top + bottom) / 2 : bottom - 8 - (bottom - top - 16) * (value - yLow) / (yHigh - yLow);
   const svg = draw("svg", { class: "chart", viewBox: "0 0 480 232", role: "img", "aria-label": caption },
     draw("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}`, fill: "none" }));
-  for (const value of new Set(ticks(xLow, xHigh))) svg.append(draw("text", { x: x(value), y: bottom + 17, "text-anchor": "middle" }, si(value)));
-  for (const value of new Set(ticks(yLow, yHigh))) svg.append(draw("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, si(value)));
+  for (const [value, text] of ticks(xLow, xHigh)) svg.append(draw("text", { x: x(value), y: bottom + 17, "text-anchor": value === xHigh && value !== xLow ? "end" : "middle" }, text));
+  for (const [value, text] of ticks(yLow, yHigh)) svg.append(draw("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text));
   svg.append(draw("text", { x: (left + right) / 2, y: 228, "text-anchor": "middle" }, names[0]));
   const path = line.map(([px, py], i) => i ? `H${x(px)}V${y(py)}` : `M${x(px)} ${y(py)}`).join("");
   svg.append(draw("path", { d: path, fill: "none", stroke: "currentColor", "stroke-width": 1.8 }));
