@@ -93,7 +93,7 @@ def report(
 ) -> None:
     """Write one HTML page, whole in itself: what was tried, what won and why; or one run's score, samples and experts.
 
-    Example: rememe report demo-search
+    Every figure comes with its numbers as CSV, tables sort, and nothing is loaded: the page can be sent as it is.
     """
     from orchestrator.search.report.find import write_report_of
 
