@@ -149,7 +149,7 @@ class StudyDir:
     @property
     def report_file(self) -> Path:
         """The HTML page, unless it is wanted elsewhere."""
-        return self.path / "report.html"
+        return RunDir(self.path).report
 
     @property
     def stop_file(self) -> Path:
