@@ -29,6 +29,7 @@ EXAMPLES = {
     "data prepare": ["rememe data prepare photos data/photos --size 64"],
     "data show": ["rememe data show data/photos --out photos.png"],
     "analyze spectra": ["rememe analyze spectra runs/demo-meme-0123abcd --num-images 64"],
+    "analyze coefficients": ["rememe analyze coefficients runs/demo-remix-0123abcd"],
     "store ls": ["rememe store ls --json"],
     "store verify": ["rememe store verify"],
     "store repair": ["rememe store repair --yes"],

@@ -88,7 +88,7 @@ def _index_of(run: Path) -> EnsembleIndex:
     if not run.is_dir():
         raise ConfigError(f"there is no run {run}; rememe status names the latest")
     if not file.is_file():
-        raise ConfigError(f"{run} holds no ensemble; finish its training with: rememe train {run / 'config.yaml'}")
+        raise ConfigError(f"{run} holds no ensemble; finish its training with: rememe train {RunDir(run).config}")
     return read_json(file, EnsembleIndex.model_validate, NEXT_STEP)
 
 

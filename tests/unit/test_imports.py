@@ -110,7 +110,7 @@ def test_the_command_line_starts_with_nothing_heavy() -> None:
             file
         )
         ours = {name for name in imported(file, at_start_only=True) if name.startswith("orchestrator.")}
-        allowed_here = ("orchestrator.cli", "orchestrator.execution.environment")
+        allowed_here = ("orchestrator.cli", "orchestrator.execution.environment", "orchestrator.terminal.notes")
         assert all(name.startswith(allowed_here) or name == "orchestrator.execution" for name in ours), file
 
 

@@ -20,6 +20,7 @@ OWNERS = {
     "workloads/data/prepare.py": "prepared data",
     "workloads/data/sources.py": "what others call their files",
     "workloads/evaluation/extractors.py": "files of the package",
+    "workloads/evaluation/blocks.py": "the cache of features",
     "workloads/evaluation/features.py": "the cache",
     "workloads/evaluation/samples.py": "batches of samples",
     "workloads/analysis/held_out.py": "measured curves",

@@ -14,12 +14,16 @@ class Published(StrictConfig):
     """What a paper prints of a row."""
 
     fid: Real | None = None
+    """As printed; lower is better."""
 
     inception_score: Real | None = None
+    """As printed; higher is better."""
 
     precision: Real | None = None
+    """As printed (arXiv:1904.06991)."""
 
     recall: Real | None = None
+    """As printed (arXiv:1904.06991)."""
 
     num_parameters: Real | None = None
     """As printed: of one network, unless the note says otherwise."""

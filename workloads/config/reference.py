@@ -133,7 +133,7 @@ def _value(value: Any) -> str:
         return "its defaults"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_value, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "''"
 
 
 def type_words(annotation: Any, metadata: Any) -> str:
