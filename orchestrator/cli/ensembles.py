@@ -87,10 +87,10 @@ def export(
     runs_dir: RunsDirOption = RUNS,
     storage: RunStorage = None,
 ) -> None:
-    """Write the experts for other tools, with a model card. A remix's are mixed first.
+    """Write the experts for other tools, with a model card; a remix's are mixed first.
 
-    rememe export runs/demo-meme-… OUT, and then in Python MultiExpertPipeline.from_pretrained("OUT"): docs/pipeline.md.
-    One DiT of latents becomes diffusers' own DiTPipeline, which needs nothing of rememe.
+    In Python, rememe.MultiExpertPipeline.from_pretrained("OUT") opens it (docs/pipeline.md). One DiT of latents becomes
+    diffusers' own DiTPipeline, which needs nothing of rememe.
     """
     print_beginning(f"export {run}")
     from orchestrator.runs.export import export_run

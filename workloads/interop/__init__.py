@@ -1,6 +1,6 @@
 """Trained experts in the forms of other tools: pipelines of diffusers, plain safetensors, a model card.
 
-Needs torch, diffusers and safetensors; a script of diffusers imports `MultiExpertPipeline` from here.
+Needs torch, diffusers and safetensors; a script of diffusers imports `MultiExpertPipeline` from rememe.
 """
 
 from workloads.interop.experts import TimestepExperts

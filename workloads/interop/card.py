@@ -114,7 +114,7 @@ def _use(form: Form, ensemble: Ensemble, exported: Exported) -> str:
             f'weights = load_file("expert_{exported.experts[0]:02d}.safetensors")\n```'
         )
     kind, sampling = exported.pipeline.__name__, ensemble.config.evaluation.sampling
-    source = "diffusers" if exported.pipeline.__module__.startswith("diffusers.") else "workloads.interop"
+    source = "diffusers" if exported.pipeline.__module__.startswith("diffusers.") else "rememe"
     asked = "class_labels=[0], " if ensemble.num_classes is not None else ""
     guided = f"guidance_scale={sampling.guidance_scale:g}, "
     wan = ""
