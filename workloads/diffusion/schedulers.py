@@ -39,6 +39,10 @@ def trailing_timesteps(scheduler: Any, num_steps: int) -> list[int]:
 class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
     """DDIM (arXiv:2010.02502) over trailing timesteps, each step to the very next of them, in float64."""
 
+    alphas_cumprod: Tensor
+    final_alpha_cumprod: Tensor
+    num_inference_steps: Any
+
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """ConfigError if there are more steps than timesteps."""
         timesteps = trailing_timesteps(self, num_inference_steps)

@@ -88,7 +88,8 @@ class TimestepExperts(ModelMixin, ConfigMixin):  # type: ignore[misc]
         place = EnsembleDir(Path(save_directory))
         self.save_config(save_directory)
         for index, expert in enumerate(self.experts):
-            expert.save_pretrained(place.expert(index), **options)
+            model: Any = expert
+            model.save_pretrained(place.expert(index), **options)
 
     @classmethod
     def from_pretrained(
@@ -99,4 +100,5 @@ class TimestepExperts(ModelMixin, ConfigMixin):  # type: ignore[misc]
         said: Any = cls.load_config(place.path, local_files_only=True)
         experts = [load_model(place.expert(index), torch_dtype) for index in range(len(said["cuts"]) + 1)]
         settings = {name: said.get(name) for name in ("cuts", "num_timesteps", "num_classes")}
-        return cls(experts=experts, **settings).eval()
+        loaded: TimestepExperts = cls(experts=experts, **settings).eval()
+        return loaded

@@ -149,7 +149,8 @@ def _write_stock(ensemble: Ensemble, target: Path, networks: _Networks) -> type[
     pipeline = DiTPipeline(networks.next(_network), _nameless(ensemble.vae), scheduler)
     pipeline.register_to_config(id2label=names)  # read from there, and not put there by DiTPipeline
     pipeline.save_pretrained(target)
-    return DiTPipeline
+    kind: type[DiffusionPipeline] = DiTPipeline
+    return kind
 
 
 def stock_sampling(sampling: SamplingConfig) -> SamplingConfig:

@@ -221,8 +221,9 @@ class TwoExpertPipeline(MultiExpertPipeline):
     @property
     def _experts(self) -> TimestepExperts:
         # One may have been put in the place of another.
-        self._both.experts[0], self._both.experts[1] = self.transformer_2, self.transformer
-        return self._both
+        both: TimestepExperts = self._both
+        both.experts[0], both.experts[1] = self.transformer_2, self.transformer
+        return both
 
 
 def boundary_ratio_of(cut: int, num_timesteps: int) -> float:
