@@ -28,16 +28,20 @@ if TYPE_CHECKING:
     from workloads.errors import RememeError
     from workloads.evaluation.draw import Samples
     from workloads.evaluation.protocol import Score
+    from workloads.interop import MultiExpertPipeline, TwoExpertPipeline, sample_generators
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Ensemble",
+    "MultiExpertPipeline",
     "RememeError",
+    "TwoExpertPipeline",
     "__version__",
     "evaluate",
     "load_config",
     "sample",
+    "sample_generators",
     "search",
     "swap_expert",
     "train",
@@ -45,8 +49,11 @@ __all__ = [
 
 _HOMES = {
     "Ensemble": "workloads.ensemble",
+    "MultiExpertPipeline": "workloads.interop",
     "RememeError": "workloads.errors",
+    "TwoExpertPipeline": "workloads.interop",
     "load_config": "workloads.config.load",
+    "sample_generators": "workloads.interop",
     "swap_expert": "workloads.ensemble",
 }
 """Where names of this module come from, when somebody first asks for them."""

@@ -312,10 +312,11 @@ class Ensemble:
     def decode(self, x_BCHW: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) from what sampling yields; values beyond [-1, 1] are clipped."""
         if self.index.latent is not None:
-            x_BCHW = self._vae.decode(self.index.latent.unscale(x_BCHW)).sample
+            x_BCHW = self.vae.decode(self.index.latent.unscale(x_BCHW)).sample
         return ((x_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     @cached_property
-    def _vae(self) -> Any:
+    def vae(self) -> Any:
+        """What makes images of latents; only where there are latents. DamagedFileError if it is another."""
         self._check_vae()
         return load_first_stage(self._place.vae).to(self.device)

@@ -109,6 +109,33 @@ class EnsembleDir:
 
 
 @dataclass(frozen=True)
+class ExportDir:
+    """What other tools read: a pipeline of diffusers, which calls each part by its directory's name."""
+
+    path: Path
+
+    @property
+    def experts(self) -> EnsembleDir:
+        """Where networks are called as in an ensemble."""
+        return EnsembleDir(self.path / "experts")
+
+    @property
+    def second_of_two(self) -> Path:
+        """In the form of Wan's pipelines, the one nearest the clean image."""
+        return self.path / "transformer_2"
+
+    @property
+    def scheduler(self) -> Path:
+        """What makes images of noise."""
+        return self.path / "scheduler"
+
+    @property
+    def vae(self) -> Path:
+        """What makes images of latents."""
+        return self.path / "vae"
+
+
+@dataclass(frozen=True)
 class RunDir:
     """What one configuration leaves behind."""
 

@@ -1,7 +1,7 @@
 """Commands about trained ensembles: sample, bake, export, analyze."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,18 +69,40 @@ def bake(
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    to: Annotated[
+        Literal["diffusers", "wan", "safetensors"],
+        typer.Option(
+            help="diffusers: a pipeline; wan: two experts as transformer, transformer_2 and boundary_ratio; "
+            "safetensors: one plain file per expert."
+        ),
+    ] = "diffusers",
+    expert: Annotated[
+        int | None,
+        typer.Option(min=0, help="Only this one, for all timesteps; 0 is nearest the clean image.", show_default=False),
+    ] = None,
+    license_name: Annotated[
+        str | None,
+        typer.Option("--license", help="Licence of the weights, for the model card.", show_default=False),
+    ] = None,
     runs_dir: RunsDirOption = RUNS,
     storage: RunStorage = None,
 ) -> None:
-    """Write each expert as a diffusers model (a DiT as diffusers' DiTTransformer2DModel)."""
+    """Write the experts for other tools, with a model card; a remix's are mixed first.
+
+    In Python, rememe.MultiExpertPipeline.from_pretrained("OUT") opens it (docs/pipeline.md). One DiT of latents becomes
+    diffusers' own DiTPipeline, which needs nothing of rememe.
+    """
     print_beginning(f"export {run}")
     from orchestrator.runs.export import export_run
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
-    with run_at_hand(run, runs_dir, storage) as folder, progress("exporting", "experts") as advance:
-        export_run(folder, out, advance)
-    print(f"{out}: one diffusers model per expert, and intervals.txt with the timesteps each is for")
+    with run_at_hand(run, runs_dir, storage, with_scores=True) as folder, progress("exporting", "experts") as advance:
+        exported = export_run(folder, out, advance, form=to, expert=expert, license_name=license_name)
+    if exported.pipeline is None:
+        print(f"{out}: {len(exported.experts)} files of safetensors, and a model card")
+    else:
+        print(f"{out}: a {exported.pipeline.__name__} of {len(exported.experts)} expert(s), and a model card")
 
 
 @analyze.command("spectra")

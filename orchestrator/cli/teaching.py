@@ -14,7 +14,10 @@ EXAMPLES = {
     "sample": ["rememe sample runs/demo-meme-0123abcd --num 64 --seed 1 --grid out.png"],
     "evaluate": ["rememe evaluate runs/demo-meme-0123abcd --protocol fid10k --set num_samples=2000"],
     "bake": ["rememe bake runs/demo-remix-0123abcd baked"],
-    "export": ["rememe export runs/demo-remix-0123abcd exported"],
+    "export": [
+        "rememe export runs/demo-meme-0123abcd exported",
+        "rememe export runs/demo-remix-0123abcd one --expert 3 --license mit",
+    ],
     "submit": ["rememe submit demo-meme --address http://HEAD:8265 --runs-dir /shared/runs"],
     "jobs": ["rememe jobs --address http://HEAD:8265"],
     "logs": ["rememe logs raysubmit_abc --address http://HEAD:8265 --follow"],

@@ -14,11 +14,13 @@ from workloads.errors import ConfigError
 
 
 @contextmanager
-def run_at_hand(run: Path, runs_dir: Path, storage: str | None, *, is_changed: bool = False) -> Iterator[Path]:
+def run_at_hand(
+    run: Path, runs_dir: Path, storage: str | None, *, is_changed: bool = False, with_scores: bool = False
+) -> Iterator[Path]:
     """The directory of a run that a user names: itself or, with a storage's URI, one below runs_dir that holds it.
 
-    is_changed: whether the block adds to it; then the storage has that afterwards. ConfigError if there is no such run,
-    StorageError if the storage does not answer.
+    is_changed: whether the block adds to it; then the storage has that afterwards. with_scores: whether it reads what
+    was measured. ConfigError if there is no such run, StorageError if the storage does not answer.
     """
     if storage is None:
         yield find_run_dir(run, runs_dir)
@@ -28,6 +30,8 @@ def run_at_hand(run: Path, runs_dir: Path, storage: str | None, *, is_changed: b
     kept.restore_ensemble(here)
     if is_changed:
         kept.restore_run(here)
+    elif with_scores:
+        kept.restore_scores(here)
     yield here.path
     if is_changed:
         kept.keep_run(here)

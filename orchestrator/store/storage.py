@@ -141,6 +141,10 @@ class Storage:
         """Bring the grids of samples of a run."""
         self._remote.refresh(run.path.name, run.path, only=f"{run.grid.stem}*")
 
+    def restore_scores(self, run: RunDir) -> None:
+        """Bring what was measured of a run."""
+        self._remote.refresh(run.path.name, run.path, only=run.scores.name)
+
     def restore_ensemble(self, run: RunDir) -> None:
         """Bring a run's ensemble. ConfigError if it has none yet."""
         if not self._remote.refresh(f"{run.path.name}/{run.ensemble.path.name}", run.ensemble.path):

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import DiTTransformer2DModel
+from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 from PIL import Image
+
+from workloads.interop import MultiExpertPipeline, sample_generators
 
 pytestmark = pytest.mark.e2e
 
@@ -79,11 +82,25 @@ def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe_
 
 
 def test_exported_experts_are_models_of_diffusers(folder: Path, run_dir: Path, rememe_here: Rememe) -> None:
-    result = rememe_here("export", run_dir, "exported", cwd=folder)
+    result = rememe_here("export", run_dir, "exported", "--license", "mit", cwd=folder)
     assert result.returncode == 0, result.stderr
-    assert len(list((folder / "exported").glob("expert_*"))) == 6
-    DiTTransformer2DModel.from_pretrained(folder / "exported" / "expert_05")
-    assert "expert_05 [833, 1000)" in (folder / "exported" / "intervals.txt").read_text()
+    assert "exported: a MultiExpertPipeline of 6 expert(s), and a model card" in result.stdout
+    DiTTransformer2DModel.from_pretrained(folder / "exported" / "experts" / "expert_05")
+    pipe = MultiExpertPipeline.from_pretrained(folder / "exported")
+    drawn = rememe_here("sample", run_dir, "--num", 3, "--seed", 5, "--out", "images", cwd=folder)
+    assert drawn.returncode == 0, drawn.stderr
+    images = pipe(class_labels=[0, 1, 2], generator=sample_generators(5, 3)).images
+    for index, image in enumerate(images):
+        expected = np.asarray(Image.open(folder / "images" / f"{index:06d}.png"))[..., 0]
+        assert np.abs(np.asarray(image).astype(int) - expected.astype(int)).max() <= 1
+    card = ModelCard.load(folder / "exported" / "README.md")
+    (score,) = json.loads((run_dir / "scores.json").read_text()).values()
+    assert f"| fd-fashion-cnn | {score['value']:.4g} +- {1.96 * score['stderr']:.2g} | 40 | tiny" in card.text
+    assert card.data.license == "mit"
+    refused = rememe_here("export", run_dir, "two", "--to", "wan", cwd=folder)
+    assert refused.returncode == 2
+    assert "--to wan is for two experts" in refused.stderr
+    assert not (folder / "two").exists()
 
 
 def test_a_comparison_prints_its_table_and_goes_on_where_it_was(

@@ -12,7 +12,8 @@ from torch import Tensor
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import SamplingConfig
 from workloads.diffusion.process import DiffusionProcess
-from workloads.diffusion.sampling import MIN_HALF_LOG_SNR, initial_noise, sample, sampling_timesteps
+from workloads.diffusion.sampling import initial_noise, sample, sampling_timesteps
+from workloads.diffusion.schedulers import MIN_HALF_LOG_SNR
 from workloads.errors import ConfigError
 
 SHAPE = (1, 8, 8)

@@ -19,14 +19,19 @@ from safetensors.torch import load_file
 
 from workloads.config import DataSpec, RunConfig
 from workloads.config.job import InitialConversion
+from workloads.config.load import validate
 from workloads.config.models import DiTConfig, LDMUNetConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
-from workloads.ensemble import write_ensemble
+from workloads.ensemble import Ensemble, EnsembleIndex, write_ensemble
 from workloads.errors import ConfigError
-from workloads.models.build import build_model
+from workloads.files import sha256_file
+from workloads.interop.forms import write_form
+from workloads.models.build import WEIGHTS, build_model
 from workloads.models.dit import to_diffusers
 from workloads.models.initial import check_initial, load_initial, resolve_initial
+from workloads.places import EnsembleDir
+from workloads.sealed import write_json
 from workloads.training.job import train_job
 from workloads.training.remix.state import RemixState
 
@@ -192,6 +197,37 @@ def test_what_export_writes_is_read(tmp_path: Path, layout: str) -> None:
     assert "differs between blocks" in refused(tmp_path, diffusers_shift())
 
 
+@pytest.mark.parametrize("form", ["diffusers", "wan", "safetensors"])
+@pytest.mark.parametrize("num_experts", [1, 2])
+def test_an_exported_run_is_a_start(num_experts: int, form: Any, tmp_path: Path) -> None:
+    if form == "wan" and num_experts == 1:
+        pytest.skip("wan is for two")
+    two = {"kind": "independent", "num_experts": 2}
+    config = run_config("single", **({} if num_experts == 1 else {"strategy": two}))
+    data = DataSpec(fingerprint="f" * 64, channels=1, image_size=8, num_classes=10)
+    place = EnsembleDir(tmp_path / "run")
+    for index in range(num_experts):
+        torch.manual_seed(index)
+        network: Any = build_model(config.model, **data.input_shape)
+        torch.nn.init.normal_(network.final_layer.linear.weight)
+        network.save_pretrained(place.expert(index))
+    sums = tuple(sha256_file(place.expert(index) / WEIGHTS) for index in range(num_experts))
+    index_file = EnsembleIndex(config=config, data=data, class_names=tuple("0123456789"), weights_sha256=sums)
+    write_json(place.index, index_file.model_dump(mode="json"))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_form(Ensemble.load(place.path), form, out, expert=None, on_progress=lambda *_: None)
+    number = f"expert_0{num_experts - 1}"
+    last = {"diffusers": f"experts/{number}", "wan": "transformer", "safetensors": f"{number}.safetensors"}[form]
+    if form == "diffusers" and num_experts == 1:
+        last = "."
+    elif form != "safetensors":
+        with pytest.raises(ConfigError, match="holds several experts; name one of its directories"):
+            resolve_initial(out)
+    found = started(out / last, config.model, **data.input_shape)  # type: ignore[arg-type]
+    assert_equal(found, network.state_dict())
+
+
 def test_a_unet_of_diffusers_is_read(tmp_path: Path) -> None:
     settings = {"channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_levels": [1], "head_dim": 4}
     config: Any = LDMUNetConfig.model_validate(settings | {"norm_groups": 4})
@@ -288,6 +324,23 @@ def test_other_classes_are_converted_when_asked_for(weights: dict[str, torch.Ten
     torch.save({name: tensor for name, tensor in weights.items() if name != TABLE}, tmp_path / "x.pt")
     with pytest.raises(ConfigError, match=r"trained without classes .*set data.class_conditional to false"):
         started(tmp_path / "x.pt")
+
+
+def test_classes_are_named_by_synset(tmp_path: Path) -> None:
+    """A pug, a goldfish and a toilet tissue, which are the classes 254, 1 and 999 of the 1,000 of ImageNet."""
+    large: Any = build_model(dit(), channels=4, image_size=8, num_classes=1000)
+    torch.save({"ema": large.state_dict()}, tmp_path / "DiT.pt")
+    synsets = {"classes": ["n02110958", "n01443537", 999]}
+    found = converted(tmp_path / "DiT.pt", dit(), synsets, num_classes=3)
+    assert torch.equal(found[TABLE], large.state_dict()[TABLE][[254, 1, 999, 1000]])
+    with pytest.raises(ConfigError, match="names n00000001, which is none of the 1000 classes"):
+        converted(tmp_path / "DiT.pt", dit(), {"classes": ["n00000001"]}, num_classes=1)
+    small: Any = build_model(dit(), channels=4, image_size=8, num_classes=5)
+    torch.save({"ema": small.state_dict()}, tmp_path / "DiT.pt")
+    with pytest.raises(ConfigError, match=r"and .*DiT.pt knows 5, which may be others; give their numbers"):
+        converted(tmp_path / "DiT.pt", dit(), {"classes": ["n01440764"]}, num_classes=1)
+    with pytest.raises(ConfigError, match=r"classes.*must be the number of a class, or its synset, such as n01440764"):
+        validate(InitialConversion, {"classes": ["goldfish"]})
 
 
 def test_a_learned_variance_comes_and_goes_when_asked_for(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

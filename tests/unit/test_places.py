@@ -25,7 +25,6 @@ OWNERS = {
     "workloads/evaluation/samples.py": "batches of samples",
     "workloads/analysis/held_out.py": "measured curves",
     "orchestrator/execution/cluster.py": "the turn to start a private cluster",
-    "orchestrator/runs/export.py": "an export",
     "orchestrator/store/cache.py": "a node's own directory",
     "orchestrator/store/experts.py": "claims, and what is damaged",
     "orchestrator/store/sites.py": "a job in a node's own directory",

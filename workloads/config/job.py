@@ -1,12 +1,14 @@
 """What is trained at once. Its key hashes everything that determines the weights, and nothing else."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from workloads.config.base import Flag, Real, StrictConfig, Whole, content_hash
 from workloads.config.diffusion import DiffusionConfig
@@ -53,11 +55,20 @@ class DataSpec(StrictConfig):
         return InputShape(channels=self.channels, image_size=self.image_size, num_classes=self.num_classes)
 
 
+def _class_number_or_synset(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"n\d{8}", value):
+        raise PydanticCustomError("class", "it must be the number of a class, or its synset, such as n01440764")
+    return value
+
+
 class InitialConversion(StrictConfig):
     """What may be made of weights of a network that is not quite this one."""
 
-    classes: tuple[Annotated[Whole, Field(ge=0)], ...] | None = None
-    """For each class of the data, in order, its number in the network to start from; "no class" is kept."""
+    classes: (
+        tuple[Annotated[Annotated[Whole, Field(ge=0)] | str, BeforeValidator(_class_number_or_synset)], ...] | None
+    ) = None
+    """For each class of the data, in order, its number in the network to start from or, if that knows ImageNet's
+    1,000 classes, its synset (n01440764); "no class" is kept."""
 
     variance: Flag = False
     """Leave out the outputs of a learned variance, or add some (as zeros)."""

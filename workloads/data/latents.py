@@ -30,7 +30,7 @@ def load_first_stage(path: Path) -> Any:
     if kind not in FIRST_STAGES:
         raise DataError(f"--vae {path} holds a {kind}; it must be one of {', '.join(FIRST_STAGES)}")
     try:
-        return getattr(diffusers, kind).from_pretrained(path, local_files_only=True).eval()
+        return getattr(diffusers, kind).from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"--vae {path} cannot be loaded: {str(error).splitlines()[0]}") from None
 

@@ -6,17 +6,22 @@ Every image has its own noise generator, so what is drawn does not depend on wha
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import OWN_SAMPLERS, VARIANCE_SAMPLERS, SamplingConfig
 from workloads.diffusion.process import scheduler_fields, split_variance
+from workloads.diffusion.schedulers import (
+    RespacedDDPMScheduler,
+    TrailingDDIMScheduler,
+    TrailingDPMSolverScheduler,
+    trailing_timesteps,
+)
 from workloads.errors import ConfigError
 from workloads.progress import Progress
 
@@ -26,25 +31,10 @@ Denoiser = Callable[[Tensor, float, Tensor | None], Tensor]
 """(x_BCHW, timestep, labels_B or None) -> what the network predicts: (B, C, H, W), or 2 C channels if it learned
 variances. Only some schedulers of diffusers call at timesteps that are not whole."""
 
-MIN_HALF_LOG_SNR = -5.1
-"""Where log(sqrt(abar) / sqrt(1 - abar)) is lower, the x_0 implied by an epsilon-prediction multiplies its error by
-more than 164, at the end of the cosine schedule by 20,000. diffusers recommends this value as lambda_min_clipped;
-it shortens squaredcos_cap_v2 by a few timesteps and the usual linear schedules by none."""
-
 
 def sampling_timesteps(diffusion: DiffusionConfig, num_steps: int) -> list[int]:
-    """Timesteps to call the network at, falling; after the last one comes the clean image.
-
-    "Trailing" spacing (Lin et al. 2024, arXiv:2305.08891): sampling starts from pure noise, so the first call must
-    be at (or next to) t = T - 1, where training saw nearly pure noise; diffusers' "leading" starts lower.
-    """
-    num_usable = diffusion.num_timesteps
-    if num_steps > num_usable:
-        raise ConfigError(f"num_steps is {num_steps}; it must be at most num_timesteps, {num_usable}")
-    if diffusion.objective == "epsilon":
-        lambda_T = DPMSolverMultistepScheduler(**scheduler_fields(diffusion)).lambda_t
-        num_usable = max(num_steps, int((lambda_T >= MIN_HALF_LOG_SNR).sum()))
-    return [-(-(num_steps - i) * num_usable // num_steps) - 1 for i in range(num_steps)]
+    """Timesteps that ddim and dpm++ call the network at, falling; ConfigError if they are fewer than steps."""
+    return trailing_timesteps(DDPMScheduler(**scheduler_fields(diffusion)), num_steps)
 
 
 def make_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, clip: bool = False) -> SchedulerMixin:
@@ -57,26 +47,20 @@ def make_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, clip
     """
     if sampling.sampler not in OWN_SAMPLERS:
         return _named_scheduler(diffusion, sampling, clip=clip)
-    timesteps = sampling_timesteps(diffusion, sampling.num_steps)
+    scheduler = _own_scheduler(diffusion, sampling.sampler, clip=clip)
+    scheduler.set_timesteps(sampling.num_steps)
+    return scheduler
+
+
+def _own_scheduler(diffusion: DiffusionConfig, sampler: str, *, clip: bool) -> Any:
     fields = scheduler_fields(diffusion) | {"timestep_spacing": "trailing", "sample_max_value": 1.0}
-    if sampling.sampler == "dpm++":
-        solver = DPMSolverMultistepScheduler(**fields, thresholding=clip)
-        solver.set_timesteps(timesteps=timesteps)
-        return solver
-    if sampling.sampler == "ddpm":
+    if sampler == "dpm++":
+        return TrailingDPMSolverScheduler(**fields, thresholding=clip)
+    if sampler == "ddpm":
         # Evenly spaced real numbers from T - 1 to 0, rounded (Nichol & Dhariwal 2021, Sec. 4): diffusers' linspace.
         published = fields | {"timestep_spacing": "linspace", "variance_type": "learned_range"}
-        ddpm = DDPMScheduler(**published, clip_sample=clip)
-        ddpm.set_timesteps(sampling.num_steps)
-        ddpm.alphas_cumprod = (1 - ddpm.betas.double()).cumprod(0)
-        return ddpm
-    ddim = DDIMScheduler(**fields, clip_sample=clip)
-    ddim.set_timesteps(sampling.num_steps)
-    ddim.timesteps = torch.tensor(timesteps)
-    # In float32, 1 - abar_prev - sigma^2 (Eq. 12) can come out negative where abar is close to 0.
-    ddim.alphas_cumprod = ddim.alphas_cumprod.double()
-    ddim.final_alpha_cumprod = ddim.final_alpha_cumprod.double()
-    return ddim
+        return RespacedDDPMScheduler(**published, clip_sample=clip)
+    return TrailingDDIMScheduler(**fields, clip_sample=clip)
 
 
 def _named_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, clip: bool) -> SchedulerMixin:
@@ -110,7 +94,19 @@ def _named_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, cl
         raise ConfigError(f"sampling.sampler {name} has a noise schedule that is not diffusion's; choose another: ddim")
     if scheduler.timesteps[0] < scheduler.timesteps[-1]:
         raise ConfigError(f"sampling.sampler {name} goes from images to noise; choose another: ddim")
+    check_timesteps(scheduler)
     return scheduler
+
+
+def check_timesteps(scheduler: Any) -> None:
+    """Raise ConfigError if the scheduler, set to its steps, calls at timesteps that no network was trained for."""
+    name, num_timesteps = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    outside = [t for t in scheduler.timesteps.tolist() if not 0 <= t < num_timesteps]  # as is what is no number
+    if outside:
+        raise ConfigError(
+            f"{name}, with these options and steps, calls at timestep {outside[0]:g} of 0 to {num_timesteps - 1}; "
+            "choose another number of steps, or another timestep_spacing"
+        )
 
 
 def _step_parameters(kind: type[SchedulerMixin]) -> list[inspect.Parameter]:
@@ -150,45 +146,44 @@ def sample(
         labels_B = torch.full((len(seeds),), null_label)
     labels_B = None if labels_B is None else labels_B.to(device)
     guided = guide(denoise, sampling.guidance_scale, labels_B, null_label, sampling.guidance_channels)
-    options_of = _step_options(scheduler, sampling, generators, clip=clip)
+    return follow(
+        guided, x_BCHW, scheduler, generator=generators, eta=sampling.eta, variance=sampling.variance, on_step=on_step
+    )
+
+
+def follow(
+    guided: Callable[[Tensor, float], Tensor],
+    x_BCHW: Tensor,
+    scheduler: Any,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None,
+    eta: float = 0.0,
+    variance: str | None = None,
+    on_step: Progress | None = None,
+) -> Tensor:
+    """From noise of the scheduler's first sigma down its timesteps, which are set: (B, C, H, W).
+
+    guided(x_BCHW, timestep) is what the networks predict. generator draws the noise that a scheduler adds, one of each
+    image or one for all; eta is for those that know it. variance "fixed" leaves out what the networks learned of it.
+    """
+    takes = {parameter.name for parameter in _step_parameters(type(scheduler))}
+    told = {key: value for key, value in {"generator": generator, "eta": eta}.items() if key in takes}
+    channels = x_BCHW.shape[1]
     for done, timestep in enumerate(scheduler.timesteps, start=1):
         output_BCHW = guided(scheduler.scale_model_input(x_BCHW, timestep), timestep.item())
-        output_BCHW = _for_scheduler(output_BCHW, scheduler, sampling, shape_CHW[0])
-        x_BCHW = scheduler.step(output_BCHW, timestep, x_BCHW, **options_of(x_BCHW, done)).prev_sample
+        output_BCHW = _for_scheduler(output_BCHW, scheduler, variance, channels)
+        x_BCHW = scheduler.step(output_BCHW, timestep, x_BCHW, **told).prev_sample
         if on_step is not None:
             on_step(done, len(scheduler.timesteps))
     return x_BCHW
 
 
-def _step_options(
-    scheduler: Any, sampling: SamplingConfig, generators: list[torch.Generator], *, clip: bool
-) -> Callable[[Tensor, int], dict[str, Any]]:
-    """(x_BCHW, number of the step from 1) -> what scheduler.step is told besides."""
-    if sampling.sampler != "ddim":
-        takes = {parameter.name for parameter in _step_parameters(type(scheduler))}
-        told = {"generator": generators, "eta": sampling.eta}
-        named = {key: value for key, value in told.items() if key in takes}
-        return lambda _x_BCHW, _done: named
-    timesteps = [*scheduler.timesteps.tolist(), -1]
-
-    def of_ddim(x_BCHW: Tensor, done: int) -> dict[str, Any]:
-        # DDIMScheduler steps to timestep - T // num_inference_steps: beside the next one if steps do not divide T.
-        num_timesteps = scheduler.config.num_train_timesteps
-        scheduler.num_inference_steps = Fraction(num_timesteps, timesteps[done - 1] - timesteps[done])
-        options: dict[str, Any] = {"eta": sampling.eta, "use_clipped_model_output": clip}
-        if sampling.eta > 0:
-            options["variance_noise"] = _draw(x_BCHW.shape[1:], generators).to(x_BCHW.device)
-        return options
-
-    return of_ddim
-
-
-def _for_scheduler(output_BCHW: Tensor, scheduler: Any, sampling: SamplingConfig, channels: int) -> Tensor:
+def _for_scheduler(output_BCHW: Tensor, scheduler: Any, variance: str | None, channels: int) -> Tensor:
     """The mean's prediction, with variances where the scheduler uses them: the learned ones, else the posterior's."""
     mean_BCHW, variance_BCHW = split_variance(output_BCHW, channels)
     if scheduler.config.get("variance_type") != "learned_range":
         return mean_BCHW
-    if variance_BCHW is None or sampling.variance == "fixed":
+    if variance_BCHW is None or variance == "fixed":
         variance_BCHW = torch.full_like(mean_BCHW, -1)  # see DiffusionProcess.variational_bound
     return torch.cat([mean_BCHW, variance_BCHW], dim=1)
 

@@ -27,6 +27,11 @@ def labels_of(indices: range, num_classes: int | None) -> Tensor:
     return torch.tensor([NO_CLASS if num_classes is None else index % num_classes for index in indices])
 
 
+def image_seeds(seed: int, indices: range) -> list[int]:
+    """Of the noise of each image, whatever batch it is in."""
+    return [derive_seed("sample", seed, index) for index in indices]
+
+
 @torch.inference_mode()
 def generate_batch(ensemble: Ensemble, protocol: ProtocolConfig, indices: range) -> tuple[Tensor, Tensor]:
     """uint8 images (B, C, H, W) and int64 labels (B,) on the CPU; depends on nothing but the arguments.
@@ -39,7 +44,7 @@ def generate_batch(ensemble: Ensemble, protocol: ProtocolConfig, indices: range)
         shape_CHW=ensemble.shape_CHW,
         diffusion=ensemble.diffusion,
         sampling=protocol.sampling,
-        seeds=[derive_seed("sample", protocol.seed, index) for index in indices],
+        seeds=image_seeds(protocol.seed, indices),
         labels_B=None if ensemble.num_classes is None else labels_B,
         null_label=ensemble.num_classes,
         device=ensemble.device,

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import ModelMixin, UNet2DModel
+from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
+from torch import dtype, nn
 
 from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.errors import CheckpointError, ConfigError
-from workloads.models.dit import DiT
+from workloads.models.dit import DIFFUSERS_CLASS, DiT
 from workloads.models.iunet import IUNet2DModel
 from workloads.models.mixer import InceptionMixerBlock
 
@@ -125,13 +125,16 @@ NETWORK = "config.json"
 CLASSES: dict[str, type] = {"UNet2DModel": UNet2DModel, "IUNet2DModel": IUNet2DModel, "DiT": DiT}
 """By the name save_pretrained writes into config.json."""
 
+EXPORTED: dict[str, type] = CLASSES | {DIFFUSERS_CLASS: DiTTransformer2DModel}
+"""With what only an export has."""
 
-def load_model(path: Path) -> ModelMixin:
+
+def load_model(path: Path, torch_dtype: dtype | None = None) -> ModelMixin:
     """The network save_pretrained wrote, whichever class it is. Raises CheckpointError if there is none."""
     try:
         # No pickle, which could run code; no download; no warning that accelerate is missing.
         return _class_of(path).from_pretrained(
-            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch_dtype
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} holds no network: {str(error).splitlines()[0]}") from None
@@ -144,4 +147,4 @@ def new_model(path: Path) -> ModelMixin:
 
 
 def _class_of(path: Path) -> Any:
-    return CLASSES[json.loads((path / NETWORK).read_text())["_class_name"]]
+    return EXPORTED[json.loads((path / NETWORK).read_text())["_class_name"]]

@@ -1,6 +1,6 @@
 """Weights of a network made those of one with other classes, variance or positions, where the meaning is clear."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def convert(
 
 
 def _classes(
-    where: str, name: str, theirs: Tensor | None, ours: Tensor | None, classes: tuple[int, ...] | None
+    where: str, name: str, theirs: Tensor | None, ours: Tensor | None, classes: tuple[int | str, ...] | None
 ) -> dict[str, Tensor]:
     if theirs is None and ours is None:
         return {}
@@ -65,11 +65,32 @@ def _classes(
         raise ConfigError(
             f"initial_conversion.classes has {len(classes)} numbers, and the data has {len(ours) - 1} classes"
         )
-    if max(classes) >= len(theirs) - 1:
+    rows = _rows(where, classes, len(theirs) - 1)
+    if max(rows) >= len(theirs) - 1:
+        raise ConfigError(f"initial_conversion.classes names class {max(rows)}, and {where} has 0 to {len(theirs) - 2}")
+    return {name: theirs[[*rows, len(theirs) - 1]]}
+
+
+def _rows(where: str, classes: Sequence[int | str], num_classes: int) -> list[int]:
+    """Numbers of classes some of which are named by ImageNet's synsets."""
+    named = [one for one in classes if isinstance(one, str)]
+    if not named:
+        return [int(one) for one in classes]
+    from timm.data import ImageNetInfo
+
+    synsets: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    if num_classes != len(synsets):
         raise ConfigError(
-            f"initial_conversion.classes names class {max(classes)}, and {where} has 0 to {len(theirs) - 2}"
+            f"initial_conversion.classes names {named[0]} of ImageNet's {len(synsets)} classes, and {where} knows "
+            f"{num_classes}, which may be others; give their numbers"
         )
-    return {name: theirs[[*classes, len(theirs) - 1]]}
+    numbers = {synset: number for number, synset in enumerate(synsets)}
+    if unknown := [synset for synset in named if synset not in numbers]:
+        raise ConfigError(
+            f"initial_conversion.classes names {unknown[0]}, which is none of the {len(synsets)} classes of ImageNet; "
+            "look it up in their list, which begins with n01440764"
+        )
+    return [numbers[one] if isinstance(one, str) else int(one) for one in classes]
 
 
 def _variance(where: str, weights: Mapping[str, Tensor], model: DiT, *, is_allowed: bool) -> dict[str, Tensor]:

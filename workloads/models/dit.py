@@ -19,6 +19,10 @@ from torch import Tensor, nn
 NUM_FREQUENCIES = 256
 """Sines and cosines of the timestep."""
 
+NORM_TYPE = "rememe.DiT"
+"""In config.json for one reason: diffusers' DiTTransformer2DModel passes over settings that it does not know, and would
+be a network of its own size with random weights; a norm_type that it does not know it refuses."""
+
 
 class TimestepEmbedder(nn.Module):
     """Sines and cosines of the timestep, then two layers."""
@@ -111,6 +115,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_class_embeds: int | None = None,
         learned_variance: bool = False,
         frequency_shift: int = 1,
+        norm_type: str = NORM_TYPE,  # noqa: ARG002
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -173,16 +178,28 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 DIFFUSERS_CLASS = "DiTTransformer2DModel"
 
+PIPELINE_NULL_CLASS = 1000
+"""What DiTPipeline calls "no class", however many there are."""
+
+CLASS_TABLE = "y_embedder.embedding_table.weight"
+
+
+def is_of_diffusers(config: Any) -> bool:
+    """Whether diffusers' DiTTransformer2DModel can be the DiT with this config."""
+    return config.num_class_embeds is not None and config.frequency_shift == 1 and config.mlp_ratio == 4
+
 
 def to_diffusers(model: DiT) -> Any:
     """The same function as a diffusers DiTTransformer2DModel, for its DiTPipeline.
+
+    That pipeline takes class 1000 for "no class", so up to there a table of fewer classes is filled with it.
 
     Raises ValueError for what that class cannot express: no classes, other timestep frequencies, another MLP ratio.
     """
     from diffusers import DiTTransformer2DModel
 
     config: Any = model.config
-    if config.num_class_embeds is None or config.frequency_shift != 1 or config.mlp_ratio != 4:
+    if not is_of_diffusers(config):
         raise ValueError(
             "diffusers' DiTTransformer2DModel has classes, frequency_shift 1 and mlp_ratio 4; this model has "
             f"{config.num_class_embeds and config.num_class_embeds - 1} classes, frequency_shift "
@@ -196,15 +213,27 @@ def to_diffusers(model: DiT) -> Any:
         num_layers=config.depth,
         sample_size=config.sample_size,
         patch_size=config.patch_size,
-        num_embeds_ada_norm=config.num_class_embeds - 1,
+        num_embeds_ada_norm=max(config.num_class_embeds - 1, PIPELINE_NULL_CLASS),
         norm_eps=1e-6,
     )
     ours = model.state_dict()
+    ours[CLASS_TABLE] = _with_null_class(ours[CLASS_TABLE])
     theirs = {name: ours[source] for name, source in diffusers_names(config.depth).items()}
     for name, (source, part) in diffusers_projections(config.depth).items():
         theirs[name] = ours[source].chunk(3)[part]
     other.load_state_dict(theirs)
     return other.eval()
+
+
+def _with_null_class(table_ND: Tensor) -> Tensor:
+    num_missing = max(0, PIPELINE_NULL_CLASS + 1 - len(table_ND))
+    return torch.cat([table_ND, table_ND[-1:].expand(num_missing, -1)])
+
+
+def _without_null_classes(table_ND: Tensor) -> Tensor:
+    """Without the rows that repeat the last, of classes that there are none of."""
+    is_class_N = (table_ND != table_ND[-1]).any(1)
+    return table_ND[: int(is_class_N.nonzero().max()) + 2] if is_class_N.any() else table_ND
 
 
 def from_diffusers(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -219,6 +248,7 @@ def from_diffusers(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor
         if source in ours and not torch.equal(ours[source], tensor):
             raise ValueError(f"its {name} differs between blocks, which share it in a DiT")
         ours[source] = tensor
+    ours[CLASS_TABLE] = _without_null_classes(ours[CLASS_TABLE])
     parts: dict[str, list[Tensor]] = {}
     for name, (source, _) in diffusers_projections(depth).items():
         parts.setdefault(source, []).append(theirs[name])

@@ -21,15 +21,17 @@ from workloads.models.growth import is_remix
 from workloads.models.remix import REMIX_WEIGHTS
 from workloads.models.state_dicts import StateDict, find_state_dict
 from workloads.models.weights_file import INDEX, is_pickle, open_weights, refuse_one_part, weights_sha256
-from workloads.places import EnsembleDir, JobDir, RunDir
+from workloads.places import EnsembleDir, ExportDir, JobDir, RunDir
 from workloads.training.result import completed
 
 logger = logging.getLogger(__name__)
 
 HERE = Path()
-JOB, ENSEMBLE, RUN = JobDir(HERE), EnsembleDir(HERE), RunDir(HERE)
+JOB, ENSEMBLE, RUN, EXPORT = JobDir(HERE), EnsembleDir(HERE), RunDir(HERE), ExportDir(HERE)
 PLACES = (
-    *(folder / WEIGHTS for folder in (HERE, JOB.expert, ENSEMBLE.expert(0), RUN.ensemble.expert(0))),
+    HERE / WEIGHTS,
+    JOB.expert / WEIGHTS,
+    *(place.expert(0) / WEIGHTS for place in (ENSEMBLE, RUN.ensemble, EXPORT.experts)),
     *(folder / REMIX_WEIGHTS for folder in (HERE, JOB.remix, RUN.ensemble.remix)),
     # As others keep theirs, averages first: diffusers in one file or several, in a pipeline or not; accelerate.
     *(
@@ -87,8 +89,12 @@ def _refuse_damaged(file: Path) -> None:
 
 def _file_of(path: Path) -> Path:
     if path.is_dir():
-        if any(place.expert(1).exists() for place in (EnsembleDir(path), RunDir(path).ensemble)):
-            raise ConfigError(f"initial_weights {path} holds several experts; name one of its expert_.. directories")
+        places = (EnsembleDir(path), RunDir(path).ensemble, ExportDir(path).experts)
+        several = [*(place.expert(1) for place in places), ExportDir(path).second_of_two]
+        if found := next((one for one in several if one.exists()), None):
+            raise ConfigError(
+                f"initial_weights {path} holds several experts; name one of its directories, such as {found}"
+            )
         for place in PLACES:
             if (path / place).is_file():
                 return path / place

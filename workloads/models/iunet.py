@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 
-from diffusers import UNet2DModel
+from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
 from torch import Tensor, nn
 
 from workloads.models.mixer import InceptionMixer, InceptionMixerBlock
 
+# Pipelines of diffusers look for ModelMixin beside a class, to know its kind.
+__all__ = ["IUNet2DModel", "InceptionDownBlock2D", "ModelMixin"]
+
 # Axes: B batch, C channels, H height, W width, E time-embedding channels.
+
+MIXER_LEVEL = "InceptionDownBlock2D"
+"""What config.json calls a mixer level. diffusers' UNet2DModel knows no such block and refuses the file, where by any
+other name it would put a block of its own there, with random weights."""
 
 
 class InceptionDownBlock2D(nn.Module):
@@ -103,7 +110,7 @@ class IUNet2DModel(UNet2DModel):  # type: ignore[misc]
             out_channels=out_channels,
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
-            down_block_types=tuple(down_block_types),
+            down_block_types=_ordinary_blocks(down_block_types, up_block_types),
             up_block_types=tuple(up_block_types),
             attention_head_dim=attention_head_dim,
             norm_num_groups=norm_num_groups,
@@ -128,3 +135,11 @@ class IUNet2DModel(UNet2DModel):  # type: ignore[misc]
                 mlp_ratio=mlp_ratio,
                 downsample=level < len(block_out_channels) - 1,
             )
+        named = [MIXER_LEVEL if level in mixer_levels else name for level, name in enumerate(down_block_types)]
+        self.register_to_config(down_block_types=named)
+
+
+def _ordinary_blocks(down_block_types: Sequence[str], up_block_types: Sequence[str]) -> tuple[str, ...]:
+    """With a block of diffusers where a mixer level is to be: what mirrors the decoder's."""
+    mirrored = [name.replace("Up", "Down") for name in reversed(up_block_types)]
+    return tuple(other if name == MIXER_LEVEL else name for name, other in zip(down_block_types, mirrored, strict=True))
