@@ -10,6 +10,7 @@ URI/NAME-FINGERPRINT            a run: description, samples, scores, figures; it
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from workloads.errors import ConfigError
 from workloads.files import new_file, sha256_file
 from workloads.places import JobDir, RunDir
 from workloads.progress import Progress
-from workloads.sealed import UNREADABLE, unsealed
+from workloads.sealed import UNREADABLE, load_json, unsealed
+
+logger = logging.getLogger(__name__)
 
 OPTION = "--storage"
 _PLACES = RunsDir(Path())
@@ -200,11 +203,17 @@ class Storage:
         self.store.files.upload(file, f"{job.path.name}/{job.curves.name}/{file.name}")
 
     def restore_curves(self, job: JobDir) -> None:
-        """Bring what was measured of it."""
+        """Bring what was measured of it; what is damaged there is measured, and sent, again."""
         files, folder = self.store.files, f"{job.path.name}/{job.curves.name}"
         for name in files.names(folder):
-            if not (job.curves / name).exists():
-                files.download(f"{folder}/{name}", job.curves / name)
+            target = job.curves / name
+            if not target.exists():
+                files.download(f"{folder}/{name}", target)
+                try:
+                    load_json(target)
+                except UNREADABLE:
+                    logger.warning("%s/%s/%s is damaged; it is left out", files.uri, folder, name)
+                    target.unlink()
 
     def claim_study(self, study: StudyDir) -> Lease:
         """The right to carry it out, until it is released. Waits for the lease of a driver that died to run out.

@@ -49,7 +49,7 @@ def test_a_family_is_read_right_or_refused(
 
 def test_what_is_advised_of_a_folder_works_for_an_archive_too(tmp_path: Path) -> None:
     """A folder within a zip has no path that could be given."""
-    pictures = [(top, kind, split, "0.png") for top in ("set",) for kind in "ab" for split in ("train", "test")]
+    pictures = [("set", split, kind, "0.png") for kind in "ab" for split in ("train", "test")]
     archive = tmp_path / "x.zip"
     for where, advice in ((tmp_path, "; give the path of"), (archive, "; unpack it and give the path of")):
         archive.write_bytes(b"")

@@ -18,6 +18,7 @@ from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.files import write_text
 from workloads.places import RunDir
+from workloads.sealed import write_json
 
 
 @pytest.fixture
@@ -93,6 +94,18 @@ def test_a_run_that_cannot_be_told_is_refused_with_those_there(uri: str, tmp_pat
             pass
     with pytest.raises(ConfigError, match="is 'bucket/x', which is no URI"):
         Storage.at("bucket/x")
+
+
+def test_a_damaged_curve_is_not_brought(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else it would come again as often as somebody follows the advice to remove it."""
+    here, there = RunsDir(tmp_path / "made").job("k"), RunsDir(tmp_path / "mine").job("k")
+    for name in ("a.json", "b.json"):
+        write_json(here.curves / name, {"loss": 0.5})
+        Storage.at(uri).keep_curve(here, here.curves / name)
+    (tmp_path / "remote" / "store" / "k" / "curves" / "a.json").write_text('{"loss": 0.4, "checksum": "0"}')
+    Storage.at(uri).restore_curves(there)
+    assert [file.name for file in there.curves.iterdir()] == ["b.json"]
+    assert "store/k/curves/a.json is damaged; it is left out" in caplog.text
 
 
 def test_who_names_no_trained_run_is_told_which_there_are(uri: str, tmp_path: Path) -> None:
