@@ -95,12 +95,8 @@ def report(
 
     Every figure comes with its numbers as CSV, tables sort, and nothing is loaded: the page can be sent as it is.
     """
-    from orchestrator.search.report.find import write_report_of
+    from orchestrator.search.report.find import bring_reported, write_report_of
 
     if storage is not None:
-        from orchestrator.plan.places import RunsDir
-        from orchestrator.search.study.stored import bring_study
-        from orchestrator.store.storage import Storage
-
-        bring_study(named, RunsDir(runs_dir), Storage.at(storage))
+        named = bring_reported(named, runs_dir, storage)
     print(write_report_of(named, runs_dir, out))

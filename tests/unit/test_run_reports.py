@@ -17,8 +17,9 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.plan.policies import FailureKind
 from orchestrator.runs.comparison_table import COLUMNS
 from orchestrator.runs.status import StatusFile
-from orchestrator.search.report.find import find_planned, write_report_of
+from orchestrator.search.report.find import bring_reported, find_planned, write_report_of
 from orchestrator.search.report.pictures import stored_picture
+from orchestrator.store.storage import Storage
 from workloads.config import DataSpec, RunConfig
 from workloads.errors import ConfigError
 from workloads.evaluation.protocol import Score
@@ -90,6 +91,17 @@ def test_a_run_is_found_by_its_directory_and_names(run: RunDir, tmp_path: Path) 
     for named in ("other", "../runs", ""):
         with pytest.raises(ConfigError, match=r"no study, comparison or run .*; there: tiny-12345678"):
             write_report_of(named, run.path.parent, None)
+
+
+def test_a_run_is_reported_from_a_storage(run: RunDir, tmp_path: Path) -> None:
+    uri = (tmp_path / "storage").as_uri()
+    Storage.at(uri).keep_run(run)
+    elsewhere = tmp_path / "elsewhere"
+    page = write_report_of(bring_reported("tiny", elsewhere, uri), elsewhere, None)
+    assert page == elsewhere / "tiny-12345678" / "report.html"
+    assert "fid is 12.5 ± 0.98 over 1,000 samples" in page.read_text()
+    with pytest.raises(ConfigError, match=r"no run 'other' in .*; there are tiny-12345678"):
+        bring_reported("other", elsewhere, uri)
 
 
 def test_a_run_that_has_only_been_planned_has_a_page(plan: Plan, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import list_studies
+from orchestrator.search.study.stored import bring_study
+from orchestrator.store.storage import Storage
 from workloads.errors import ConfigError
 from workloads.places import RunDir
 
@@ -37,6 +39,20 @@ def write_report_of(named: str, runs_dir: Path, out: Path | None) -> Path:
         f"there: {', '.join(known[:MAX_NAMED])}" if known else "nothing has been run there; try: rememe train demo-meme"
     )
     raise ConfigError(f"no study, comparison or run {named!r} under {runs.shown}; {have}")
+
+
+def bring_reported(named: str, runs_dir: Path, storage: str) -> str:
+    """Have here what lies in a storage of a study or a run; returns the name by which it is found here.
+
+    ConfigError if there is neither.
+    """
+    runs, kept = RunsDir(runs_dir), Storage.at(storage)
+    if "/" not in named and (named in kept.study_names() or runs.study(named).description_file.exists()):
+        bring_study(named, runs, kept)
+        return named
+    run = runs.run_named(kept.name_of(named))
+    kept.restore_run(run)
+    return str(run.path)
 
 
 def find_planned(named: str, runs: RunsDir) -> RunDir | None:
