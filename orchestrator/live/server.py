@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.live.curves import Curves
 from orchestrator.live.views import picture_file, run_view, runs_view
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
@@ -54,7 +55,7 @@ class LivePage:
     def __init__(self, runs: RunsDir, port: int) -> None:
         """port: 0 takes any that is free. ConfigError if it cannot be had."""
         try:
-            self._server = _Server((HOST, port), partial(_Handler, runs))
+            self._server = _Server((HOST, port), partial(_Handler, runs, Curves()))
         except PermissionError:
             raise ConfigError(f"--live-port {port} is not for every user; take one from 1024 on") from None
         except OSError as error:
@@ -111,8 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "rememe", ""
 
-    def __init__(self, runs: RunsDir, *arguments: object) -> None:
-        self._runs = runs
+    def __init__(self, runs: RunsDir, curves: Curves, *arguments: object) -> None:
+        self._runs, self._curves = runs, curves
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
@@ -138,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "runs"]:
                 self._send_json(runs_view(self._runs))
             case ["api", "runs", name]:
-                self._send_json(run_view(self._runs, name))
+                self._send_json(run_view(self._runs, name, self._curves))
             case ["api", "runs", name, "pictures", file_name]:
                 self._send_picture(picture_file(self._runs, name, file_name))
             case _:

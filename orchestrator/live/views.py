@@ -1,11 +1,10 @@
 """What the live page is told, as plain data: words as `rememe status` says them, curves and pictures beside them."""
 
-import math
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.live.curves import Curve, Curves
 from orchestrator.live.studies import study_view
 from orchestrator.plan.events import ExpertState
 from orchestrator.plan.places import RunsDir
@@ -16,17 +15,9 @@ from orchestrator.search.study.status import trials_of
 from orchestrator.terminal.status import driver_words, expert_cells, restart_sentence, run_cells, run_words
 from workloads.errors import ConfigError
 from workloads.places import RunDir
-from workloads.training.records import TrainingRecord, read_records
 
 MAX_RUNS = 200
 """Listed, the last begun first."""
-
-MAX_POINTS, FEWEST_POINTS = 120, 12
-MAX_POINTS_TOGETHER = 6_000
-"""Of all curves of a run: with a thousand experts an answer stays below a megabyte."""
-
-MAX_RECORD_BYTES = 64 << 20
-"""Files of records that are larger have no curve: they would be read again whenever they grow."""
 
 MAX_PICTURES = 12
 
@@ -51,14 +42,14 @@ def runs_view(runs: RunsDir) -> dict[str, Any]:
     }
 
 
-def run_view(runs: RunsDir, name: str) -> dict[str, Any]:
+def run_view(runs: RunsDir, name: str, curves: Curves) -> dict[str, Any]:
     """One of them. ConfigError if there is no such run or study."""
     view = find(runs, name)
     found = whole_status(view, runs)
     status, driver = found.status, found.driver
     advice, by, doing, states = run_words(status, driver)
     experts = status.experts
-    num_points = max(FEWEST_POINTS, min(MAX_POINTS, MAX_POINTS_TOGETHER // max(1, len(experts))))
+    losses = curves.of([runs.job(expert.key).records for expert in experts])
     return {
         "name": name,
         "kind": status.kind,
@@ -70,7 +61,7 @@ def run_view(runs: RunsDir, name: str) -> dict[str, Any]:
         "doing": doing,
         "share": _share(experts, status.done, status.total, driver),
         "states": states,
-        "experts": [_expert(runs, expert, driver, num_points) for expert in experts],
+        "experts": [_expert(*one, driver) for one in zip(experts, losses, strict=True)],
         "restarts": _restarts(experts),
         "study": study_view(runs.study(name), found.configurations) if status.kind == STUDY_KIND else None,
         "pictures": [
@@ -118,12 +109,12 @@ def _share(experts: Iterable[ExpertStanding], done: int, total: int, driver: Dri
     return sum(expert.macs * expert.images_seen for expert in experts) / all_macs if all_macs else None
 
 
-def _expert(runs: RunsDir, expert: ExpertStanding, driver: DriverState, num_points: int) -> dict[str, Any]:
+def _expert(expert: ExpertStanding, curve: Curve, driver: DriverState) -> dict[str, Any]:
     return {
         "cells": expert_cells(expert, driver),
         "state": expert.state.name.lower(),
         "share": expert.images_seen / expert.total_images,
-        "curve": [] if expert.state is ExpertState.QUEUED else _curve(runs.job(expert.key).records, num_points),
+        "curve": [] if expert.state is ExpertState.QUEUED else curve,
     }
 
 
@@ -131,24 +122,3 @@ def _restarts(experts: Iterable[ExpertStanding]) -> list[str]:
     """The latest first."""
     found = [(restart.at_s, restart_sentence(expert, restart)) for expert in experts for restart in expert.restarts]
     return [sentence for _, sentence in sorted(found, reverse=True)]
-
-
-def _curve(file: Path, num_points: int) -> list[tuple[int, float]]:
-    """Images seen and loss, thinned out evenly; nothing where no record is seen from here."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return []
-    if stat.st_size > MAX_RECORD_BYTES:
-        return []
-    # JSON has no word for what is not finite.
-    records = [record for record in _records(file, stat.st_mtime_ns, stat.st_size) if math.isfinite(record.loss)]
-    step = max(1, len(records) // num_points)
-    # The newest is always among them.
-    return [(record.images_seen, record.loss) for record in records[::-1][::step]][::-1]
-
-
-@lru_cache(maxsize=2048)
-def _records(file: Path, changed_ns: int, num_bytes: int) -> list[TrainingRecord]:  # noqa: ARG001
-    """Read once for each state of the file."""
-    return read_records(file)

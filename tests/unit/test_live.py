@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from orchestrator.live.curves import Curves
 from orchestrator.live.server import FILES, PAGE, LivePage, start_live_page
 from orchestrator.live.studies import best_so_far, front
 from orchestrator.live.views import run_view, runs_view
@@ -102,15 +103,38 @@ def test_it_says_what_status_says(ask: Ask, runs: RunsDir) -> None:
 
 
 def test_a_curve_is_thinned_out_and_ends_with_the_newest(runs: RunsDir, plan: Plan) -> None:
-    curve = run_view(runs, "tiny-12345678")["experts"][2]["curve"]
-    assert 60 < len(curve) <= 129
+    curves = Curves()
+    curve = run_view(runs, "tiny-12345678", curves)["experts"][2]["curve"]
+    assert 60 < len(curve) <= 120
     assert curve[-1] == (1024, 1 / 1024)
     assert all(loss == 1 / images for images, loss in curve)
     append_record(runs.job(plan.jobs[2].key).records, TrainingRecord(1025, float("nan"), 1.0, 1e-3, 0.0))
     append_record(runs.job(plan.jobs[2].key).records, TrainingRecord(1026, 0.5, 1.0, 1e-3, 0.0))
-    later = run_view(runs, "tiny-12345678")["experts"][2]["curve"]
+    later = run_view(runs, "tiny-12345678", curves)["experts"][2]["curve"]
     assert later[-1] == (1026, 0.5)
     assert 1025 not in dict(later)
+
+
+def test_of_many_curves_each_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast files grow, an answer reads a bounded part of them, and those first that have waited longest."""
+    files = [tmp_path / f"{number}.jsonl" for number in range(6)]
+
+    def grow(images: int) -> None:
+        for file in files:
+            append_record(file, TrainingRecord(images, 0.5, 1.0, 1e-3, 0.0))
+
+    grow(1)
+    monkeypatch.setattr("orchestrator.live.curves.MAX_BYTES_AT_ONCE", 2 * files[0].stat().st_size)
+    curves = Curves()
+    for answer in range(1, 4):
+        assert [len(curve) for curve in curves.of(files)] == [1] * 2 * answer + [0] * (6 - 2 * answer)
+    grow(2)
+    seen: list[int] = []
+    for _ in range(6):
+        read = [number for number, curve in enumerate(curves.of(files)) if len(curve) == 2]
+        assert len(read) - len(seen) == 1
+        seen = read
+    assert curves.of([tmp_path / "none"]) == [[]]
 
 
 def test_pictures_come_as_they_are_and_only_those_of_the_run(ask: Ask, runs: RunsDir, tmp_path: Path) -> None:
@@ -248,7 +272,7 @@ def test_a_study_is_told_with_its_table_and_curves(runs: RunsDir) -> None:
     with StatusFile(RunDir(study.path), "study"):
         for trial in trials(4, 1):
             write_json(study.trial_file(trial.number), trial.model_copy(update={"error": HOSTILE}).model_dump())
-    told = run_view(runs, "ratios")["study"]
+    told = run_view(runs, "ratios", Curves())["study"]
     assert told["columns"] == ["#", "state", "learning_rate", "held_out_loss", "remark"]
     assert [row[0] for row in told["rows"]] == ["0", "1", "2", "3"]
     assert all(row[-1] == HOSTILE for row in told["rows"])
@@ -257,7 +281,7 @@ def test_a_study_is_told_with_its_table_and_curves(runs: RunsDir) -> None:
     for number, hash_ in enumerate("ab"):
         changed = trials(4, 1)[number].with_rung(other.model_copy(update={"protocol_hash": hash_ * 64}))
         write_json(study.trial_file(number), changed.model_dump())
-    told = run_view(runs, "ratios")["study"]
+    told = run_view(runs, "ratios", Curves())["study"]
     assert told["best"] == told["front"] == []
     assert "cannot be compared" in told["doubt"]
 

@@ -181,7 +181,7 @@ function current(runs) {
 }
 
 async function ask(path) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(15000) });
+  const answer = await fetch(path, { signal: AbortSignal.timeout(60000) });
   const told = await answer.json();
   if (!answer.ok) throw new Error(told.error);
   return told;
