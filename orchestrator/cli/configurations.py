@@ -8,6 +8,7 @@ from orchestrator.cli.arguments import (
     RUNS,
     Address,
     AsJson,
+    OptionalAnyConfig,
     OptionalConfig,
     Overrides,
     RunPath,
@@ -48,7 +49,7 @@ def presets(json: AsJson = False) -> None:
 
 
 def plan(
-    config: OptionalConfig = None,
+    config: OptionalAnyConfig = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     json: AsJson = False,
@@ -60,7 +61,7 @@ def plan(
     code is 2.
     """
     if config is None:
-        teach("plan", "", "studies")
+        teach("plan", "", "studies", "comparisons")
     from orchestrator.search.study.find import find_study
 
     # A study first, for its name would be unknown to load_config.

@@ -129,7 +129,7 @@ def analyze_coefficients(
 ) -> None:
     """How much of remixes' coefficients is learned, and how much was in the prior (Remix-DiT, Fig. 4).
 
-    For instance, after rememe compare coefficients: rememe analyze coefficients runs/coefficients-*-seed*
+    The remixes it is for are trained by: rememe compare coefficients
     """
     from orchestrator.runs.coefficients import show_coefficients
 

@@ -15,7 +15,7 @@ from orchestrator.cli.arguments import (
     Store,
     WithJson,
 )
-from orchestrator.cli.complete import complete_study
+from orchestrator.cli.complete import complete_run, complete_study
 from orchestrator.cli.results import of_trials, print_json, telling
 from orchestrator.cli.teaching import teach
 from orchestrator.terminal.notes import print_beginning
@@ -79,6 +79,7 @@ def report(
             metavar="STUDY|COMPARISON|RUN",
             help="What has been searched, compared or trained, by its name; a run also by its directory.",
             show_default=False,
+            autocompletion=complete_run,
         ),
     ],
     out: Annotated[
