@@ -53,13 +53,14 @@ def search(
     """
     if study is None:
         teach("search", "studies")
-    print_beginning(f"search {study}")
     import rememe
+    from orchestrator.search.study.find import require_study
 
+    found = require_study(study, overrides or [])
+    print_beginning(f"search {study}")
     with telling(as_json=json):
         trials = rememe.search(
-            study,
-            overrides or (),
+            found,
             runs_dir=runs_dir,
             address=address,
             max_failures=max_failures,
