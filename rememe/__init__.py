@@ -193,14 +193,11 @@ def _loaded(config: "RunConfig | str", overrides: Sequence[str]) -> "RunConfig":
 
 
 def _study(study: "Study | str", overrides: Sequence[str]) -> "Study":
-    from orchestrator.search.study.find import find_study, unknown_study
+    from orchestrator.search.study.find import require_study
     from workloads.errors import ConfigError
 
     if isinstance(study, str):
-        found = find_study(study, list(overrides))
-        if found is None:
-            raise unknown_study(study)
-        return found
+        return require_study(study, list(overrides))
     if overrides:
         raise ConfigError("overrides are for a study's name or file; change the study itself")
     return study

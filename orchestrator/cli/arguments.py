@@ -9,10 +9,13 @@ from orchestrator.cli.complete import complete_any, complete_config, complete_ov
 
 CONFIG_HELP = "Preset (see: rememe presets) or YAML file."
 Config = Annotated[str, typer.Argument(help=CONFIG_HELP, show_default=False, autocompletion=complete_any)]
+OptionalAnyConfig = Annotated[
+    str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP, show_default=False, autocompletion=complete_any)
+]
 OptionalConfig = Annotated[
     str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP, show_default=False, autocompletion=complete_config)
 ]
-"""Without it, the command teaches."""
+"""Without one of these two, the command teaches."""
 
 Overrides = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ from orchestrator.cli.arguments import (
     RUNS,
     Address,
     AsJson,
+    OptionalAnyConfig,
     OptionalConfig,
     Overrides,
     RunPath,
@@ -48,7 +49,7 @@ def presets(json: AsJson = False) -> None:
 
 
 def plan(
-    config: OptionalConfig = None,
+    config: OptionalAnyConfig = None,
     overrides: Overrides = None,
     runs_dir: RunsDirOption = RUNS,
     json: AsJson = False,
@@ -60,7 +61,7 @@ def plan(
     code is 2.
     """
     if config is None:
-        teach("plan", "", "studies")
+        teach("plan", "", "studies", "comparisons")
     from orchestrator.search.study.find import find_study
 
     # A study first, for its name would be unknown to load_config.
@@ -103,12 +104,13 @@ def train(
     """Train every expert in parallel, gather the ensemble, score it. The same command again resumes."""
     if config is None:
         teach("train", "")
-    print_beginning(f"train {config}")
     import rememe
 
+    loaded = rememe.load_config(config, overrides or ())
+    print_beginning(f"train {config}")
     with telling(as_json=json):
         outcome = rememe.train(
-            config, overrides or (), runs_dir=runs_dir, address=address, evaluate=evaluate, store=store, storage=storage
+            loaded, runs_dir=runs_dir, address=address, evaluate=evaluate, store=store, storage=storage
         )
     if json:
         print_json(of_outcome(outcome))
@@ -137,10 +139,10 @@ def compare(
     """
     if comparison is None:
         teach("compare", "comparisons")
-    print_beginning(f"compare {comparison}")
     from workloads.config.load import load_comparison
 
     loaded = load_comparison(comparison, overrides or ())
+    print_beginning(f"compare {comparison}")
     environment.prepare_ray_environment(address)
     from orchestrator.runs.comparison import run_comparison
 

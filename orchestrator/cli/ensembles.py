@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.cli.arguments import RUNS, RunPath, RunsDirOption, RunStorage
+from orchestrator.cli.arguments import RUNS, AsJson, RunPath, RunsDirOption, RunStorage
+from orchestrator.cli.complete import complete_run
+from orchestrator.cli.results import print_json
 from orchestrator.terminal.notes import print_beginning
 
 analyze = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into trained networks.")
@@ -125,12 +127,19 @@ def analyze_spectra(
 
 @analyze.command("coefficients")
 def analyze_coefficients(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories of remixes.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories of remixes.", show_default=False, autocompletion=complete_run),
+    ],
+    json: AsJson = False,
 ) -> None:
     """How much of remixes' coefficients is learned, and how much was in the prior (Remix-DiT, Fig. 4).
 
-    For instance, after rememe compare coefficients: rememe analyze coefficients runs/coefficients-*-seed*
+    The remixes it is for are trained by: rememe compare coefficients
     """
-    from orchestrator.runs.coefficients import show_coefficients
+    from orchestrator.runs.coefficients import coefficients_of, show_coefficients
 
-    show_coefficients(runs)
+    if json:
+        print_json([one.to_json() for one in coefficients_of(runs)])
+    else:
+        show_coefficients(runs)

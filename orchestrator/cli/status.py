@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.arguments import JOB_SERVER, RUNS, AsJson, RunsDirOption, StandingStorage
+from orchestrator.cli.complete import complete_run
 from orchestrator.execution import environment
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def status(
             metavar="[RUN|JOB]",
             help="A run or study by its directory or name, or a job; without it, all that goes on.",
             show_default=False,
+            autocompletion=complete_run,
         ),
     ] = None,
     runs_dir: RunsDirOption = RUNS,
@@ -50,7 +52,12 @@ def status(
 
 
 def watch(
-    named: Annotated[str, typer.Argument(metavar="RUN|JOB", help="As for rememe status.", show_default=False)],
+    named: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|JOB", help="As for rememe status.", show_default=False, autocompletion=complete_run
+        ),
+    ],
     runs_dir: RunsDirOption = RUNS,
     address: Annotated[str | None, JOB_SERVER] = None,
     storage: StandingStorage = None,

@@ -18,10 +18,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after 
 def store_ls(
     runs_dir: RunsDirOption = RUNS, store: Store = None, storage: StandingStorage = None, json: AsJson = False
 ) -> None:
-    """List trained experts: what they are, how large, and how many configurations use them.
-
-    For instance: rememe store ls --store s3://bucket/experts
-    """
+    """List trained experts: what they are, how large, and how many configurations use them."""
     # `json` is the option here.
     from json import dumps as to_text
     from tempfile import TemporaryDirectory

@@ -15,7 +15,7 @@ from orchestrator.cli.arguments import (
     Store,
     WithJson,
 )
-from orchestrator.cli.complete import complete_study
+from orchestrator.cli.complete import complete_run, complete_study
 from orchestrator.cli.results import of_trials, print_json, telling
 from orchestrator.cli.teaching import teach
 from orchestrator.terminal.notes import print_beginning
@@ -53,13 +53,14 @@ def search(
     """
     if study is None:
         teach("search", "studies")
-    print_beginning(f"search {study}")
     import rememe
+    from orchestrator.search.study.find import require_study
 
+    found = require_study(study, overrides or [])
+    print_beginning(f"search {study}")
     with telling(as_json=json):
         trials = rememe.search(
-            study,
-            overrides or (),
+            found,
             runs_dir=runs_dir,
             address=address,
             max_failures=max_failures,
@@ -79,6 +80,7 @@ def report(
             metavar="STUDY|COMPARISON|RUN",
             help="What has been searched, compared or trained, by its name; a run also by its directory.",
             show_default=False,
+            autocompletion=complete_run,
         ),
     ],
     out: Annotated[

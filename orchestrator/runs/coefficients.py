@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -37,10 +38,20 @@ class Learned:
         moved, _, start, end = astuple(self.pattern)
         return moved, self.pattern.learned, start, end
 
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `rememe analyze coefficients --json`."""
+        figures = {name.replace(" ", "_"): value for name, value in zip(COLUMNS, self.figures, strict=True)}
+        return {"run": str(self.run), "name": self.name, **figures}
+
+
+def coefficients_of(runs: Sequence[Path]) -> list[Learned]:
+    """Of each run. ConfigError, naming the run, for one that is no remix or has too few experts."""
+    return [_learned(run) for run in runs]
+
 
 def show_coefficients(runs: Sequence[Path]) -> None:
-    """Print the table. ConfigError, naming the run, for one that is no remix or has too few experts."""
-    found = [_learned(run) for run in runs]
+    """Print the table; raises what coefficients_of does."""
+    found = coefficients_of(runs)
     table = Table(title="coefficients, in the end against the start")
     table.add_column("", no_wrap=True)
     for name in COLUMNS:

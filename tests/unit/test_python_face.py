@@ -14,6 +14,7 @@ import pytest
 
 import rememe
 from orchestrator.cli.app import main
+from orchestrator.search.study.study import Study
 from workloads.config import RunConfig
 from workloads.ensemble import Ensemble
 
@@ -54,7 +55,8 @@ def test_the_command_line_calls_the_same_function(name: str, monkeypatch: pytest
     with pytest.raises(SystemExit):
         main()
     (call,) = seen
-    told = {str(value) for value in call.values()}
+    # A description by its name.
+    told = {value.name if isinstance(value, RunConfig | Study) else str(value) for value in call.values()}
     assert CALLS[name][1] in told
     assert {"train": "r", "evaluate": "demo", "sample": "5", "search": "2"}[name] in told
 

@@ -30,7 +30,10 @@ def whole_description(study: Study) -> dict[str, Any]:
     return study.model_dump(mode="json") | {"base": study.base_raw}
 
 
-def unknown_study(source: str) -> ConfigError:
-    """What to say where find_study found none."""
-    hint = suggest(source, list_presets("studies"))
-    return ConfigError(f"no study is called {source!r}, and no file of that name has a space{hint}")
+def require_study(source: str, overrides: list[str]) -> Study:
+    """The same; ConfigError with the nearest name if there is none."""
+    study = find_study(source, overrides)
+    if study is None:
+        hint = suggest(source, list_presets("studies"))
+        raise ConfigError(f"no study is called {source!r}, and no file of that name has a space{hint}")
+    return study
