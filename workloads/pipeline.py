@@ -122,6 +122,7 @@ def score_ensemble(
     draw(ensemble, protocol, samples)
     score = measure(samples, reference, protocol, cache_dir=cache_dir)
     _keep(score, run.scores)
+    ensemble.keep_score(score.protocol_hash, asdict(score))
     is_own = protocol == ensemble.config.evaluation
     grid = run.grid if is_own else run.other_grid(protocol.name, score.protocol_hash)
     _save_grid(samples, protocol, grid)
