@@ -117,7 +117,8 @@ class ProtocolConfig(GrownConfig):
 
     reference_statistics: UserPath | None = None
     """Mean and covariance of the reference's features from a file: ADM's or clean-fid's .npz, or torch-fidelity's .pt.
-    None: those of the reference images, which precision, recall and kid compare with in any case."""
+    None: those of the reference images. precision, recall and kid compare with the images in ADM's file (arr_0), and
+    where there are none with the reference images."""
 
     inception_weights: UserPath | None = None
     """File with the Inception weights in torch-fidelity's format. None: $REMEME_INCEPTION, then the package
