@@ -1,7 +1,7 @@
 """An ensemble: interval table, experts, diffusion (and VAE) in one directory. What training yields, sampling takes."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,9 @@ class EnsembleIndex(StrictConfig):
 
     latent: LatentInfo | None = None
 
+    scores: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What was measured of it, by the hash of the protocol; see Score."""
+
 
 def write_ensemble(target: Path, config: RunConfig, dataset: PreparedDataset, work_dirs: Sequence[Path]) -> "Ensemble":
     """Gather finished experts (work directories of train_job, clean end first; one for a remix) into one directory."""
@@ -106,6 +109,7 @@ def bake(ensemble: "Ensemble", target: Path, on_progress: Progress) -> "Ensemble
             "weights_sha256": tuple(digests),
             "networks_sha256": tuple(networks),
             "vae_sha256": _vae_sha256(place),
+            "scores": {},  # of the remix; mixed beforehand, the last bits of a sample may be others
         }
         write_json(place.index, ensemble.index.model_copy(update=sums).model_dump(mode="json"))
     return Ensemble.load(target)
@@ -179,6 +183,11 @@ class Ensemble:
         if not place.index.is_file():
             raise ConfigError(_why_none(path, place.index.name))
         return cls(place.path, read_json(place.index, EnsembleIndex.model_validate, MADE_ANEW), device)
+
+    def keep_score(self, protocol_hash: str, score: Mapping[str, Any]) -> None:
+        """Write a score down where the ensemble says what it is. StorageError when the disk is full."""
+        self.index = self.index.model_copy(update={"scores": self.index.scores | {protocol_hash: dict(score)}})
+        write_json(self._place.index, self.index.model_dump(mode="json"))
 
     def verify(self) -> None:
         """Compare all networks with their checksums. DamagedFileError about the first that is not what was gathered."""

@@ -14,11 +14,12 @@ import numpy as np
 
 from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
+from workloads.config.data import AnyData
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.sampling import make_scheduler
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import DamagedFileError
+from workloads.errors import ConfigError, DamagedFileError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
@@ -60,8 +61,18 @@ Measure = Callable[..., Score]
 
 def check_score(config: RunConfig) -> None:
     """Raise ConfigError for what would be missed only when the networks are trained: a feature network, a sampler."""
-    check_protocol(config.evaluation)
+    data, reference = (None if one is None else _pixels_of(one) for one in (config.data, config.reference))
+    if None not in {data, reference} and data != reference:
+        raise ConfigError(
+            f"reference.image_size is {reference} and data.image_size {data}; a score compares images of one size"
+        )
+    check_protocol(config.evaluation, reference or data)
     make_scheduler(config.diffusion, config.evaluation.sampling)
+
+
+def _pixels_of(data: AnyData) -> int | None:
+    """Width of its images; None where they may be latents."""
+    return None if data.kind in {"prepared", "latent_files"} else data.image_size
 
 
 def training_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
@@ -122,6 +133,7 @@ def score_ensemble(
     draw(ensemble, protocol, samples)
     score = measure(samples, reference, protocol, cache_dir=cache_dir)
     _keep(score, run.scores)
+    ensemble.keep_score(score.protocol_hash, asdict(score))
     is_own = protocol == ensemble.config.evaluation
     grid = run.grid if is_own else run.other_grid(protocol.name, score.protocol_hash)
     _save_grid(samples, protocol, grid)

@@ -13,7 +13,7 @@ from orchestrator.runs.comparison_output import (
     write_comparison,
 )
 from orchestrator.runs.comparison_rows import check_rows
-from orchestrator.runs.comparison_table import COLUMNS
+from orchestrator.runs.comparison_table import COLUMNS, ERRORS
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.runs.sampling import default_device
 from orchestrator.runs.surroundings import open_for_results
@@ -72,7 +72,7 @@ def _train(
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    figures: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    figures: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *ERRORS.values())}
     for outcome in outcomes:
         score, jobs = outcome.score, outcome.plan.jobs
         assert score is not None
@@ -82,6 +82,8 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
         values = {
             "score": score.value,
             **score.others,
+            **{f"{name}_stderr": error for name, error in score.others_stderr.items()},
+            "score_stderr": math.nan if score.stderr is None else score.stderr,
             "num_active_parameters": max(job.num_active_parameters for job in jobs),
             "num_parameters": sum(job.num_parameters for job in jobs),
             "macs": max(job.macs for job in jobs),
@@ -89,6 +91,6 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
             "peak_memory_bytes": max(result.peak_memory_bytes for result in outcome.results),
             "latency_s": latency_s(Ensemble.load(outcome.run.path, default_device())),
         }
-        for name in COLUMNS:
-            figures[name].append(values.get(name, math.nan))
+        for name, found in figures.items():
+            found.append(values.get(name, math.nan))
     return figures

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from orchestrator.runs.comparison_rows import published_notes
-from orchestrator.runs.comparison_table import COLUMNS, SCORES, cell
+from orchestrator.runs.comparison_table import COLUMNS, ERRORS, cell, shown_columns
 from orchestrator.runs.configuration import Outcome
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.grid import sample_grid
@@ -40,16 +40,17 @@ def print_comparison(comparison: Comparison, rows: Sequence[ComparisonRow]) -> N
     score = rows[0].outcomes[0].score
     assert score is not None
     num_seeds = len(comparison.seeds)
-    spread = "mean +- standard deviation" if num_seeds > 1 else "value"
-    table = Table(title=f"{comparison.name}: {spread} over {num_seeds} seed{'s' if num_seeds > 1 else ''}")
+    value = f"mean over {num_seeds} seeds" if num_seeds > 1 else "value"
+    table = Table(title=f"{comparison.name}: {value} +- half of its 95 % interval")
     table.add_column("", no_wrap=True)
-    for heading in COLUMNS.values():
-        table.add_column(heading or score.name, justify="right", no_wrap=True)
+    shown = shown_columns(row.figures for row in rows)
+    for name in shown:
+        table.add_column(COLUMNS[name] or score.name, justify="right", no_wrap=True)
     extra = _extra_columns(comparison, rows)
     for heading in extra:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        own = (cell(name, row.figures[name]) for name in COLUMNS)
+        own = (cell(name, row.figures) for name in shown)
         table.add_row(row.name, *own, *(cells[row.name] for cells in extra.values()))
     console = wide_console()
     console.print(table)
@@ -59,7 +60,7 @@ def print_comparison(comparison: Comparison, rows: Sequence[ComparisonRow]) -> N
     console.print(
         f"protocol {score.protocol['name']}, {score.num_samples:,} samples, hash {score.protocol_hash[:8]}; "
         f"{comparison.budget_images:,} images in total after the start{shared}; "
-        "steps/s of one worker (all workers for a remix); a difference within the spread is a tie"
+        "steps/s of one worker (all workers for a remix); a difference inside its own 95 % interval is a tie"
     )
 
 
@@ -89,12 +90,9 @@ def _published_fid(published: Published | None) -> str:
 
 def _remarks(rows: Sequence[ComparisonRow]) -> list[str]:
     """What of the table is not to be had, or not to be believed."""
-    missing = [COLUMNS[name] for name in SCORES if name != "score" and any(map(math.isnan, rows[0].figures[name]))]
-    found = (
-        [f"n/a: {', '.join(sorted(missing))} not available with these weights, or from so few images"]
-        if missing
-        else []
-    )
+    scores = [(row.name, outcome.score) for row in rows for outcome in row.outcomes if outcome.score]
+    missing = dict.fromkeys(f"{name} of {row}: {why}" for row, one in scores for name, why in one.unavailable.items())
+    found = [f"n/a: {text}" for text in missing]
     for row in rows:
         warnings = {outcome.score.warning for outcome in row.outcomes if outcome.score and outcome.score.warning}
         found += [f"[bold red]{row.name} is {warning}[/bold red]" for warning in sorted(warnings)]
@@ -118,12 +116,12 @@ def write_comparison(file: Path, comparison: Comparison, rows: Sequence[Comparis
     """One line per row and seed."""
     with new_file(file) as scratch, scratch.open("w", newline="") as target:
         writer = csv.writer(target)
-        writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS, "doubts"])
+        writer.writerow(["row", "seed", "run", "protocol_hash", "num_experts", *COLUMNS, *ERRORS.values(), "doubts"])
         for row in rows:
             for index, (seed, outcome) in enumerate(zip(comparison.seeds, row.outcomes, strict=True)):
                 assert outcome.score is not None
                 num_experts = len(outcome.plan.config.intervals)
-                figures = [row.figures[name][index] for name in COLUMNS]
+                figures = [row.figures[name][index] for name in (*COLUMNS, *ERRORS.values())]
                 writer.writerow(
                     [
                         row.name,

@@ -75,19 +75,23 @@ def check_rows(comparison: Comparison, *, is_to_run: bool = True) -> None:
     of metrics; a plan is made without.
     """
     base = comparison.base_run(comparison.seeds[0])
-    _check_alone(base, is_to_run=is_to_run)
+    _check_named("base", base, is_to_run=is_to_run)
     for row in comparison.rows:
         config = comparison.row_run(row, comparison.seeds[0], None)
         if _measured_by(config) != _measured_by(base):
             raise ConfigError(
                 f"rows.{row} has another evaluation than the base, so their scores could not be compared; leave it out"
             )
-        try:
-            _check_alone(config, is_to_run=is_to_run)
-        except ConfigError as error:
-            raise ConfigError(f"rows.{row}: {error}") from None
+        _check_named(f"rows.{row}", config, is_to_run=is_to_run)
         if comparison.starts_from_base(row):
             _check_same_network(row, config, base)
+
+
+def _check_named(name: str, config: RunConfig, *, is_to_run: bool) -> None:
+    try:
+        _check_alone(config, is_to_run=is_to_run)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _check_alone(config: RunConfig, *, is_to_run: bool) -> None:

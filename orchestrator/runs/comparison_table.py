@@ -3,17 +3,20 @@
 import csv
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.terminal.words import si
 from workloads.errors import ConfigError
+from workloads.evaluation.estimates import Z_95, Estimate, over_seeds
 
 COLUMNS = {
     "inception_score": "IS",
     "score": "",
     "precision": "prec.",
     "recall": "rec.",
+    "sfid": "sFID",
+    "kid": "KID",
     "num_active_parameters": "active",
     "num_parameters": "stored",
     "macs": "MACs",
@@ -23,12 +26,25 @@ COLUMNS = {
 }
 """Figures of a row, in the order of the table; the score's heading is its name."""
 
-SCORES = {"inception_score", "score", "precision", "recall"}
-"""What differs between seeds by more than noise of the machine, and so gets an error bar."""
+SCORES = ("inception_score", "score", "precision", "recall", "sfid", "kid")
+"""What has an interval: over the draw of the samples, and over seeds where there are several."""
+
+ERRORS = {name: f"{name}_stderr" for name in SCORES}
+"""Names of their standard errors over the draw of the samples; earlier tables have none."""
+
+ALWAYS_SHOWN = 4
+"""Scores that have a column even where they are not to be had."""
 
 
-def cell(name: str, values: Sequence[float]) -> str:
-    """A figure's mean over seeds and, of a score, its standard deviation."""
+def shown_columns(rows: Iterable[Mapping[str, Sequence[float]]]) -> list[str]:
+    """Columns of the table, for rows of figures by name; metrics that nobody asked for are left out."""
+    measured = {name for row in rows for name, values in row.items() if not all(map(math.isnan, values))}
+    return [name for name in COLUMNS if name not in SCORES[ALWAYS_SHOWN:] or name in measured]
+
+
+def cell(name: str, figures: Mapping[str, Sequence[float]]) -> str:
+    """A figure's mean over seeds and, of a score, half of its 95 % interval."""
+    values = figures[name]
     mean = statistics.mean(values)
     if math.isnan(mean):
         return "n/a"
@@ -40,9 +56,14 @@ def cell(name: str, values: Sequence[float]) -> str:
         return f"{mean:.2f}"
     if name not in SCORES:
         return si(mean)
-    digits = 3 if mean < 10 else 2
-    spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+    errors = [None if math.isnan(error) else error for error in figures[ERRORS[name]]]
+    estimate = over_seeds([Estimate(value, error) for value, error in zip(values, errors, strict=True)])
+    return f"{mean:.4g}" + ("" if estimate.stderr is None else f" +- {Z_95 * estimate.stderr:.2g}")
+
+
+def figures_of(line: Mapping[str, str]) -> dict[str, float]:
+    """A line's figures; NaN where an earlier version wrote none."""
+    return {name: float(line.get(name) or math.nan) for name in (*COLUMNS, *ERRORS.values())}
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
@@ -51,7 +72,8 @@ def read_table(file: Path) -> list[dict[str, str]]:
         lines = list(csv.DictReader(source))
     try:
         for line in lines:
-            [float(line[name]) for name in COLUMNS]
+            figures_of(line)
+            float(line["score"])
         hashes = {line["protocol_hash"] for line in lines if line["row"] and line["run"] and line["seed"]}
     except (KeyError, TypeError, ValueError):
         hashes = set()

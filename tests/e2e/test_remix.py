@@ -119,7 +119,7 @@ def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(comparison))
     result = rememe_here("compare", "tiny.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "mean +- standard deviation over 2 seeds" in result.stdout
+    assert "mean over 2 seeds +- half of its 95 % interval" in result.stdout
     with (tmp_path / "runs" / "tiny.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["row"], row["seed"]) for row in rows] == [

@@ -19,10 +19,12 @@ from workloads.data.prepared import PreparedDataset
 from workloads.errors import ConfigError
 from workloads.evaluation import blocks
 from workloads.evaluation import score as score_module
+from workloads.evaluation.blocks import extracted
 from workloads.evaluation.extractors import InceptionExtractor, clean_resized, load_extractor
 from workloads.evaluation.features import TensorImages, reference_statistics
 from workloads.evaluation.metrics import inception_score, kernel_distance, precision_recall
 from workloads.evaluation.moments import MetricValue
+from workloads.evaluation.npz_images import NpzImages
 from workloads.evaluation.score import check_protocol, evaluate_samples
 from workloads.evaluation.statistics_file import read_statistics
 
@@ -199,6 +201,47 @@ def test_other_statistics_are_refused_before_anything_is_trained(tmp_path: Path)
     for changes in ({"metrics": ["sfid"]}, {"resize": "clean"}):
         with pytest.raises(ValueError, match="leave it out"):
             protocol(**changes)
+
+
+def test_images_in_the_file_are_what_precision_recall_and_kid_compare_with(
+    reference: PreparedDataset, cache: Path, tmp_path: Path
+) -> None:
+    own = reference_statistics(reference, load_extractor(protocol()), cache_dir=cache)
+    real_NCHW = reference.images(np.arange(1000, 1150)).repeat(3, axis=1)
+    samples = TensorImages(torch.from_numpy(reference.images(np.arange(300))))
+    asked = protocol(metrics=("precision_recall", "kid"))
+    found = []
+    for name, save in (("plain.npz", np.savez), ("small.npz", np.savez_compressed)):
+        save(tmp_path / name, arr_0=real_NCHW.transpose(0, 2, 3, 1), mu=own.mu, sigma=own.sigma)  # type: ignore[arg-type]
+        changed = asked.model_copy(update={"reference_statistics": tmp_path / name})
+        check_protocol(changed, 28)
+        found.append(evaluate_samples(samples, reference, changed, cache_dir=tmp_path))
+    with extracted(TensorImages(torch.from_numpy(real_NCHW)), load_extractor(protocol()), tmp_path) as features:
+        real_ND = torch.cat(list(features["128"]))
+    with extracted(samples, load_extractor(protocol()), tmp_path) as features:
+        samples_ND = torch.cat(list(features["128"]))
+    for score in found:
+        assert score.others_protocol["num_reference_images"] == 150
+        assert score.others["kid"] == kernel_distance(samples_ND, real_ND).value
+        assert score.others["recall"] == precision_recall(samples_ND, real_ND)["recall"].value
+        assert score.doubts == []
+    images = NpzImages(tmp_path / "small.npz")
+    assert all(np.array_equal(images[index], real_NCHW[index]) for index in (3, 149, 0))
+
+
+def test_statistics_that_tell_of_another_size_or_resizing_are_refused(tmp_path: Path) -> None:
+    rest = {"mu": np.zeros(128), "sigma": np.eye(128)}
+    np.savez(tmp_path / "adm.npz", arr_0=np.zeros((2, 32, 32, 3), np.uint8), **rest)  # type: ignore[arg-type]
+    np.savez(tmp_path / "ffhq_clean_trainval70k_256.npz", **rest)  # type: ignore[arg-type]
+    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((2, 32, 32, 3)), **rest)  # type: ignore[arg-type]
+    check_protocol(protocol(reference_statistics=tmp_path / "adm.npz"), 32)
+    for name, size, said in (
+        ("adm.npz", 64, "images of 32 x 32, but the samples are of 64 x 64"),
+        ("ffhq_clean_trainval70k_256.npz", 256, "resized by clean, but evaluation.resize is tensorflow"),
+        ("floats.npz", 32, "arr_0 of float64"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_protocol(protocol(reference_statistics=tmp_path / name), size)
 
 
 def test_clean_resizing_is_pillows() -> None:

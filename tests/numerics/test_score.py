@@ -18,7 +18,7 @@ from workloads.errors import ConfigError, DataError
 from workloads.evaluation import blocks, features, score
 from workloads.evaluation.blocks import extracted
 from workloads.evaluation.extractors import FASHION_NAME, load_extractor
-from workloads.evaluation.features import ReferenceImages, TensorImages, reference_features, reference_statistics
+from workloads.evaluation.features import ReferenceImages, TensorImages, drawn_features, reference_statistics
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import write_images
 from workloads.evaluation.score import TABLE_METRICS, evaluate_samples
@@ -106,17 +106,18 @@ def test_features_of_drawn_references_are_extracted_once(
 ) -> None:
     monkeypatch.setattr(score, "NUM_MANIFOLD_IMAGES", 1000)
     extractor = load_extractor(protocol())
-    drawn_ND = reference_features(reference, extractor, 100, seed=0, cache_dir=tmp_path)
-    whole_ND = reference_features(reference, extractor, 10**9, seed=0, cache_dir=tmp_path)
+    images = (ReferenceImages(reference), reference.fingerprint)
+    drawn_ND = drawn_features(*images, extractor, 100, seed=0, cache_dir=tmp_path)
+    whole_ND = drawn_features(*images, extractor, 10**9, seed=0, cache_dir=tmp_path)
     assert len(whole_ND) == reference.num_images
     # Each is one of the whole, from all over it: data sets have their images class by class.
     place_N = torch.cdist(drawn_ND, whole_ND).argmin(1)
     torch.testing.assert_close(whole_ND[place_N], drawn_ND)
     assert len(set(place_N.tolist())) == 100
     assert place_N.max() > 0.9 * reference.num_images
-    assert not torch.equal(drawn_ND, reference_features(reference, extractor, 100, seed=1, cache_dir=tmp_path))
+    assert not torch.equal(drawn_ND, drawn_features(*images, extractor, 100, seed=1, cache_dir=tmp_path))
     times_ns = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.safetensors")}
-    assert torch.equal(reference_features(reference, extractor, 100, seed=0, cache_dir=tmp_path), drawn_ND)
+    assert torch.equal(drawn_features(*images, extractor, 100, seed=0, cache_dir=tmp_path), drawn_ND)
     assert times_ns == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.safetensors")}
     first, again = (
         evaluate_samples(samples, reference, protocol(), cache_dir=tmp_path, default_metrics=TABLE_METRICS)

@@ -162,3 +162,19 @@ def test_the_interval_of_a_mean_is_students() -> None:
 def test_a_difference_is_taken_seed_by_seed() -> None:
     assert difference([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]) == "+0.500 +- 0.000"
     assert difference([1.0], [3.0]) == "-2.000"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "expected"),
+    [
+        ({"name": "fd-dinov2-50k"}, "base: protocol fd-dinov2-50k needs the DINOv2"),
+        ({"name": "demo", "reference_statistics": "absent.npz"}, "base: evaluation.reference_statistics"),
+    ],
+    ids=str,
+)
+def test_what_a_score_lacks_is_named_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.delenv("REMEME_DINOV2", raising=False)
+    with pytest.raises(ConfigError, match=expected):
+        check_rows(changed(base=load_comparison("demo").base | {"evaluation": evaluation}))

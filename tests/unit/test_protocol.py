@@ -34,7 +34,10 @@ OTHER_SAMPLING: dict[str, Any] = {
     "variance": {"variance": "fixed"},
     "options": {"sampler": "DDIMScheduler", "options": {"steps_offset": 1}},
 }
-NOT_IN_THE_HASH = {"name", "inception_weights", "inception_sha256", "resize", "reference_statistics", "metrics"}
+NOT_IN_THE_HASH = {
+    *("name", "inception_weights", "inception_sha256", "dinov2_weights", "dinov2_sha256"),
+    *("resize", "reference_statistics", "metrics"),
+}
 """Names and paths; the extractor itself enters by the content of its weights and its resizing, a file by its content.
 
 Other metrics change nothing of the distance."""

@@ -15,6 +15,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.search.inference.importance import importances
 from orchestrator.search.report import words
 from orchestrator.search.report.page import Page, write_report
+from orchestrator.search.running.csv_file import write_csv
 from orchestrator.search.running.display import print_study
 from orchestrator.search.space.columns import columns
 from orchestrator.search.study.ledger import Ledger
@@ -22,6 +23,7 @@ from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, UsedJob, is_tied, ranked
 from workloads.config import Interval
 from workloads.errors import ConfigError
+from workloads.evaluation.estimates import Estimate
 
 SPACE = {"training.learning_rate": {"choice": [0.1, 0.2]}, "strategy.cuts": {"boundaries": {}}}
 DESCRIPTION: dict[str, Any] = {
@@ -142,6 +144,30 @@ def test_a_dearer_score_comes_first_and_ties_are_named(tmp_path: Path) -> None:
     # #5 has no full score, so the quick scores decide: 2.1 against 1.0.
     assert [one.number for one in page.tied] == [1]
     assert page.top_rung == trials[2].rung("full")
+
+
+def test_other_metrics_stand_wherever_the_score_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = {"kid": Estimate(0.0125, 0.001), "recall": Estimate(0.5, 0.02)}
+    first = trial(0)
+    with_others = first.rungs[1].model_copy(update={"others": others, "unavailable": {"inception_score": "no weights"}})
+    trials = [first.with_rung(with_others), trial(1)]
+    seen = str(Text(written(tmp_path, trials)))
+    assert "0.0125 ± 0.002" in seen
+    assert "0.5 ± 0.039" in seen
+    # The ledger gives back what it was given.
+    assert Ledger(RunsDir(tmp_path), "s").trials()[0] == trials[0]
+    space = {"training.learning_rate": {"choice": [0.1, 0.2]}}
+    ladder = {"quick": {"num_samples": 10}, "held_out": {}}
+    raw = {"name": "s", "base": "demo-meme", "space": space, "sampler": "grid", "ladder": ladder}
+    study = Study.model_validate(raw)
+    write_csv(tmp_path / "s.csv", study, trials)
+    with (tmp_path / "s.csv").open() as file:
+        best, other = csv.DictReader(file)
+    assert (best["quick_kid"], other["quick_kid"]) == ("", "0.0125")
+    assert other["quick_recall_stderr"] == "0.02"
+    assert other["protocol_hash"] == "q" * 64
+    print_study(study, trials)
+    assert "0.0125 +- 0.002" in capsys.readouterr().out
 
 
 def test_rank_correlations_are_scipys(tmp_path: Path) -> None:

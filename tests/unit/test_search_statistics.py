@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.search.inference.statistics import Estimate, knee, over_seeds, pareto_front, rank_correlation, tied
+from orchestrator.search.inference.statistics import knee, pareto_front, rank_correlation
+from workloads.evaluation.estimates import Estimate, over_seeds, tied
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
 

@@ -85,14 +85,14 @@ Metric = Literal["inception_score", "precision_recall", "sfid", "kid"]
 class ProtocolConfig(GrownConfig):
     """Named in a config by `evaluation: fid50k`, or `evaluation: {name: fid50k, num_samples: 2000}`."""
 
-    later = frozenset({"metrics", "resize", "reference_statistics"})
+    later = frozenset({"metrics", "resize", "reference_statistics", "dinov2_weights", "dinov2_sha256"})
 
     name: Name
     """The protocol's name; with changed fields it still counts as another protocol, by its hash."""
 
-    extractor: Literal["inception", "fashion-cnn"]
-    """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), or the small Fashion-MNIST
-    classifier in this package (the score is then FD-fashion-cnn)."""
+    extractor: Literal["inception", "dinov2", "fashion-cnn"]
+    """Feature network: the 2015-12-05 Inception-v3 (the score is then FID), DINOv2 ViT-L/14 (FD-DINOv2,
+    arXiv:2306.04675), or the small Fashion-MNIST classifier in this package (the score is then FD-fashion-cnn)."""
 
     num_samples: Whole = Field(ge=2, le=100_000_000)
     """Generated images."""
@@ -117,7 +117,8 @@ class ProtocolConfig(GrownConfig):
 
     reference_statistics: UserPath | None = None
     """Mean and covariance of the reference's features from a file: ADM's or clean-fid's .npz, or torch-fidelity's .pt.
-    None: those of the reference images, which precision, recall and kid compare with in any case."""
+    None: those of the reference images. precision, recall and kid compare with the images in ADM's file (arr_0), and
+    where there are none with the reference images."""
 
     inception_weights: UserPath | None = None
     """File with the Inception weights in torch-fidelity's format. None: $REMEME_INCEPTION, then the package
@@ -126,11 +127,19 @@ class ProtocolConfig(GrownConfig):
     inception_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """What the SHA-256 of inception_weights must be; required with it unless it is torch-fidelity's own file."""
 
+    dinov2_weights: UserPath | None = None
+    """Meta's dinov2_vitl14_pretrain.pth, or the same tensors as .safetensors. None: $REMEME_DINOV2."""
+
+    dinov2_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """What the SHA-256 of that file must be."""
+
     @model_validator(mode="after")
     def _check_network(self) -> "ProtocolConfig":
         if self.extractor != "inception":
             if "sfid" in self.metrics:
                 raise ValueError(f"metrics names sfid, which {self.extractor} has no features for; leave it out")
+            if self.extractor == "dinov2" and "inception_score" in self.metrics:
+                raise ValueError("metrics names inception_score, but dinov2 has no classifier; leave it out")
             if self.resize != "tensorflow":
                 raise ValueError(f"resize is {self.resize}, which is for inception; leave it out")
         return self
@@ -182,6 +191,11 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "extractor": "inception",
         "num_samples": 2_000,
         "sampling": {"sampler": "dpm++", "num_steps": 20},
+    },
+    "fd-dinov2-50k": {
+        "extractor": "dinov2",
+        "num_samples": 50_000,
+        "sampling": {"sampler": "ddim", "num_steps": 200},
     },
     "demo": {
         "extractor": "fashion-cnn",

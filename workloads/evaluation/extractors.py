@@ -17,6 +17,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError
+from workloads.evaluation import dinov2
 from workloads.evaluation.fashion_cnn import NUM_FEATURES, FashionCNN, to_grey
 from workloads.evaluation.inception import find_weights, read_weights
 from workloads.files import sha256_file
@@ -221,8 +222,23 @@ class _Kind(NamedTuple):
     load: Callable[[ProtocolConfig], Extractor]
 
 
+def load_dinov2(protocol: ProtocolConfig) -> Extractor:
+    module = dinov2.load_network(dinov2.find_weights(protocol))
+    return Extractor(
+        name="dinov2-vit-l-14",
+        module=module,
+        layer=dinov2.LAYER,
+        logits_layer=None,
+        weights_sha256=tensors_sha256(module.state_dict()),
+        resize="antialiased bicubic to 224 x 224, not rounded",
+        score_name="fd-dinov2",
+        num_features=dinov2.NUM_FEATURES,
+    )
+
+
 EXTRACTORS = {
     "inception": _Kind(NUM_INCEPTION_FEATURES, find_weights, load_inception),
+    "dinov2": _Kind(dinov2.NUM_FEATURES, dinov2.find_weights, load_dinov2),
     FASHION_NAME: _Kind(NUM_FEATURES, lambda _: check_fashion_weights(), load_fashion_cnn),
 }
 """By ProtocolConfig.extractor."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from workloads.config.base import content_hash
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import DataError
-from workloads.evaluation.blocks import FEATURE_BATCH, extracted, read_arrays, write_arrays
+from workloads.evaluation.blocks import FEATURE_BATCH, ImageSet, extracted, read_arrays, write_arrays
 from workloads.evaluation.extractors import Extractor
 from workloads.evaluation.moments import Statistics, feature_statistics
 from workloads.files import clear_storage_errors
@@ -69,9 +69,9 @@ def blocks_dir(cache_dir: Path) -> Path:
     return cache_dir / "blocks"
 
 
-def statistics_path(reference: PreparedDataset, extractor: Extractor, cache_dir: Path) -> Path:
+def statistics_path(fingerprint: str, extractor: Extractor, cache_dir: Path) -> Path:
     """Where the reference's statistics are kept: by content, so the same data anywhere finds the same file."""
-    key = content_hash({"reference": reference.fingerprint, "extractor": extractor.identity, "batch": FEATURE_BATCH})
+    key = content_hash({"reference": fingerprint, "extractor": extractor.identity, "batch": FEATURE_BATCH})
     return cache_dir / "statistics" / f"{extractor.name}-{key[:32]}.safetensors"
 
 
@@ -93,11 +93,12 @@ def reference_statistics(
         with extracted(images, extractor, blocks_dir(cache_dir), device=device, advance=advance) as found:
             return feature_statistics(found[extractor.layer])._asdict()
 
-    return Statistics(**_computed_once(statistics_path(reference, extractor, cache_dir), compute))
+    return Statistics(**_computed_once(statistics_path(reference.fingerprint, extractor, cache_dir), compute))
 
 
-def reference_features(
-    reference: PreparedDataset,
+def drawn_features(
+    images: ImageSet,
+    fingerprint: str,
     extractor: Extractor,
     num_images: int,
     *,
@@ -107,11 +108,10 @@ def reference_features(
 ) -> Tensor:
     """Features of num_images reference images drawn by the seed (or of all): float32 (n, D), computed once.
 
-    Raises DataError for latents and StorageError if the cache cannot be written.
+    fingerprint: of the images' content. Raises StorageError if the cache cannot be written.
     """
-    images = ReferenceImages(reference)
     num_images = min(len(images), num_images)
-    whole = statistics_path(reference, extractor, cache_dir)
+    whole = statistics_path(fingerprint, extractor, cache_dir)
     drawn = np.sort(np.random.default_rng(seed).choice(len(images), num_images, replace=False)).tolist()
     path = cache_dir / "features" / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
 

@@ -72,15 +72,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.load is deprecated; the package has no other form
             return from_torchscript(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
+    return without_classifier(read_tensors(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a .safetensors file or one of torch.save holds; nothing in it is run. ConfigError unless it is tensors."""
     if path.suffix == ".safetensors":
-        return without_classifier(load_file(path))
+        return load_file(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ConfigError(f"{path} holds no plain tensors: {str(error).splitlines()[0]}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ConfigError(f"{path} holds no plain tensors; it must be a state dict in torch-fidelity's names")
-    return without_classifier(loaded)
+        raise ConfigError(f"{path} holds no plain tensors; it must be a state dict")
+    return loaded
 
 
 def without_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,7 @@ from typing import Any
 from workloads.config.base import content_hash
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError
-
-Z_95 = 1.96
-"""Half-width of a normal 95 % interval in standard errors."""
+from workloads.evaluation.estimates import Z_95, Estimate
 
 MAX_DIFFERENCES = 4
 """Named in an error message."""
@@ -51,6 +49,16 @@ class Score:
 
     unavailable: dict[str, str] = field(default_factory=dict)
     """Why metrics that were asked for cannot be had."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its error."""
+        return Estimate(self.value, self.stderr)
+
+    @property
+    def other_estimates(self) -> dict[str, Estimate]:
+        """The others with theirs."""
+        return {name: Estimate(value, self.others_stderr.get(name)) for name, value in self.others.items()}
 
     @property
     def half_width(self) -> str:

@@ -19,15 +19,16 @@ from workloads.evaluation.extractors import EXTRACTORS, NUM_SPATIAL_FEATURES, Ex
 from workloads.evaluation.features import (
     ReferenceImages,
     blocks_dir,
-    reference_features,
+    drawn_features,
     reference_statistics,
     statistics_path,
 )
 from workloads.evaluation.metrics import NUM_NEIGHBOURS, inception_score, kernel_distance, precision_recall
 from workloads.evaluation.moments import MetricValue, Statistics, feature_statistics, frechet_estimate
+from workloads.evaluation.npz_images import NpzImages, has_images
 from workloads.evaluation.protocol import Score, comparable, describe_protocol, protocol_hash, require_comparable
 from workloads.evaluation.samples import SampleStore
-from workloads.evaluation.statistics_file import read_statistics
+from workloads.evaluation.statistics_file import check_origin, read_statistics
 from workloads.files import sha256_file
 from workloads.progress import Progress
 
@@ -43,10 +44,14 @@ TABLE_METRICS: tuple[Metric, ...] = ("inception_score", "precision_recall")
 __all__ = ["Score", "check_protocol", "comparable", "evaluate_samples", "require_comparable"]
 
 
-def check_protocol(protocol: ProtocolConfig) -> None:
-    """Raise ConfigError unless what the score is measured with is here and goes together; loads no network."""
+def check_protocol(protocol: ProtocolConfig, image_size: int | None = None) -> None:
+    """Raise ConfigError unless what the score is measured with is here and goes together; loads no network.
+
+    image_size: of the samples, in pixels, as far as it is known.
+    """
     check_extractor(protocol)
     if (path := protocol.reference_statistics) is not None:
+        check_origin(path, protocol.resize, image_size)
         read_statistics(path, EXTRACTORS[protocol.extractor].num_features)
         if "sfid" in protocol.metrics:
             read_statistics(path, NUM_SPATIAL_FEATURES, spatial=True)
@@ -128,7 +133,7 @@ class _Reference(NamedTuple):
     def is_known(self, extractor: Extractor) -> bool:
         """Whether its statistics need no look at the images."""
         is_given = self.protocol.reference_statistics is not None
-        return is_given or statistics_path(self.images, extractor, self.cache_dir).is_file()
+        return is_given or statistics_path(self.images.fingerprint, extractor, self.cache_dir).is_file()
 
     def statistics(self, extractor: Extractor, advance: Callable[[int], None] | None = None) -> Statistics:
         """Of the extractor's features."""
@@ -142,8 +147,13 @@ class _Reference(NamedTuple):
 
     def features(self, extractor: Extractor) -> Tensor:
         """Of images drawn by MANIFOLD_SEED."""
-        return reference_features(
-            self.images,
+        images: ImageSet = ReferenceImages(self.images)
+        fingerprint = self.images.fingerprint
+        if (path := self.protocol.reference_statistics) is not None and has_images(path):
+            images, fingerprint = NpzImages(path), self.fingerprint
+        return drawn_features(
+            images,
+            fingerprint,
             extractor,
             NUM_MANIFOLD_IMAGES,
             seed=MANIFOLD_SEED,

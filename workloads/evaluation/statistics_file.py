@@ -1,6 +1,7 @@
 """Statistics of a reference set that somebody else has computed."""
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,38 @@ import torch
 
 from workloads.errors import ConfigError
 from workloads.evaluation.moments import Statistics
+from workloads.evaluation.npz_images import NpzImages, has_images
 
 NAMES, SPATIAL_NAMES = ("mu", "sigma"), ("mu_s", "sigma_s")
 """In the file; the second are ADM's, for sFID."""
+
+
+CLEAN_FID_NAME = re.compile(r"_(clean|legacy_pytorch|legacy_tensorflow)_\w+?_(\d+)\.npz$")
+"""How clean-fid names its files: data set, resizing, split, image size."""
+
+
+def check_origin(path: Path, resize: str, image_size: int | None) -> None:
+    """Raise ConfigError if the file tells that its images were of another size, or were resized otherwise.
+
+    ADM's files tell it by the images in them, clean-fid's by their names; others do not.
+    """
+    if not path.is_file():
+        return  # said by who reads it
+    mode, size = None, None
+    if (named := CLEAN_FID_NAME.search(path.name)) is not None:
+        mode, size = "clean" if named[1] == "clean" else named[1].removeprefix("legacy_"), int(named[2])
+    elif has_images(path):
+        mode, size = "tensorflow", NpzImages(path).shape_NHWC[1]
+    if mode not in {None, resize}:
+        raise ConfigError(
+            f"evaluation.reference_statistics {path} are of images resized by {mode}, but "
+            f"evaluation.resize is {resize}; set it to the same, or take other statistics"
+        )
+    if None not in {size, image_size} and size != image_size:
+        raise ConfigError(
+            f"evaluation.reference_statistics {path} are of images of {size} x {size}, but the samples are of "
+            f"{image_size} x {image_size}; take statistics of that size, for resizing changes the score"
+        )
 
 
 def read_statistics(path: Path, width: int, *, spatial: bool = False) -> Statistics:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.runs.comparison_table import COLUMNS, cell, read_table
+from orchestrator.runs.comparison_table import COLUMNS, cell, figures_of, read_table, shown_columns
 from orchestrator.search.report.pictures import Picture, csv_uri, picture_of, stored_picture
 from orchestrator.search.report.rendering import write_page
 from workloads.analysis.csv_text import Table
@@ -31,9 +31,10 @@ class ComparisonPage:
         self._lines = read_table(self._file)
         self._figures: dict[str, dict[str, list[float]]] = {}
         for line in self._lines:
-            row = self._figures.setdefault(line["row"], {column: [] for column in COLUMNS})
-            for column in COLUMNS:
-                row[column].append(float(line[column]))
+            row = self._figures.setdefault(line["row"], {})
+            for column, figure in figures_of(line).items():
+                row.setdefault(column, []).append(figure)
+        self._shown = shown_columns(self._figures.values())
         self.runs = [line["run"] for line in self._lines]
         self.doubts = [
             f"{line['row']}, seed {line['seed']}, is not trustworthy: {line['doubts']}"
@@ -50,23 +51,26 @@ class ComparisonPage:
         return (
             f"{len(means)} rows over {num_seeds} seed{'s' if num_seeds > 1 else ''}, under one protocol (hash "
             f"{self._lines[0]['protocol_hash'][:8]}). The lowest mean score has {best}: "
-            f"{cell('score', self._figures[best]['score'])}. A difference within the spread over seeds is a tie."
+            f"{cell('score', self._figures[best])}. A difference inside its own 95 % interval is a tie."
         )
 
     @property
     def columns(self) -> list[str]:
         """Headings."""
-        return [heading or "score" for heading in COLUMNS.values()]
+        return [COLUMNS[name] or "score" for name in self._shown]
 
     @property
     def rows(self) -> list[tuple[str, list[tuple[str, float | str]]]]:
         """Each with what is shown and by what it is sorted."""
-        return [(row, [_shown(name, values[name]) for name in COLUMNS]) for row, values in self._figures.items()]
+        return [(row, [_shown(name, values) for name in self._shown]) for row, values in self._figures.items()]
 
     @property
     def note(self) -> str:
         """How to read the table."""
-        return "Mean +- standard deviation over seeds; the score is a distance: lower is better."
+        return (
+            "Mean over seeds +- half of its 95 % interval, over the draw of the samples and over seeds. Distances "
+            "(score, sFID, KID): lower is better; IS, precision and recall: higher is."
+        )
 
     @property
     def table_source(self) -> str:
@@ -91,6 +95,6 @@ class ComparisonPage:
         return stored_picture(content, alt, caption, width_px=SAMPLES_WIDTH_PX, max_px=SAMPLES_MAX_PX)
 
 
-def _shown(name: str, values: Sequence[float]) -> tuple[str, float | str]:
-    mean = sum(values) / len(values)
-    return cell(name, values), "" if math.isnan(mean) else mean
+def _shown(name: str, figures: Mapping[str, Sequence[float]]) -> tuple[str, float | str]:
+    mean = sum(figures[name]) / len(figures[name])
+    return cell(name, figures), "" if math.isnan(mean) else mean

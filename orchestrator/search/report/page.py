@@ -15,7 +15,7 @@ from orchestrator.search.report.rendering import write_page
 from orchestrator.search.report.standing import Standing
 from orchestrator.search.space.points import short_path
 from orchestrator.search.study.ledger import open_ledger
-from orchestrator.search.study.trial import Trial, factor_saved, total_images
+from orchestrator.search.study.trial import Trial, factor_saved, other_metrics, total_images
 from orchestrator.terminal.words import duration, si
 
 
@@ -41,6 +41,10 @@ class Page(Standing):
         self.trained, self.reused = total_images(trials)
         self.factor_saved = factor_saved(self.trained, self.reused)
         self.elapsed_s = sum(trial.elapsed_s for trial in trials)
+
+    def others(self, rung: str) -> list[str]:
+        """What was measured beside a rung's score."""
+        return other_metrics(self.trials, rung)
 
     @cached_property
     def grids(self) -> list[Picture]:

@@ -10,7 +10,7 @@ from orchestrator.search.space.points import flat_numbers
 from orchestrator.terminal.words import si
 from workloads.analysis.csv_text import Table
 from workloads.analysis.study_figures import front_figure, importance_figure, parameters_figure
-from workloads.evaluation.protocol import Z_95
+from workloads.evaluation.estimates import Z_95
 
 SMALL_DIFFERENCE = 0.01
 """Costs that differ by less than this share are called alike."""

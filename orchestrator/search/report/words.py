@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.search.inference.statistics import Estimate
 from orchestrator.search.study.options import FULL, QUICK
 from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name, total_images
 from orchestrator.terminal.words import si
-from workloads.evaluation.protocol import Z_95
+from workloads.evaluation.estimates import Z_95, Estimate
 
 GOOD, POOR = 0.7, 0.4
 """Rank correlations from which, and below which, one score is called a good and a poor guide to another."""
@@ -51,6 +50,15 @@ def score(rung: Rung | None) -> str:
         return ""
     half = "" if rung.stderr is None else f" ± {Z_95 * rung.stderr:.2g}"
     return f"{rung.value:.4g}{half}{' (not trustworthy)' if rung.doubts else ''}"
+
+
+def other(rung: Rung | None, name: str) -> str:
+    """The same of another metric."""
+    if rung is None or name not in rung.others:
+        return "not available" if rung is not None and name in rung.unavailable else ""
+    found = rung.others[name]
+    half = "" if found.stderr is None else f" ± {Z_95 * found.stderr:.2g}"
+    return f"{found.value:.4g}{half}"
 
 
 def interval(rung: Rung) -> str:

@@ -25,6 +25,7 @@ from orchestrator.search.study.trial import (
     is_doubtful,
     is_tied,
     metric_name,
+    other_metrics,
     ranked,
     rung_heading,
     total_images,
@@ -33,7 +34,7 @@ from orchestrator.search.study.trial_plans import plans_by_point
 from orchestrator.terminal.progress import print_line, progress
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
-from workloads.evaluation.protocol import Z_95
+from workloads.evaluation.estimates import Z_95, Estimate
 
 LOOK_INTERVAL_S = 2.0
 NUM_SHOWN = 20
@@ -135,7 +136,9 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
     best = ranked(trials, study.ladder.rungs)
     rungs = [name for name in study.ladder.rungs if any(trial.rung(name) for trial in trials)]
     table = Table(title=f"{study.name}: best of {len(trials)} configurations")
-    for column in ("", *(rung_heading(trials, name) for name in reversed(rungs)), *map(short_path, study.space)):
+    others = {name: other_metrics(trials, name) for name in rungs}
+    scores = [part for name in reversed(rungs) for part in (rung_heading(trials, name), *others[name])]
+    for column in ("", *scores, *map(short_path, study.space)):
         table.add_column(column, no_wrap=True)
     for heading in ("params", "MACs", "run"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -143,7 +146,7 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
         mark = "=" if place and is_tied(best[0], trial, study.ladder.rungs) else str(place + 1)
         if is_doubtful(trial, study.ladder.rungs):
             mark = "?"
-        scores = [_cell(trial.rung(name)) for name in reversed(rungs)]
+        scores = [cell for name in reversed(rungs) for cell in _cells(trial.rung(name), others[name])]
         varied = [shown(trial.values, path) for path in study.space]
         table.add_row(mark, *scores, *varied, si(trial.num_parameters), si(trial.macs), ", ".join(trial.runs))
     console = wide_console()
@@ -197,8 +200,15 @@ def print_survey(study: Study, found: Survey) -> None:
     )
 
 
-def _cell(rung: Rung | None) -> str:
+def _cells(rung: Rung | None, others: Sequence[str]) -> list[str]:
+    """The score and each other metric, with half of their 95 % intervals."""
     if rung is None:
-        return ""
-    half = "" if rung.stderr is None else f" +- {Z_95 * rung.stderr:.2g}"
-    return f"{rung.value:.4g}{half}"
+        return [""] * (1 + len(others))
+    return [_cell(Estimate(rung.value, rung.stderr)), *(_cell(rung.others.get(name)) for name in others)]
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "n/a"
+    half = "" if estimate.stderr is None else f" +- {Z_95 * estimate.stderr:.2g}"
+    return f"{estimate.value:.4g}{half}"

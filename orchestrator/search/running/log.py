@@ -7,7 +7,7 @@ from orchestrator.plan.jobs import Plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.space.points import flat_numbers
 from orchestrator.search.study.study import Study
-from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name
+from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name, other_name
 from orchestrator.search.study.trial_plans import PlansOf
 from orchestrator.store.experts import ExpertStore
 from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
@@ -80,6 +80,10 @@ class StudyLog:
             metrics |= {metric_name(rung): rung.value}
             if rung.stderr is not None:
                 metrics |= {f"{metric_name(rung)}_stderr": rung.stderr}
+            for name, other in rung.others.items():
+                metrics |= {other_name(rung, name): other.value}
+                if other.stderr is not None:
+                    metrics |= {f"{other_name(rung, name)}_stderr": other.stderr}
         run.log_metrics(metrics)
         for file in self._runs.run_named(run_name).all_grids():
             run.log_artifact(file)

@@ -14,7 +14,6 @@ from orchestrator.plan.jobs import make_plan
 from orchestrator.plan.places import RunsDir, StudyDir
 from orchestrator.runs.data import prepare_data_of, prepare_reference_of
 from orchestrator.runs.work import Work
-from orchestrator.search.inference.statistics import Estimate, over_seeds
 from orchestrator.search.running.remarks import remarks_kept
 from orchestrator.search.running.tune import ReportTrial
 from orchestrator.search.study.configurations import Configurations
@@ -30,6 +29,8 @@ from workloads.analysis.curves import LossCurve, ensemble_loss
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import RememeError
+from workloads.evaluation.estimates import Estimate, over_seeds
+from workloads.evaluation.protocol import Score
 
 PROGRESS_INTERVAL_S = 2.0
 
@@ -136,18 +137,17 @@ class Climb:
 
     def score(self, rung: str) -> None:
         """Sample and measure under the quick or the full protocol."""
-        started_s, estimates = time.perf_counter(), []
-        doubts: list[str] = []
+        started_s = time.perf_counter()
+        scores: list[Score] = []
         # Seeds share data and protocol, so one reference does for all.
         reference = prepare_reference_of(self.works[0].plan.config, self._runs)
         for work in self.works:
             protocol = self._protocol(work.plan.config, rung)
             ensemble = work.gather(self._dataset)
-            scored = work.score(ensemble, protocol, reference, on_cluster=True)
-            estimates.append(Estimate(scored.score.value, scored.score.stderr))
-            doubts += scored.score.doubts
+            scores.append(work.score(ensemble, protocol, reference, on_cluster=True).score)
         # Name, protocol and number of samples are the same for every seed.
-        estimate, score = over_seeds(estimates), scored.score
+        estimate, score = over_seeds([one.estimate for one in scores]), scores[-1]
+        measured = set.intersection(*(set(one.others) for one in scores))
         self._add(
             Rung(
                 name=rung,
@@ -156,7 +156,13 @@ class Climb:
                 score_name=score.name,
                 protocol_hash=score.protocol_hash,
                 num_samples=score.num_samples,
-                doubts=tuple(dict.fromkeys(doubts)),
+                doubts=tuple(dict.fromkeys(doubt for one in scores for doubt in one.doubts)),
+                others={
+                    name: over_seeds([one.other_estimates[name] for one in scores])
+                    for name in score.others
+                    if name in measured
+                },
+                unavailable={name: why for one in scores for name, why in one.unavailable.items()},
                 elapsed_s=_since(started_s),
             )
         )

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orchestrator.search.inference.statistics import Estimate, tied
 from orchestrator.search.space.points import Values
 from orchestrator.search.study.options import BRIEF, FULL, LOSS
 from workloads.config import Interval
 from workloads.config.base import StrictConfig
+from workloads.evaluation.estimates import Estimate, tied
 
 TrialState = Literal["running", "interrupted", "finished", "stopped", "failed"]
 """running, interrupted: begun, and to be gone on with; stopped: given up early because others were better."""
@@ -36,6 +36,12 @@ class Rung(StrictConfig):
 
     doubts: tuple[str, ...] = ()
     """Why the score is not to be trusted."""
+
+    others: dict[str, Estimate] = Field(default_factory=dict)
+    """The protocol's other metrics of the same samples, by name."""
+
+    unavailable: dict[str, str] = Field(default_factory=dict)
+    """Why metrics that were asked for cannot be had."""
 
     elapsed_s: float = 0.0
     """What measuring took, training left out."""
@@ -164,6 +170,16 @@ def metric_name(rung: Rung) -> str:
     if rung.name == LOSS:
         return "held_out_loss"
     return rung.score_name if rung.name == FULL else f"{rung.score_name}_{rung.name}"
+
+
+def other_name(rung: Rung, name: str) -> str:
+    """The same of another metric of a rung: kid_quick, kid."""
+    return name if rung.name == FULL else f"{name}_{rung.name}"
+
+
+def other_metrics(trials: Sequence[Trial], rung: str) -> list[str]:
+    """Names of what was measured beside a rung's score, of any of them."""
+    return list(dict.fromkeys(name for trial in trials if (found := trial.rung(rung)) for name in found.others))
 
 
 def rung_heading(trials: Sequence[Trial], rung: str) -> str:
