@@ -89,16 +89,37 @@ def analyze_spectra(
     num_images: Annotated[int, typer.Option(min=1, help="Images averaged over.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG; default: figures/spectra.png in the run.")] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Every expert at all timesteps, not just at its own.")
+    ] = False,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run of equal experts, or of one network, at the same timesteps; may be given again."),
+    ] = None,
     runs_dir: RunsDirOption = RUNS,
     storage: RunStorage = None,
 ) -> None:
-    """Plot the frequency content of each block's feature maps per timestep, experts side by side (MEME, Fig. 3, 6)."""
+    """Plot the frequency content of x_t and of each block's feature maps per timestep, experts side by side, and keep
+    the curves as CSV (MEME, Fig. 2, 3, 6). U-Nets and DiTs.
+
+    A picture of MEME's experts alone shows what timesteps do, not what architectures do. With its controls:
+    rememe analyze spectra runs/meme-table1-small-MEME-seed0-... --control runs/meme-table1-small-experts-4-seed0-...
+    """
     print_beginning(f"analyze {run}")
     from orchestrator.runs.spectra import plot_spectra
     from orchestrator.runs.stored import run_at_hand
 
     with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
-        print(plot_spectra(folder, runs_dir, num_images=num_images, seed=seed, out=out))
+        lines = plot_spectra(
+            folder,
+            runs_dir,
+            num_images=num_images,
+            seed=seed,
+            out=out,
+            everywhere=everywhere,
+            controls=control or (),
+        )
+    print("\n".join(lines))
 
 
 @analyze.command("coefficients")
