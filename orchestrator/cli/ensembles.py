@@ -133,3 +133,22 @@ def analyze_coefficients(
     from orchestrator.runs.coefficients import show_coefficients
 
     show_coefficients(runs)
+
+
+@analyze.command("loss")
+def analyze_loss(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories; the first is compared with.", show_default=False)
+    ],
+    num_images: Annotated[int, typer.Option(min=1, help="Images at each of 40 timesteps.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
+    runs_dir: RunsDirOption = RUNS,
+) -> None:
+    """Compare runs by the loss of their experts, each in charge of its timesteps: a difference that scores of few
+    samples do not show, this does.
+
+    For instance, after rememe compare demo: rememe analyze loss runs/compare-demo-continued-* runs/compare-demo-remix-*
+    """
+    from orchestrator.runs.losses import show_losses
+
+    show_losses(runs, runs_dir, num_images=num_images, seed=seed)

@@ -1,6 +1,5 @@
 """How much of remixes' coefficients is learned: a line per run, and per set of runs that differ in their seed."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from orchestrator.runs.seeds import by_row
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.coefficients import Pattern, pattern
 from workloads.analysis.intervals import mean_interval
@@ -19,7 +19,6 @@ from workloads.models.initial import resolve_initial
 from workloads.training.jobs import jobs_of
 from workloads.training.remix.state import new_mixer
 
-SEED = re.compile(r"-seed\d+$")
 COLUMNS = ("moved", "learned", "order at start", "order in the end")
 
 
@@ -47,10 +46,7 @@ def show_coefficients(runs: Sequence[Path]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for one in found:
         table.add_row(one.run.name, *(f"{value:.3f}" for value in one.figures))
-    groups: dict[str, list[Learned]] = {}
-    for one in found:
-        groups.setdefault(SEED.sub("", one.name), []).append(one)
-    for name, members in groups.items():
+    for name, members in by_row(found).items():
         if len(members) > 1:
             intervals = [mean_interval(values) for values in zip(*(one.figures for one in members), strict=True)]
             table.add_row(f"{name}, {len(members)} seeds", *(f"{mean:.3f} +- {half:.3f}" for mean, half in intervals))
