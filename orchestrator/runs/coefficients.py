@@ -11,13 +11,11 @@ from orchestrator.runs.seeds import by_row
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.coefficients import Pattern, pattern
 from workloads.analysis.intervals import mean_interval
-from workloads.config import RemixJob
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.models.growth import is_remix
 from workloads.models.initial import resolve_initial
-from workloads.training.jobs import jobs_of
-from workloads.training.remix.state import new_mixer
+from workloads.training.remix.state import initial_coefficients
 
 COLUMNS = ("moved", "learned", "order at start", "order in the end")
 
@@ -70,11 +68,9 @@ def _learned(run: Path) -> Learned:
         raise ConfigError(
             f"{run} grew from another remix, so its coefficients did not begin with the prior; leave it out"
         )
-    (job,) = jobs_of(config.model_copy(update={"initial_weights": None, "initial_conversion": None}), ensemble.data)
-    assert isinstance(job, RemixJob)
-    begun_NK = new_mixer(job, ensemble.num_coefficient_rows).table().mean(1).numpy()
+    begun_NK = initial_coefficients(config, ensemble.data, ensemble.num_coefficient_rows).double().numpy()
     try:
-        found = pattern(begun_NK.astype(np.float64), ensemble.coefficients_NK.astype(np.float64))
+        found = pattern(begun_NK, ensemble.coefficients_NK.astype(np.float64))
     except ValueError as error:
         raise ConfigError(f"{run}: {error}; name a remix of more experts") from None
     return Learned(run, config.name, found)
