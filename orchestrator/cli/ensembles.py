@@ -102,8 +102,8 @@ def analyze_spectra(
     """Plot the frequency content of x_t and of each block's feature maps per timestep, experts side by side, and keep
     the curves as CSV (MEME, Fig. 2, 3, 6). U-Nets and DiTs.
 
-    A picture of MEME's experts alone shows what timesteps do, not what architectures do. With its controls:
-    rememe analyze spectra runs/meme-table1-small-MEME-seed0-... --control runs/meme-table1-small-experts-4-seed0-...
+    A picture of MEME's experts alone shows what timesteps do, not what architectures do; --control puts equal experts,
+    or one network, beside them at the same timesteps.
     """
     print_beginning(f"analyze {run}")
     from orchestrator.runs.spectra import plot_spectra
@@ -126,10 +126,8 @@ def analyze_spectra(
 def analyze_coefficients(
     runs: Annotated[list[Path], typer.Argument(help="Run directories of remixes.", show_default=False)],
 ) -> None:
-    """How much of remixes' coefficients is learned, and how much was in the prior (Remix-DiT, Fig. 4).
-
-    For instance, after rememe compare coefficients: rememe analyze coefficients runs/coefficients-*-seed*
-    """
+    """How much of remixes' coefficients is learned, and how much was in the prior (Remix-DiT, Fig. 4)."""
+    print_beginning(f"analyze {', '.join(map(str, runs))}")
     from orchestrator.runs.coefficients import show_coefficients
 
     show_coefficients(runs)
@@ -146,9 +144,8 @@ def analyze_loss(
 ) -> None:
     """Compare runs by the loss of their experts, each in charge of its timesteps: a difference that scores of few
     samples do not show, this does.
-
-    For instance, after rememe compare demo: rememe analyze loss runs/compare-demo-continued-* runs/compare-demo-remix-*
     """
+    print_beginning(f"analyze {', '.join(map(str, runs))}")
     from orchestrator.runs.losses import show_losses
 
     show_losses(runs, runs_dir, num_images=num_images, seed=seed)
