@@ -1,6 +1,7 @@
 """Commands about run descriptions: presets, plan, train, compare, evaluate."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +24,9 @@ from orchestrator.cli.results import of_outcome, of_table, print_json, telling
 from orchestrator.cli.teaching import teach
 from orchestrator.execution import environment
 from orchestrator.terminal.notes import print_beginning
+
+if TYPE_CHECKING:
+    from workloads.config.comparison import Comparison
 
 
 def presets(json: AsJson = False) -> None:
@@ -61,7 +65,7 @@ def plan(
     code is 2.
     """
     if config is None:
-        teach("plan", "", "studies", "comparisons")
+        teach("plan", "", "comparisons", "studies")
     from orchestrator.search.study.find import find_study
 
     # A study first, for its name would be unknown to load_config.
@@ -75,9 +79,7 @@ def plan(
 
     comparison = find_comparison(config, overrides or ())
     if comparison is not None:
-        from orchestrator.runs.comparison_plan import plan_comparison
-
-        plan_comparison(comparison, runs_dir, as_json=json)
+        _plan_comparison(comparison, runs_dir, as_json=json)
         return
     loaded = load_config(config, overrides or ())
     from orchestrator.runs.data import plan_as_far_as_known, require_data
@@ -89,6 +91,19 @@ def plan(
     else:
         print_plan(found)
     require_data(loaded, runs_dir)
+
+
+def _plan_comparison(comparison: "Comparison", runs_dir: Path, *, as_json: bool) -> None:
+    from orchestrator.runs.comparison_plan import print_rows
+    from orchestrator.runs.comparison_rows import plan_rows
+    from orchestrator.runs.data import require_data
+
+    rows = plan_rows(comparison, runs_dir)
+    if as_json:
+        print_json({"name": comparison.name, "rows": [row.to_json() for row in rows]})
+    else:
+        print_rows(comparison, rows)
+    require_data(comparison.base_run(comparison.seeds[0]), runs_dir)
 
 
 def train(

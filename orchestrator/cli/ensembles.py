@@ -113,16 +113,37 @@ def analyze_spectra(
     num_images: Annotated[int, typer.Option(min=1, help="Images averaged over.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG; default: figures/spectra.png in the run.")] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Every expert at all timesteps, not just at its own.")
+    ] = False,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run of equal experts, or of one network, at the same timesteps; may be given again."),
+    ] = None,
     runs_dir: RunsDirOption = RUNS,
     storage: RunStorage = None,
 ) -> None:
-    """Plot the frequency content of each block's feature maps per timestep, experts side by side (MEME, Fig. 3, 6)."""
+    """Plot the frequency content of x_t and of each block's feature maps per timestep, experts side by side, and keep
+    the curves as CSV (MEME, Fig. 2, 3, 6). U-Nets and DiTs.
+
+    A picture of MEME's experts alone shows what timesteps do, not what architectures do; --control puts equal experts,
+    or one network, beside them at the same timesteps.
+    """
     print_beginning(f"analyze {run}")
     from orchestrator.runs.spectra import plot_spectra
     from orchestrator.runs.stored import run_at_hand
 
     with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
-        print(plot_spectra(folder, runs_dir, num_images=num_images, seed=seed, out=out))
+        lines = plot_spectra(
+            folder,
+            runs_dir,
+            num_images=num_images,
+            seed=seed,
+            out=out,
+            everywhere=everywhere,
+            controls=control or (),
+        )
+    print("\n".join(lines))
 
 
 @analyze.command("coefficients")
@@ -137,9 +158,28 @@ def analyze_coefficients(
 
     The remixes it is for are trained by: rememe compare coefficients
     """
+    print_beginning(f"analyze {', '.join(map(str, runs))}")
     from orchestrator.runs.coefficients import coefficients_of, show_coefficients
 
     if json:
         print_json([one.to_json() for one in coefficients_of(runs)])
     else:
         show_coefficients(runs)
+
+
+@analyze.command("loss")
+def analyze_loss(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories; the first is compared with.", show_default=False)
+    ],
+    num_images: Annotated[int, typer.Option(min=1, help="Images at each of 40 timesteps.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
+    runs_dir: RunsDirOption = RUNS,
+) -> None:
+    """Compare runs by the loss of their experts, each in charge of its timesteps: a difference that scores of few
+    samples do not show, this does.
+    """
+    print_beginning(f"analyze {', '.join(map(str, runs))}")
+    from orchestrator.runs.losses import show_losses
+
+    show_losses(runs, runs_dir, num_images=num_images, seed=seed)

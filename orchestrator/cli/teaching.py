@@ -6,7 +6,7 @@ import typer
 
 EXAMPLES = {
     "presets": ["rememe presets"],
-    "plan": ["rememe plan demo-meme", "rememe plan search-ratios --json"],
+    "plan": ["rememe plan demo-meme", "rememe plan meme-table1", "rememe plan search-ratios --json"],
     "train": ["rememe train demo-meme training.images=50000", "rememe train my.yaml --runs-dir /shared/runs"],
     "search": ["rememe search demo-search", "rememe search demo-search budget.num_configurations=6"],
     "report": ["rememe report demo-search", "rememe report runs/demo-meme-0123abcd --out report.html"],
@@ -31,8 +31,12 @@ EXAMPLES = {
     "data check": ["rememe data check photos --size 64"],
     "data prepare": ["rememe data prepare photos data/photos --size 64"],
     "data show": ["rememe data show data/photos --out photos.png"],
-    "analyze spectra": ["rememe analyze spectra runs/demo-meme-0123abcd --num-images 64"],
+    "analyze spectra": [
+        "rememe analyze spectra runs/demo-meme-0123abcd --num-images 64",
+        "rememe analyze spectra runs/demo-meme-0123abcd --everywhere --control runs/demo-equal-4567cdef",
+    ],
     "analyze coefficients": ["rememe analyze coefficients runs/coefficients-a-seed0-0123abcd"],
+    "analyze loss": ["rememe analyze loss runs/demo-continued-0123abcd runs/demo-remix-4567cdef"],
     "store ls": ["rememe store ls --json", "rememe store ls --store s3://bucket/experts"],
     "store verify": ["rememe store verify"],
     "store repair": ["rememe store repair --yes"],

@@ -1,6 +1,5 @@
 """How much of remixes' coefficients is learned: a line per run, and per set of runs that differ in their seed."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -9,18 +8,16 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from orchestrator.runs.seeds import by_row
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.coefficients import Pattern, pattern
 from workloads.analysis.intervals import mean_interval
-from workloads.config import RemixJob
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.models.growth import is_remix
 from workloads.models.initial import resolve_initial
-from workloads.training.jobs import jobs_of
-from workloads.training.remix.state import new_mixer
+from workloads.training.remix.state import initial_coefficients
 
-SEED = re.compile(r"-seed\d+$")
 COLUMNS = ("moved", "learned", "order at start", "order in the end")
 
 
@@ -58,10 +55,7 @@ def show_coefficients(runs: Sequence[Path]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for one in found:
         table.add_row(one.run.name, *(f"{value:.3f}" for value in one.figures))
-    groups: dict[str, list[Learned]] = {}
-    for one in found:
-        groups.setdefault(SEED.sub("", one.name), []).append(one)
-    for name, members in groups.items():
+    for name, members in by_row(found).items():
         if len(members) > 1:
             intervals = [mean_interval(values) for values in zip(*(one.figures for one in members), strict=True)]
             table.add_row(f"{name}, {len(members)} seeds", *(f"{mean:.3f} +- {half:.3f}" for mean, half in intervals))
@@ -85,11 +79,9 @@ def _learned(run: Path) -> Learned:
         raise ConfigError(
             f"{run} grew from another remix, so its coefficients did not begin with the prior; leave it out"
         )
-    (job,) = jobs_of(config.model_copy(update={"initial_weights": None, "initial_conversion": None}), ensemble.data)
-    assert isinstance(job, RemixJob)
-    begun_NK = new_mixer(job, ensemble.num_coefficient_rows).table().mean(1).numpy()
+    begun_NK = initial_coefficients(config, ensemble.data, ensemble.num_coefficient_rows).double().numpy()
     try:
-        found = pattern(begun_NK.astype(np.float64), ensemble.coefficients_NK.astype(np.float64))
+        found = pattern(begun_NK, ensemble.coefficients_NK.astype(np.float64))
     except ValueError as error:
         raise ConfigError(f"{run}: {error}; name a remix of more experts") from None
     return Learned(run, config.name, found)

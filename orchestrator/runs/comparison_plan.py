@@ -1,11 +1,10 @@
 """`rememe plan COMPARISON`: each row's sizes, beside those that the paper prints."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.table import Table
 
-from orchestrator.runs.comparison_rows import PlannedRow, plan_rows, published_notes
+from orchestrator.runs.comparison_rows import PlannedRow, published_notes
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
 from workloads.config.comparison import Comparison
@@ -16,12 +15,8 @@ PAPERS = {"num_parameters": "params", "macs": "MACs", "fid": "FID", "inception_s
 """The paper's figures that are shown, and their headings."""
 
 
-def plan_comparison(comparison: Comparison, runs_dir: Path, *, as_json: bool) -> None:
-    """Print a line per row, as text or JSON. ConfigError, with the row's name, if one could not be compared."""
-    rows = plan_rows(comparison, runs_dir)
-    if as_json:
-        print(json.dumps({"name": comparison.name, "rows": [row.to_json() for row in rows]}, indent=2))
-        return
+def print_rows(comparison: Comparison, rows: Sequence[PlannedRow]) -> None:
+    """A line per row, what the paper prints of it, and why that differs."""
     num_seeds = len(comparison.seeds)
     table = Table(title=f"{comparison.name}: {len(rows)} rows, {num_seeds} seed{'s' if num_seeds > 1 else ''} each")
     for name in LEFT:

@@ -125,7 +125,7 @@ def _start(comparison: Comparison, row: str) -> str:
 def _check_same_network(row: str, config: RunConfig, base: RunConfig) -> None:
     """The base's weights must fit each of the row's networks as they are."""
     otherwise = "say initial_weights: null for a row that starts from nothing, or name its own start there"
-    if base.strategy.kind != "single":
+    if base.strategy.count != 1 or base.strategy.growable is not None:
         raise ConfigError(
             f"rows.{row} starts from the base's weights, but base.strategy.kind is {base.strategy.kind}, not one "
             f"network; {otherwise}"

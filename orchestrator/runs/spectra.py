@@ -1,5 +1,6 @@
 """What frequencies trained networks carry: a figure asked for afterwards, on disk and in the MLflow run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.plan.jobs import make_plan
@@ -7,30 +8,116 @@ from orchestrator.runs.data import prepare_data_of
 from orchestrator.runs.surroundings import open_for_results
 from orchestrator.tracking.configuration import open_configuration
 from orchestrator.tracking.tracker import Tracker
-from workloads.analysis.figures import spectra_figure
-from workloads.analysis.spectra import ensemble_spectra
+from workloads.analysis.figures import expert_name, spectra_figure
+from workloads.analysis.spectra import (
+    NOISY_IMAGE,
+    Spectra,
+    ensemble_spectra,
+    spread_between,
+    spread_timesteps,
+    write_curves,
+)
 from workloads.ensemble import Ensemble
+from workloads.errors import ConfigError
 from workloads.files import new_file
 from workloads.places import RunDir
 
 FIGURE_DPI = 150
+Named = tuple[str, Spectra]
 
 
-def plot_spectra(run: Path, runs_dir: Path, *, num_images: int, seed: int, out: Path | None) -> Path:
-    """Relative log amplitude of each block's feature maps, a row per expert; the file.
+def plot_spectra(
+    run: Path,
+    runs_dir: Path,
+    *,
+    num_images: int,
+    seed: int,
+    out: Path | None,
+    everywhere: bool = False,
+    controls: Sequence[Path] = (),
+) -> list[str]:
+    """Relative log amplitude of x_t and of each block's feature maps, a row per expert, and the curves as CSV.
 
-    For `single`, one row over all of t.
+    everywhere: every expert at all timesteps looked at rather than at its own. controls: runs whose networks follow as
+    rows, at all these timesteps. Gives what to tell the user. ConfigError for a control that cannot stand beside the
+    run.
     """
     runs = open_for_results(runs_dir)
     ensemble = Ensemble.load(run)
+    others = [Ensemble.load(control) for control in controls]
+    for other in others:
+        _require_alike(other, ensemble)
     dataset = prepare_data_of(ensemble.config, runs)
-    spectra = ensemble_spectra(ensemble, dataset, num_images=num_images, seed=seed)
+    timesteps = spread_timesteps(ensemble.intervals)
+    groups: list[list[Named]] = []
+    for one in (ensemble, *others):
+        found = ensemble_spectra(
+            one,
+            dataset,
+            timesteps=timesteps,
+            num_images=num_images,
+            seed=seed,
+            everywhere=everywhere or bool(controls),
+        )
+        groups.append(_named(one, found, with_run=bool(controls)))
+    networks = [named for group in groups for named in group]
+    _require_same_blocks(networks)
     file = out or RunDir(ensemble.path.parent).figure("spectra")
+    figure = spectra_figure(
+        [found for _, found in networks], [name for name, _ in networks], ensemble.diffusion.num_timesteps
+    )
     with new_file(file) as scratch:
-        spectra_figure(spectra, ensemble.intervals).savefig(scratch, dpi=FIGURE_DPI, format=file.suffix[1:] or "png")
+        figure.savefig(scratch, dpi=FIGURE_DPI, format=file.suffix[1:] or "png")
+    curves = file.with_suffix(".csv")
+    write_curves(curves, networks)
     plan = make_plan(ensemble.config, ensemble.data)
     with Tracker(runs.path) as tracker:
         tracked = open_configuration(tracker, plan, ensemble.path.parent.name)
-        tracked.log_artifact(file, "figures")
+        for each in (file, curves):
+            tracked.log_artifact(each, "figures")
         tracked.finish("FINISHED")
-    return file
+    lines = [str(file), f"{curves}: the curves"]
+    return lines + (_spreads(groups) if everywhere or controls else [])
+
+
+def _named(ensemble: Ensemble, found: Sequence[Spectra], *, with_run: bool) -> list[Named]:
+    before = f"{ensemble.path.parent.name}\n" if with_run else ""
+    return [
+        (before + expert_name(index, interval), spectra)
+        for index, (interval, spectra) in enumerate(zip(ensemble.intervals, found, strict=True))
+    ]
+
+
+def _require_alike(control: Ensemble, ensemble: Ensemble) -> None:
+    """The same x_t, or differences could be the data's."""
+    name = control.path.parent
+    for what, own, other in (
+        ("data", control.data.fingerprint, ensemble.data.fingerprint),
+        ("diffusion", control.diffusion, ensemble.diffusion),
+        ("classes", control.num_classes, ensemble.num_classes),
+    ):
+        if own != other:
+            raise ConfigError(
+                f"--control {name} has other {what} than the run, so its networks see other x_t; leave it out"
+            )
+
+
+def _require_same_blocks(networks: Sequence[Named]) -> None:
+    seen = [(name.replace("\n", ", "), list(found.amplitudes)) for name, found in networks if found.timesteps]
+    first, blocks = seen[0]
+    for name, others in seen[1:]:
+        if others != blocks:
+            raise ConfigError(f"{name} has other blocks than {first}, so their maps are not comparable; leave it out")
+
+
+def _spreads(groups: Sequence[Sequence[Named]]) -> list[str]:
+    """Per run of several networks: how much they differ at the same timesteps, block by block."""
+    lines = []
+    for group in groups:
+        if len(group) > 1:
+            networks = [found for _, found in group]
+            blocks = [block for block in networks[0].amplitudes if block != NOISY_IMAGE]
+            spreads = ", ".join(f"{block} {spread_between(networks, block):.3f}" for block in blocks)
+            run = group[0][0].partition("\n")[0] if "\n" in group[0][0] else "experts"
+            lines.append(f"{run}: standard deviation between networks of the upper half's mean, {spreads}")
+    return lines

@@ -232,6 +232,7 @@ def test_the_prior_fades_to_exactly_zero() -> None:
     assert prior_weight(1e-4, 500, 1000) == pytest.approx(0.5e-4)
     assert prior_weight(1e-4, 1000, 1000) == 0.0
     assert prior_weight(1e-4, 1016, 1000) == 0.0
+    assert [prior_weight(1e-4, seen, 1000, "constant") for seen in (0, 500, 1016)] == [1e-4] * 3
 
 
 def test_coefficients_have_a_learning_rate_of_their_own_down_to_zero(dataset: PreparedDataset) -> None:

@@ -1,8 +1,11 @@
 """Relative log amplitude against a DFT written as loops and against closed forms; hooks against maps taken by hand."""
 
 import cmath
+import csv
 import math
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from workloads.analysis.spectra import (
+    Spectra,
     block_features,
     ensemble_spectra,
     feature_spectra,
     relative_log_amplitude,
+    spread_between,
     spread_timesteps,
+    write_curves,
 )
-from workloads.config import DiffusionConfig, IntervalTable, IUNetConfig, LDMUNetConfig
+from workloads.config import DiffusionConfig, DiTConfig, IntervalTable, IUNetConfig, LDMUNetConfig
 from workloads.config.data import EmbeddedData
 from workloads.data.prepare import ensure_prepared
 from workloads.diffusion.process import DiffusionProcess
@@ -165,8 +171,61 @@ def test_curves_average_over_images_whatever_the_batch() -> None:
 
 
 def test_a_network_without_blocks_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"spectra need a U-Net: Linear has no down_blocks"):
+    with pytest.raises(ConfigError, match=r"spectra need a U-Net or a DiT: Linear has no down_blocks"):
         block_features(nn.Linear(1, 1), torch.zeros(1, 1), torch.zeros(1))
+
+
+def test_a_dits_tokens_are_seen_where_they_lie_in_the_image() -> None:
+    torch.manual_seed(0)
+    config = DiTConfig(hidden_size=8, depth=2, num_heads=2, patch_size=2)
+    model: Any = build_model(config, channels=1, image_size=8, num_classes=3).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x_BCHW, noise_BCHW = some_batch()
+    t_B, labels_B = torch.tensor([5, 5, 5]), torch.tensor([0, 2, 3])
+    maps = block_features(model, x_BCHW, t_B, labels_B)
+    assert list(maps) == ["blocks.0", "blocks.1"]
+    with torch.inference_mode():  # the network's forward pass, by hand
+        tokens_BLD = model.x_embedder(x_BCHW) + model.pos_embed
+        condition_BD = model.t_embedder(t_B) + model.y_embedder(labels_B)
+        for index, block in enumerate(model.blocks):
+            tokens_BLD = block(tokens_BLD, condition_BD)
+            for row in range(4):
+                for column in range(4):
+                    torch.testing.assert_close(
+                        maps[f"blocks.{index}"][:, :, row, column], tokens_BLD[:, 4 * row + column]
+                    )
+    process = DiffusionProcess(DiffusionConfig())
+    spectra = feature_spectra(model, process, x_BCHW, noise_BCHW, [5], labels_B)
+    assert list(spectra.amplitudes) == ["x_t", "blocks.0", "blocks.1"]
+    alphas = process.alphas_cumprod_T[5]
+    x_t_BCHW = alphas.sqrt() * x_BCHW + (1 - alphas).sqrt() * noise_BCHW
+    np.testing.assert_allclose(spectra.amplitudes["x_t"][0], relative_log_amplitude(x_t_BCHW)[1], atol=1e-4)
+
+
+def test_what_differs_between_networks_is_told_at_equal_timesteps_only(tmp_path: Path) -> None:
+    frequencies = {"mid_block": np.array([0.0, 0.5, 1.0])}
+
+    def spectra(high: float, timesteps: tuple[int, ...] = (10, 20)) -> Spectra:
+        curves = np.array([[0.0, high, high + 2], [0.0, 3 * high, 3 * high]])
+        return Spectra(timesteps, frequencies, {"mid_block": curves})
+
+    # Upper halves: high + 1 and 3 high; of -1 and 1 the standard deviations are sqrt(2) and 3 sqrt(2).
+    assert spread_between([spectra(-1), spectra(1)], "mid_block") == pytest.approx(2 * math.sqrt(2))
+    assert math.isnan(spread_between([spectra(-1)], "mid_block"))
+    with pytest.raises(ValueError, match="different timesteps"):
+        spread_between([spectra(-1), spectra(1, (10, 30))], "mid_block")
+    write_curves(tmp_path / "curves.csv", [("a", spectra(-1)), ("b", spectra(1))])
+    with (tmp_path / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3
+    assert [float(row["relative_log_amplitude"]) for row in rows if row["network"] == "b"] == [0, 1, 3, 0, 3, 3]
+    assert [(row["timestep"], row["frequency_pi"]) for row in rows[:4]] == [
+        ("10", "0"),
+        ("10", "0.5"),
+        ("10", "1"),
+        ("20", "0"),
+    ]
 
 
 def test_experts_are_seen_on_the_same_images_where_they_work_or_everywhere(tmp_path_factory) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001

@@ -94,7 +94,13 @@ def test_spectra_have_a_row_per_expert_a_column_per_block_and_a_curve_per_timest
         return Spectra(timesteps, frequencies if timesteps else {}, curves if timesteps else {})
 
     experts = [spectra((), 0), spectra((10, 30), 1), spectra((50,), 2)]
-    figure = spectra_figure(experts, IntervalTable((5, 40), 100))
+    names = ["expert 0 [0, 5)", "expert 1 [5, 40)", "expert 2 [40, 100)"]
+    figure = spectra_figure(experts, names, 100)
+    assert "nothing follows about experts" in texts(figure)
+    alike = spectra_figure([spectra((10, 30), 1), spectra((10, 30), 2)], names[:2], 100)
+    assert "exceeds the differences" in texts(alike)
+    assert "follows" not in texts(alike)
+    assert ";" not in texts(spectra_figure([spectra((10, 30), 1)], names[:1], 100))
     panels = np.reshape(figure.axes[:9], (3, 3))
     assert [len(axes.lines) for axes in panels[:, 1]] == [0, 2, 1]
     assert [axes.get_title() for axes in panels[0]] == ["encoder 0\n8 px", "middle\n7 px", "decoder 0\n8 px"]

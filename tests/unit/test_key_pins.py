@@ -36,7 +36,7 @@ def test_keys_of_presets_stay_what_they_are(preset: str) -> None:
 @pytest.mark.parametrize("name", list_presets("comparisons"))
 def test_keys_of_comparisons_stay_what_they_are(name: str) -> None:
     comparison = load_comparison(name)
-    rows = {"base": comparison.base_run(0)} | {row: comparison.row_run(row, 0, None) for row in comparison.rows}
+    rows = {row: comparison.run(row, 0) for row in comparison.row_names}
     assert {row: keys(config) for row, config in rows.items()} == PINS["comparisons"][name]
 
 

@@ -17,7 +17,7 @@ from orchestrator.cli.app import app, main
 from orchestrator.cli.teaching import EXAMPLES
 from orchestrator.search.study.find import find_study
 from orchestrator.search.study.keys import explain_key
-from workloads.config.load import load_comparison, load_config
+from workloads.config.load import find_comparison, load_comparison, load_config
 from workloads.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +83,8 @@ def check_description(command: str, source: str | None, overrides: list[str]) ->
         assert all(explain_key(override.partition("=")[0]) for override in overrides)
     elif command == "compare":
         load_comparison(source, overrides)
+    elif command == "plan" and find_comparison(source, overrides) is not None:
+        return
     elif (study := find_study(source, overrides)) is not None:
         assert study.base_raw
     else:

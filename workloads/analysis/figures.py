@@ -31,7 +31,7 @@ MAX_WRITTEN = 120
 """More cells than this carry no numbers."""
 
 TIMESTEP_LABEL = "timestep t (0 = clean image)"
-BLOCK_NAMES = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder"}
+BLOCK_NAMES = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "blocks": "block"}
 
 
 def training_loss_figure(records: Sequence[Sequence[TrainingRecord]], intervals: IntervalTable) -> Figure:
@@ -42,7 +42,7 @@ def training_loss_figure(records: Sequence[Sequence[TrainingRecord]], intervals:
             [record.images_seen for record in expert_records],
             [record.loss for record in expert_records],
             color=_expert_colour(index, len(intervals)),
-            label=_expert_name(index, interval),
+            label=expert_name(index, interval),
         )
     log_scale(axes)
     axes.set_xlabel("images seen by the expert")
@@ -68,7 +68,7 @@ def loss_by_timestep_figure(
         axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.9, alpha=0.75)
         own = [point for point in curve if interval.lo <= point[0] < interval.hi]
         if own:
-            label = _expert_name(index, interval)
+            label = expert_name(index, interval)
             axes.plot(*zip(*own, strict=True), color=colour, linewidth=2.6, marker="o", markersize=3.5, label=label)
     log_scale(axes)
     axes.set_ylabel("mean squared error\nof the prediction (log scale)")
@@ -167,37 +167,49 @@ def _colour_bar(figure: Figure, image: Any, label: str) -> None:
     bar.outline.set_visible(False)
 
 
-def spectra_figure(experts: Sequence[Spectra], intervals: IntervalTable) -> Figure:
-    """One row per expert, one column per block, one curve per timestep (MEME, arXiv:2306.04990, Fig. 3 and 6)."""
-    blocks = list(next(spectra for spectra in experts if spectra.timesteps).amplitudes)
+SPECTRA_HINT = "the lower a curve's right end, the less fine detail the block passes on"
+SAME_TIMESTEPS = (
+    "at one timestep rows differ by their networks alone; only what exceeds the differences\n"
+    "between networks of one architecture, the control, may be put down to architecture"
+)
+OWN_TIMESTEPS = (
+    "rows have timesteps of their own, so they differ by timestep as well as by network:\n"
+    "nothing follows about experts from this picture alone"
+)
+
+
+def spectra_figure(networks: Sequence[Spectra], names: Sequence[str], num_timesteps: int) -> Figure:
+    """A row per network, a column per block, a curve per timestep (MEME, arXiv:2306.04990, Fig. 2, 3 and 6)."""
+    blocks = list(next(spectra for spectra in networks if spectra.timesteps).amplitudes)
     figure, grid = new_figure(
         1.3 + 1.5 * len(blocks),
-        1.1 + 1.35 * len(experts),
-        rows=len(experts),
+        1.3 + 1.35 * len(networks),
+        rows=len(networks),
         columns=len(blocks),
         sharex=True,
         sharey=True,
         squeeze=False,
     )
-    scale = Normalize(0, intervals.num_timesteps - 1)
-    for row, spectra in enumerate(experts):
+    scale = Normalize(0, num_timesteps - 1)
+    for row, (name, spectra) in enumerate(zip(names, networks, strict=True)):
         for axes, block in zip(grid[row], blocks, strict=True):
             for timestep, curve_F in zip(spectra.timesteps, spectra.amplitudes.get(block, ()), strict=True):
                 axes.plot(spectra.frequencies[block], curve_F, color=COLOURS(scale(timestep)), linewidth=1.3)
-        grid[row, 0].set_ylabel(_expert_name(row, intervals[row]).replace(" [", "\n["))
+        grid[row, 0].set_ylabel(name.replace(" [", "\n["))
     for axes, block in zip(grid[0], blocks, strict=True):
-        frequencies = next(spectra.frequencies[block] for spectra in experts if spectra.timesteps)
-        axes.set_title(f"{_block_name(block)}\n{round(2 / frequencies[1])} px", fontsize=8, color=INK)
+        frequencies = next(spectra.frequencies[block] for spectra in networks if spectra.timesteps)
+        axes.set_title(
+            f"{_block_name(block)}\n{round(2 / frequencies[1]) if len(frequencies) > 1 else 1} px",
+            fontsize=8,
+            color=INK,
+        )
         axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     figure.supxlabel("frequency along the diagonal (units of π per pixel)", fontsize=9, color=INK)
     figure.supylabel("relative log amplitude", fontsize=9, color=INK)
     _colour_bar(figure, ScalarMappable(scale, COLOURS), TIMESTEP_LABEL)
-    set_title(
-        figure,
-        "Frequency content of feature maps, expert by expert",
-        "the lower a curve's right end, the less fine detail the block passes on"
-        + ("; compare the rows" if len(experts) > 1 else ""),
-    )
+    shared = len({spectra.timesteps for spectra in networks}) == 1
+    caution = f";\n{SAME_TIMESTEPS if shared else OWN_TIMESTEPS}" if len(networks) > 1 else ""
+    set_title(figure, "Frequency content of feature maps, network by network", SPECTRA_HINT + caution)
     return figure
 
 
@@ -290,10 +302,11 @@ def _expert_colour(index: int, num_experts: int) -> tuple[float, float, float, f
     return COLOURS(index / max(1, num_experts - 1))
 
 
-def _expert_name(index: int, interval: Interval) -> str:
+def expert_name(index: int, interval: Interval) -> str:
+    """As figures call it."""
     return f"expert {index} {interval}"
 
 
 def _block_name(block: str) -> str:
     kind, _, index = block.partition(".")
-    return f"{BLOCK_NAMES[kind]} {index}".strip()
+    return f"{BLOCK_NAMES.get(kind, kind)} {index}".strip()

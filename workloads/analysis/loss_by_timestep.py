@@ -44,3 +44,28 @@ def aligned_bins(intervals: IntervalTable, num_bins: int = NUM_BINS) -> tuple[In
         share = max(1, round(num_bins * (hi - lo) / intervals.num_timesteps))
         bins += [Interval(lo + left, lo + right) for left, right in uniform_bins(hi - lo, share)]
     return tuple(bins)
+
+
+def ensemble_loss(
+    ensemble: Ensemble, dataset: PreparedDataset, *, num_timesteps: int = 40, num_images: int = 256, seed: int = 0
+) -> float:
+    """Mean unweighted loss of the expert in charge, over evenly spaced timesteps.
+
+    Timesteps, images and noise are the same whatever the intervals, so a difference between two ensembles is theirs.
+    """
+    process, intervals = DiffusionProcess(ensemble.diffusion, ensemble.device), ensemble.intervals
+    total, count = 0.0, min(num_timesteps, intervals.num_timesteps)
+    timesteps = [(2 * index + 1) * intervals.num_timesteps // (2 * count) for index in range(count)]
+    for index, (lo, hi) in enumerate(intervals):
+        if own := [Interval(t, t + 1) for t in timesteps if lo <= t < hi]:
+            curve = loss_by_timestep(
+                ensemble.expert(index),
+                process,
+                dataset,
+                bins=own,
+                num_images=num_images,
+                seed=seed,
+                class_conditional=ensemble.num_classes is not None,
+            )
+            total += sum(loss for _, loss in curve)
+    return total / count

@@ -7,10 +7,13 @@ expert with more attention drops high frequencies. The measure is the relative l
 
 from __future__ import annotations
 
+import csv
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from workloads.config.intervals import IntervalTable
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import ConfigError
+from workloads.files import new_file
 from workloads.training.loss_by_timestep import fixed_examples
 
 if TYPE_CHECKING:
@@ -28,7 +32,12 @@ if TYPE_CHECKING:
 
 # Axes: B batch, C channels, H height, W width, F frequencies, T timesteps looked at.
 
-BLOCK = re.compile(r"(down_blocks|up_blocks)\.\d+|mid_block")
+BLOCK = re.compile(r"(down_blocks|up_blocks|blocks)\.\d+|mid_block")
+"""Levels of a U-Net, or blocks of a DiT."""
+
+NOISY_IMAGE = "x_t"
+"""The block that stands for what the network is given: the same for all networks (MEME, Fig. 2)."""
+
 BATCH_SIZE = 16
 """Images whose maps are transformed at once; float64 spectra of wide blocks are large."""
 
@@ -77,9 +86,11 @@ def feature_spectra(
     timesteps: Sequence[int],
     labels_B: Tensor | None = None,
 ) -> Spectra:
-    """Spectra of every encoder level, the middle and every decoder level of a U-Net, on these images and noises.
+    """Spectra of x_t and of every block on these images and noises: a U-Net's encoder levels, middle and decoder
+    levels, or a DiT's blocks.
 
-    Looks at each block's last map at its finest resolution: of an encoder level, the one before downsampling.
+    Looks at each block's last map at its finest resolution: of an encoder level, the one before downsampling; of a
+    DiT's block, its tokens as they lie in the image, a pixel each.
     Tensors must be on the model's device. ConfigError if the network has no such blocks.
     """
     frequencies: dict[str, np.ndarray] = {}
@@ -89,7 +100,8 @@ def feature_spectra(
             part = slice(start, start + BATCH_SIZE)
             t_B = torch.full((len(x0_BCHW[part]),), timestep, device=x0_BCHW.device)
             x_t_BCHW = process.add_noise(x0_BCHW[part], noise_BCHW[part], t_B)
-            maps = block_features(model, x_t_BCHW, t_B, None if labels_B is None else labels_B[part])
+            maps = {NOISY_IMAGE: x_t_BCHW}
+            maps |= block_features(model, x_t_BCHW, t_B, None if labels_B is None else labels_B[part])
             for block, map_BCHW in maps.items():
                 frequencies[block], curve_F = relative_log_amplitude(map_BCHW)
                 curves_TF = amplitudes.setdefault(block, np.zeros((len(timesteps), len(curve_F))))
@@ -150,7 +162,8 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     blocks = {name: module for name, module in model.named_modules() if BLOCK.fullmatch(name)}
     if not blocks:
         raise ConfigError(
-            f"spectra need a U-Net: {type(model).__name__} has no down_blocks.*, mid_block or up_blocks.* to look at"
+            f"spectra need a U-Net or a DiT: {type(model).__name__} has no down_blocks.*, mid_block, up_blocks.* or "
+            "blocks.* to look at"
         )
     maps: dict[str, Tensor] = {}
     hooks = [
@@ -165,9 +178,41 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _finest(output: Tensor | tuple[Any, ...]) -> Tensor:
-    """The output itself; of an encoder level's (output, maps for the decoder, ...), the last of the largest maps."""
+    """The output itself; of tokens, the map they make; of an encoder level's (output, maps for the decoder, ...), the
+    last of the largest maps.
+    """
     if isinstance(output, Tensor):
-        return output
+        return tokens_as_map(output) if output.ndim == 3 else output
     maps: tuple[Tensor, ...] = output[1]
     largest = max(map_BCHW.shape[-1] for map_BCHW in maps)
     return [map_BCHW for map_BCHW in maps if map_BCHW.shape[-1] == largest][-1]
+
+
+def tokens_as_map(x_BLC: Tensor) -> Tensor:
+    """(B, C, H, W) of L = H W tokens of a square image, row by row."""
+    side = math.isqrt(x_BLC.shape[1])
+    return x_BLC.transpose(1, 2).unflatten(2, (side, side))
+
+
+def spread_between(networks: Sequence[Spectra], block: str, above: float = 0.5) -> float:
+    """How much networks differ: the standard deviation over them of the mean relative log amplitude at frequencies of
+    at least `above` pi, averaged over the timesteps. They must have been seen at the same ones. NaN for one network.
+    """
+    if len(networks) == 1:
+        return math.nan
+    if len({spectra.timesteps for spectra in networks}) != 1:
+        raise ValueError("networks were seen at different timesteps, so what differs may be the timesteps")
+    high_NT = np.array([spectra.high_frequency(block, above) for spectra in networks])
+    return float(high_NT.std(axis=0, ddof=1).mean())
+
+
+def write_curves(file: Path, networks: Sequence[tuple[str, Spectra]]) -> None:
+    """CSV, one line per network, block, timestep and frequency (in units of pi per pixel of the block's map)."""
+    with new_file(file) as scratch, scratch.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["network", "block", "timestep", "frequency_pi", "relative_log_amplitude"])
+        for name, spectra in networks:
+            for block, curves_TF in spectra.amplitudes.items():
+                for timestep, curve_F in zip(spectra.timesteps, curves_TF, strict=True):
+                    for frequency, value in zip(spectra.frequencies[block], curve_F, strict=True):
+                        writer.writerow([name, block, timestep, f"{frequency:.6g}", f"{value:.6g}"])

@@ -245,7 +245,8 @@ class Remix(_Intervals, GrownConfig):
 
     experts_per_step: Whole = Field(4, ge=1)
     """Experts trained in one step, each on an equal part of the batch; the draw avoids repeats. The paper has 1 per
-    worker. Workers divide them among themselves, so the result does not depend on how many there are."""
+    worker. Workers divide them among themselves, so the result does not depend on how many there are. With few, a step
+    knows few timesteps, and its noise may cost more than bases bring (rememe compare remix-settings)."""
 
     coefficient_learning_rate: Real = Field(1e-2, gt=0)
     """Peak learning rate of the coefficients; follows training.lr_schedule."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from workloads.checkpoint import Checkpoint
 from workloads.config.intervals import Interval
+from workloads.config.job import DataSpec
+from workloads.config.run import RunConfig
 from workloads.config.strategy import RemixJob
 from workloads.errors import CheckpointError
 from workloads.files import new_directory
@@ -28,6 +30,15 @@ def new_mixer(job: RemixJob, num_layers: int) -> Mixer:
     # A seed of their own, so that they do not depend on how many numbers the network drew.
     torch.manual_seed(derive_seed("coefficients", job.seed))
     return build_mixer(job.remix, list(job.intervals), num_layers)
+
+
+def initial_coefficients(config: RunConfig, data: DataSpec, num_layers: int) -> Tensor:
+    """(N, K) coefficients of a run of a remix before its first step, averaged over layers.
+
+    Not of one that grows from another remix.
+    """
+    (job,) = config.model_copy(update={"initial_weights": None, "initial_conversion": None}).jobs(data)
+    return new_mixer(cast("RemixJob", job), num_layers).table().mean(1)
 
 
 class RemixState:

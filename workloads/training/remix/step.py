@@ -33,8 +33,10 @@ def draw_experts(seed: int, num_experts: int, num_drawn: int, images_seen: int) 
     return experts[:num_drawn]
 
 
-def prior_weight(strength: float, images_seen: int, total_images: int) -> float:
-    """gamma: from `strength` linearly to exactly zero at the end of the budget."""
+def prior_weight(strength: float, images_seen: int, total_images: int, schedule: str = "linear") -> float:
+    """gamma: from `strength` linearly to exactly zero at the end of the budget, or constant."""
+    if schedule == "constant":
+        return strength
     return strength * max(0.0, 1.0 - images_seen / total_images)
 
 
@@ -111,9 +113,7 @@ class RemixStep:
         if state.coefficients:
             # The network saw the coefficients detached; here their gradient goes on to what they are made of.
             alpha_GLK.backward(buffers.alpha_GLK)  # type: ignore[no-untyped-call]
-            strength = remix.prior_strength
-            if remix.prior_schedule == "linear":
-                strength = prior_weight(strength, state.images_seen, config.images)
+            strength = prior_weight(remix.prior_strength, state.images_seen, config.images, remix.prior_schedule)
             prior_loss = state.mixer.prior_loss()
             if strength > 0 and prior_loss is not None:
                 (strength * prior_loss).backward()  # type: ignore[no-untyped-call]
