@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from orchestrator.plan import events
@@ -138,7 +139,9 @@ def test_a_comparison_has_a_page(tmp_path: Path) -> None:
     assert file == RunsDir(tmp_path).page("mine")
     page = file.read_text()
     for values in scores.values():
-        assert f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}" in page
+        mean, error = statistics.mean(values), scipy.stats.sem(values)
+        low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+        assert f"{mean:.4g} +- {(high - low) / 2:.2g}" in page
     assert "The lowest mean score has &lt;script&gt;" in page
     assert HOSTILE not in page
     assert page.count("is not trustworthy: only 3 samples") == 2
