@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.runs.stored import find_run_dir
 from workloads.ensemble import EnsembleIndex
 from workloads.errors import ConfigError
-from workloads.evaluation.protocol import Z_95
+from workloads.evaluation.estimates import Z_95
 from workloads.pipeline import read_scores
 from workloads.places import EnsembleDir, RunDir
 from workloads.sealed import read_json

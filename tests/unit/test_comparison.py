@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.runs.comparison import run_comparison
 from orchestrator.runs.comparison_output import difference
-from orchestrator.runs.comparison_plan import print_rows
+from orchestrator.runs.comparison_plan import plan_comparison
 from orchestrator.runs.comparison_rows import check_rows, plan_rows
 from workloads.analysis.intervals import mean_interval
 from workloads.config.comparison import Comparison
@@ -111,7 +111,7 @@ def test_every_comparison_plans_whole(name: str, tmp_path: Path, capsys: pytest.
         if published is not None and published.num_parameters is not None:
             # The papers', of one network; 1 % is what a guess about where mixers stand leaves.
             assert row.num_active_parameters == pytest.approx(published.num_parameters, rel=0.01)
-    print_rows(comparison, rows)
+    plan_comparison(comparison, tmp_path, as_json=False)
     printed = capsys.readouterr().out
     assert all(row in printed for row in comparison.row_names)
     assert all(published.note in printed.replace("\n", " ") for published in comparison.published.values())

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from workloads.config.base import content_hash
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import DataError
-from workloads.evaluation.blocks import FEATURE_BATCH, ImageSet, extracted, read_arrays, write_arrays
+from workloads.evaluation.blocks import FEATURE_BATCH, extracted, read_arrays, write_arrays
 from workloads.evaluation.extractors import Extractor
 from workloads.evaluation.moments import Statistics, feature_statistics
 from workloads.files import clear_storage_errors
@@ -97,7 +97,7 @@ def reference_statistics(
 
 
 def drawn_features(
-    images: ImageSet,
+    images: Dataset[Tensor],
     fingerprint: str,
     extractor: Extractor,
     num_images: int,
@@ -110,9 +110,10 @@ def drawn_features(
 
     fingerprint: of the images' content. Raises StorageError if the cache cannot be written.
     """
-    num_images = min(len(images), num_images)
+    number = len(images)  # type: ignore[arg-type]  # torch's Dataset declares no length
+    num_images = min(number, num_images)
     whole = statistics_path(fingerprint, extractor, cache_dir)
-    drawn = np.sort(np.random.default_rng(seed).choice(len(images), num_images, replace=False)).tolist()
+    drawn = np.sort(np.random.default_rng(seed).choice(number, num_images, replace=False)).tolist()
     path = cache_dir / "features" / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
 
     def compute() -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch_fidelity
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from workloads.config.evaluation import Metric, ProtocolConfig
 from workloads.data.prepared import PreparedDataset
@@ -147,7 +148,7 @@ class _Reference(NamedTuple):
 
     def features(self, extractor: Extractor) -> Tensor:
         """Of images drawn by MANIFOLD_SEED."""
-        images: ImageSet = ReferenceImages(self.images)
+        images: Dataset[Tensor] = ReferenceImages(self.images)
         fingerprint = self.images.fingerprint
         if (path := self.protocol.reference_statistics) is not None and has_images(path):
             images, fingerprint = NpzImages(path), self.fingerprint
