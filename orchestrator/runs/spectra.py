@@ -50,7 +50,7 @@ def plot_spectra(
     dataset = prepare_data_of(ensemble.config, runs)
     timesteps = spread_timesteps(ensemble.intervals)
     groups: list[list[Named]] = []
-    for one in (ensemble, *others):
+    for number, one in enumerate((ensemble, *others)):
         found = ensemble_spectra(
             one,
             dataset,
@@ -59,7 +59,7 @@ def plot_spectra(
             seed=seed,
             everywhere=everywhere or bool(controls),
         )
-        groups.append(_named(one, found, with_run=bool(controls)))
+        groups.append(_named(one, found, f"control {number}: " if number else "run: " if controls else ""))
     networks = [named for group in groups for named in group]
     _require_same_blocks(networks)
     file = out or RunDir(ensemble.path.parent).figure("spectra")
@@ -70,22 +70,24 @@ def plot_spectra(
         figure.savefig(scratch, dpi=FIGURE_DPI, format=file.suffix[1:] or "png")
     curves = file.with_suffix(".csv")
     write_curves(curves, networks)
-    plan = make_plan(ensemble.config, ensemble.data)
-    with Tracker(runs.path) as tracker:
-        tracked = open_configuration(tracker, plan, ensemble.path.parent.name)
-        for each in (file, curves):
-            tracked.log_artifact(each, "figures")
-        tracked.finish("FINISHED")
+    _log(ensemble, runs.path, [file, curves])
     lines = [str(file), f"{curves}: the curves"]
+    lines += [f"control {number}: {control}" for number, control in enumerate(controls, 1)]
     return lines + (_spreads(groups) if everywhere or controls else [])
 
 
-def _named(ensemble: Ensemble, found: Sequence[Spectra], *, with_run: bool) -> list[Named]:
-    before = f"{ensemble.path.parent.name}\n" if with_run else ""
-    return [
-        (before + expert_name(index, interval), spectra)
-        for index, (interval, spectra) in enumerate(zip(ensemble.intervals, found, strict=True))
-    ]
+def _log(ensemble: Ensemble, runs_dir: Path, files: Sequence[Path]) -> None:
+    plan = make_plan(ensemble.config, ensemble.data)
+    with Tracker(runs_dir) as tracker:
+        tracked = open_configuration(tracker, plan, ensemble.path.parent.name)
+        for file in files:
+            tracked.log_artifact(file, "figures")
+        tracked.finish("FINISHED")
+
+
+def _named(ensemble: Ensemble, found: Sequence[Spectra], before: str) -> list[Named]:
+    named = zip(ensemble.intervals, found, strict=True)
+    return [(before + expert_name(index, interval), spectra) for index, (interval, spectra) in enumerate(named)]
 
 
 def _require_alike(control: Ensemble, ensemble: Ensemble) -> None:
@@ -103,7 +105,7 @@ def _require_alike(control: Ensemble, ensemble: Ensemble) -> None:
 
 
 def _require_same_blocks(networks: Sequence[Named]) -> None:
-    seen = [(name.replace("\n", ", "), list(found.amplitudes)) for name, found in networks if found.timesteps]
+    seen = [(name, list(found.amplitudes)) for name, found in networks if found.timesteps]
     first, blocks = seen[0]
     for name, others in seen[1:]:
         if others != blocks:
@@ -118,6 +120,7 @@ def _spreads(groups: Sequence[Sequence[Named]]) -> list[str]:
             networks = [found for _, found in group]
             blocks = [block for block in networks[0].amplitudes if block != NOISY_IMAGE]
             spreads = ", ".join(f"{block} {spread_between(networks, block):.3f}" for block in blocks)
-            run = group[0][0].partition("\n")[0] if "\n" in group[0][0] else "experts"
+            run, colon, _ = group[0][0].rpartition(": ")
+            run = run if colon else "experts"
             lines.append(f"{run}: standard deviation between networks of the upper half's mean, {spreads}")
     return lines

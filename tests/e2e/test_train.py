@@ -1,5 +1,6 @@
 """`rememe train` from the first byte to the score; interrupted, failing, and again."""
 
+import csv
 import json
 import os
 import re
@@ -230,6 +231,16 @@ def test_sampling_scoring_and_spectra_of_a_trained_run(
     (other,) = [name for name in metrics if name.startswith("fd-fashion-cnn/tiny-")]
     assert metrics[other] != own
 
-    spectra = rememe_here("analyze", "spectra", run_dir, "--num-images", 4, cwd=trained)
+    spectra = rememe_here(
+        "analyze", "spectra", run_dir, "--num-images", 4, "--everywhere", "--control", run_dir, cwd=trained
+    )
     assert spectra.returncode == 0, spectra.stderr
     assert (run_dir / "figures" / "spectra.png").is_file()
+    with (run_dir / "figures" / "spectra.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    timesteps: dict[str, set[str]] = {}
+    for row in curves:
+        timesteps.setdefault(row["network"], set()).add(row["timestep"])
+    assert len(timesteps) > 1
+    assert len({frozenset(seen) for seen in timesteps.values()}) == 1
+    assert {"x_t", "mid_block"} <= {row["block"] for row in curves}

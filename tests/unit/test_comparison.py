@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.runs.comparison import run_comparison
 from orchestrator.runs.comparison_output import difference
-from orchestrator.runs.comparison_plan import plan_comparison
+from orchestrator.runs.comparison_plan import print_rows
 from orchestrator.runs.comparison_rows import check_rows, plan_rows
 from workloads.analysis.intervals import mean_interval
 from workloads.config.comparison import Comparison
@@ -111,7 +111,7 @@ def test_every_comparison_plans_whole(name: str, tmp_path: Path, capsys: pytest.
         if published is not None and published.num_parameters is not None:
             # The papers', of one network; 1 % is what a guess about where mixers stand leaves.
             assert row.num_active_parameters == pytest.approx(published.num_parameters, rel=0.01)
-    plan_comparison(comparison, tmp_path, as_json=False)
+    print_rows(comparison, rows)
     printed = capsys.readouterr().out
     assert all(row in printed for row in comparison.row_names)
     assert all(published.note in printed.replace("\n", " ") for published in comparison.published.values())
@@ -162,19 +162,3 @@ def test_the_interval_of_a_mean_is_students() -> None:
 def test_a_difference_is_taken_seed_by_seed() -> None:
     assert difference([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]) == "+0.500 +- 0.000"
     assert difference([1.0], [3.0]) == "-2.000"
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "expected"),
-    [
-        ({"name": "fd-dinov2-50k"}, "base: protocol fd-dinov2-50k needs the DINOv2"),
-        ({"name": "demo", "reference_statistics": "absent.npz"}, "base: evaluation.reference_statistics"),
-    ],
-    ids=str,
-)
-def test_what_a_score_lacks_is_named_before_anything_is_trained(
-    monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any], expected: str
-) -> None:
-    monkeypatch.delenv("REMEME_DINOV2", raising=False)
-    with pytest.raises(ConfigError, match=expected):
-        check_rows(changed(base=load_comparison("demo").base | {"evaluation": evaluation}))

@@ -99,6 +99,7 @@ def test_spectra_have_a_row_per_expert_a_column_per_block_and_a_curve_per_timest
     assert "nothing follows about experts" in texts(figure)
     alike = spectra_figure([spectra((10, 30), 1), spectra((10, 30), 2)], names[:2], 100)
     assert "exceeds the differences" in texts(alike)
+    render(alike)
     assert "follows" not in texts(alike)
     assert ";" not in texts(spectra_figure([spectra((10, 30), 1)], names[:1], 100))
     panels = np.reshape(figure.axes[:9], (3, 3))

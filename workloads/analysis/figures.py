@@ -169,12 +169,13 @@ def _colour_bar(figure: Figure, image: Any, label: str) -> None:
 
 SPECTRA_HINT = "the lower a curve's right end, the less fine detail the block passes on"
 SAME_TIMESTEPS = (
-    "at one timestep rows differ by their networks alone; only what exceeds the differences\n"
-    "between networks of one architecture, the control, may be put down to architecture"
+    "at one timestep rows differ by their networks alone; only what\n"
+    "exceeds the differences between networks of one architecture,\n"
+    "the control, may be put down to architecture"
 )
 OWN_TIMESTEPS = (
-    "rows have timesteps of their own, so they differ by timestep as well as by network:\n"
-    "nothing follows about experts from this picture alone"
+    "rows have timesteps of their own, so they differ by timestep as\n"
+    "well as by network: nothing follows about experts from this alone"
 )
 
 
@@ -182,8 +183,8 @@ def spectra_figure(networks: Sequence[Spectra], names: Sequence[str], num_timest
     """A row per network, a column per block, a curve per timestep (MEME, arXiv:2306.04990, Fig. 2, 3 and 6)."""
     blocks = list(next(spectra for spectra in networks if spectra.timesteps).amplitudes)
     figure, grid = new_figure(
-        1.3 + 1.5 * len(blocks),
-        1.3 + 1.35 * len(networks),
+        max(6.0, 1.3 + 1.5 * len(blocks)),
+        1.4 + 1.35 * len(networks),
         rows=len(networks),
         columns=len(blocks),
         sharex=True,
@@ -195,7 +196,7 @@ def spectra_figure(networks: Sequence[Spectra], names: Sequence[str], num_timest
         for axes, block in zip(grid[row], blocks, strict=True):
             for timestep, curve_F in zip(spectra.timesteps, spectra.amplitudes.get(block, ()), strict=True):
                 axes.plot(spectra.frequencies[block], curve_F, color=COLOURS(scale(timestep)), linewidth=1.3)
-        grid[row, 0].set_ylabel(name.replace(" [", "\n["))
+        grid[row, 0].set_ylabel(name.replace(": ", "\n").replace(" [", "\n["))
     for axes, block in zip(grid[0], blocks, strict=True):
         frequencies = next(spectra.frequencies[block] for spectra in networks if spectra.timesteps)
         axes.set_title(
