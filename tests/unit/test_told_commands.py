@@ -49,7 +49,7 @@ def parsed(line: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 KINDS = ("", "studies", "comparisons")
-PLACEHOLDERS = {"CONFIG", "STUDY", "KEY", "NEXT", "EARLIER", "DIRECTORY", "PATH", "FOLDER", "OUT", "RUN", "JOB"}
+PLACEHOLDERS = {"CONFIG", "STUDY", "KEY", "NEXT", "EARLIER", "DIRECTORY", "PATH", "FOLDER", "OUT", "RUN", "JOB", "NAME"}
 """What stands for something of the user's."""
 
 COMMANDS_OF_RUNS = {"plan", "train", "submit", "doctor", "search", "compare"}
