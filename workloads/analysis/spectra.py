@@ -191,7 +191,7 @@ def _finest(output: Tensor | tuple[Any, ...]) -> Tensor:
 def tokens_as_map(x_BLC: Tensor) -> Tensor:
     """(B, C, H, W) of L = H W tokens of a square image, row by row."""
     side = math.isqrt(x_BLC.shape[1])
-    return x_BLC.transpose(1, 2).unflatten(2, (side, side))
+    return x_BLC.transpose(1, 2).reshape(len(x_BLC), -1, side, side)
 
 
 def spread_between(networks: Sequence[Spectra], block: str, above: float = 0.5) -> float:
