@@ -94,8 +94,8 @@ def plan(
 
 
 def _plan_comparison(comparison: "Comparison", runs_dir: Path, *, as_json: bool) -> None:
-    from orchestrator.runs.comparison_plan import print_rows
-    from orchestrator.runs.comparison_rows import plan_rows
+    from orchestrator.runs.comparing.plan import print_rows
+    from orchestrator.runs.comparing.rows import plan_rows
     from orchestrator.runs.data import require_data
 
     rows = plan_rows(comparison, runs_dir)
@@ -159,7 +159,7 @@ def compare(
     loaded = load_comparison(comparison, overrides or ())
     print_beginning(f"compare {comparison}")
     environment.prepare_ray_environment(address)
-    from orchestrator.runs.comparison import run_comparison
+    from orchestrator.runs.comparing.comparison import run_comparison
 
     with telling(as_json=json):
         run_comparison(loaded, runs_dir, address=address, storage=storage)

@@ -130,7 +130,7 @@ def analyze_spectra(
     or one network, beside them at the same timesteps.
     """
     print_beginning(f"analyze {run}")
-    from orchestrator.runs.spectra import plot_spectra
+    from orchestrator.runs.analysis.spectra import plot_spectra
     from orchestrator.runs.stored import run_at_hand
 
     with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
@@ -159,7 +159,7 @@ def analyze_coefficients(
     The remixes it is for are trained by: rememe compare coefficients
     """
     print_beginning(f"analyze {', '.join(map(str, runs))}")
-    from orchestrator.runs.coefficients import coefficients_of, show_coefficients
+    from orchestrator.runs.analysis.coefficients import coefficients_of, show_coefficients
 
     if json:
         print_json([one.to_json() for one in coefficients_of(runs)])
@@ -180,6 +180,6 @@ def analyze_loss(
     samples do not show, this does.
     """
     print_beginning(f"analyze {', '.join(map(str, runs))}")
-    from orchestrator.runs.losses import show_losses
+    from orchestrator.runs.analysis.losses import show_losses
 
     show_losses(runs, runs_dir, num_images=num_images, seed=seed)

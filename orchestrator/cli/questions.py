@@ -10,7 +10,7 @@ from orchestrator.cli.complete import complete_key, complete_run
 from orchestrator.cli.results import print_json
 
 if TYPE_CHECKING:
-    from orchestrator.runs.difference import Difference
+    from orchestrator.runs.analysis.difference import Difference
     from orchestrator.search.study.keys import Explained
 
 MAX_READERS = 8
@@ -71,7 +71,7 @@ def _print_key(one: "Explained") -> None:
 
 def diff(left: Run, right: Run, runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
     """Say how two runs differ: configuration, scores under the same protocol, weights to the last bit."""
-    from orchestrator.runs.difference import difference_of
+    from orchestrator.runs.analysis.difference import difference_of
 
     found = difference_of(left, right, runs_dir)
     if json:
@@ -81,7 +81,7 @@ def diff(left: Run, right: Run, runs_dir: RunsDirOption = RUNS, json: AsJson = F
 
 
 def _print_difference(found: "Difference") -> None:
-    from orchestrator.runs.difference import shown
+    from orchestrator.runs.analysis.difference import shown
 
     print(f"{found.left}  |  {found.right}")
     print("configuration" if found.configuration else "configuration: the same")

@@ -18,7 +18,7 @@ MAX_BYTES_AT_ONCE = 4 << 20
 MAX_BYTES = 64 << 20
 """Files of records that are larger have no curve: they would be read again whenever they grow."""
 
-Curve = list[tuple[int, float]]
+LossPoints = list[tuple[int, float]]
 """Images seen and loss, with the newest."""
 
 
@@ -26,7 +26,7 @@ class _Known(NamedTuple):
     changed: tuple[int, int]
     """When the file was written last, and its size then."""
 
-    curve: Curve
+    curve: LossPoints
     turn: int
 
 
@@ -37,7 +37,7 @@ class Curves:
         self._known: dict[Path, _Known] = {}
         self._lock, self._turn = threading.Lock(), 0
 
-    def of(self, files: Sequence[Path]) -> list[Curve]:
+    def of(self, files: Sequence[Path]) -> list[LossPoints]:
         """Each thinned out evenly; empty where no record is seen from here, or none has been read yet."""
         num_points = max(FEWEST_POINTS, min(MAX_POINTS, MAX_POINTS_TOGETHER // max(1, len(files))))
         with self._lock:
@@ -66,7 +66,7 @@ def _changed(file: Path) -> tuple[int, int] | None:
     return (stat.st_mtime_ns, stat.st_size) if stat.st_size <= MAX_BYTES else None
 
 
-def _thinned(file: Path, num_points: int) -> Curve:
+def _thinned(file: Path, num_points: int) -> LossPoints:
     # JSON has no word for what is not finite.
     records = [record for record in read_records(file) if math.isfinite(record.loss)]
     step = max(1, -(-len(records) // num_points))

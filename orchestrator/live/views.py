@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.live.curves import Curve, Curves
+from orchestrator.live.curves import Curves, LossPoints
 from orchestrator.live.studies import study_view
 from orchestrator.plan.events import ExpertState
 from orchestrator.plan.places import RunsDir
@@ -109,7 +109,7 @@ def _share(experts: Iterable[ExpertStanding], done: int, total: int, driver: Dri
     return sum(expert.macs * expert.images_seen for expert in experts) / all_macs if all_macs else None
 
 
-def _expert(expert: ExpertStanding, curve: Curve, driver: DriverState) -> dict[str, Any]:
+def _expert(expert: ExpertStanding, curve: LossPoints, driver: DriverState) -> dict[str, Any]:
     return {
         "cells": expert_cells(expert, driver),
         "state": expert.state.name.lower(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orchestrator.runs.losses import RunLoss, difference
+from orchestrator.runs.analysis.losses import RunLoss, difference
 from orchestrator.runs.seeds import by_row
 from workloads.analysis.loss_by_timestep import ensemble_loss
 from workloads.config import DiffusionConfig, IntervalTable

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from orchestrator.runs.difference import difference_of
+from orchestrator.runs.analysis.difference import difference_of
 from workloads.__main__ import main
 from workloads.diffusion.sampling import sampling_timesteps
 from workloads.ensemble import Ensemble, swap_expert

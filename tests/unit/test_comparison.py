@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.runs.comparison import run_comparison
-from orchestrator.runs.comparison_output import difference
-from orchestrator.runs.comparison_plan import print_rows
-from orchestrator.runs.comparison_rows import check_rows, plan_rows
+from orchestrator.runs.comparing.comparison import run_comparison
+from orchestrator.runs.comparing.output import difference
+from orchestrator.runs.comparing.plan import print_rows
+from orchestrator.runs.comparing.rows import check_rows, plan_rows
 from workloads.analysis.intervals import mean_interval
 from workloads.config.comparison import Comparison
 from workloads.config.load import find_comparison, load_comparison, load_config, validate

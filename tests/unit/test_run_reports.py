@@ -16,7 +16,7 @@ from orchestrator.plan import events
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.policies import FailureKind
-from orchestrator.runs.comparison_table import COLUMNS
+from orchestrator.runs.comparing.table import COLUMNS
 from orchestrator.runs.status import StatusFile
 from orchestrator.search.report.find import bring_reported, find_planned, write_report_of
 from orchestrator.search.report.pictures import stored_picture

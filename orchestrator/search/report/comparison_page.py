@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
-from orchestrator.runs.comparison_table import COLUMNS, cell, figures_of, read_table, shown_columns
+from orchestrator.runs.comparing.table import COLUMNS, cell, figures_of, read_table, shown_columns
 from orchestrator.search.report.pictures import Picture, csv_uri, picture_of, stored_picture
 from orchestrator.search.report.rendering import write_page
 from workloads.analysis.csv_text import Table

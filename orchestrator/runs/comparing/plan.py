@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from orchestrator.runs.comparison_rows import PlannedRow, published_notes
+from orchestrator.runs.comparing.rows import PlannedRow, published_notes
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
 from workloads.config.comparison import Comparison

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
-from orchestrator.runs.comparison_output import (
+from orchestrator.runs.comparing.output import (
     ComparisonRow,
     draw_comparison,
     print_comparison,
     write_comparison,
 )
-from orchestrator.runs.comparison_rows import check_rows
-from orchestrator.runs.comparison_table import COLUMNS, ERRORS
+from orchestrator.runs.comparing.rows import check_rows
+from orchestrator.runs.comparing.table import COLUMNS, ERRORS
 from orchestrator.runs.configuration import Outcome, train_configuration
 from orchestrator.runs.sampling import default_device
 from orchestrator.runs.surroundings import open_for_results

@@ -23,7 +23,7 @@ from workloads.files import new_file
 from workloads.places import RunDir
 
 FIGURE_DPI = 150
-Named = tuple[str, Spectra]
+NamedSpectra = tuple[str, Spectra]
 
 
 def plot_spectra(
@@ -49,7 +49,7 @@ def plot_spectra(
         _require_alike(other, ensemble)
     dataset = prepare_data_of(ensemble.config, runs)
     timesteps = spread_timesteps(ensemble.intervals)
-    groups: list[list[Named]] = []
+    groups: list[list[NamedSpectra]] = []
     for number, one in enumerate((ensemble, *others)):
         found = ensemble_spectra(
             one,
@@ -85,7 +85,7 @@ def _log(ensemble: Ensemble, runs_dir: Path, files: Sequence[Path]) -> None:
         tracked.finish("FINISHED")
 
 
-def _named(ensemble: Ensemble, found: Sequence[Spectra], before: str) -> list[Named]:
+def _named(ensemble: Ensemble, found: Sequence[Spectra], before: str) -> list[NamedSpectra]:
     named = zip(ensemble.intervals, found, strict=True)
     return [(before + expert_name(index, interval), spectra) for index, (interval, spectra) in enumerate(named)]
 
@@ -104,7 +104,7 @@ def _require_alike(control: Ensemble, ensemble: Ensemble) -> None:
             )
 
 
-def _require_same_blocks(networks: Sequence[Named]) -> None:
+def _require_same_blocks(networks: Sequence[NamedSpectra]) -> None:
     seen = [(name, list(found.amplitudes)) for name, found in networks if found.timesteps]
     first, blocks = seen[0]
     for name, others in seen[1:]:
@@ -112,7 +112,7 @@ def _require_same_blocks(networks: Sequence[Named]) -> None:
             raise ConfigError(f"{name} has other blocks than {first}, so their maps are not comparable; leave it out")
 
 
-def _spreads(groups: Sequence[Sequence[Named]]) -> list[str]:
+def _spreads(groups: Sequence[Sequence[NamedSpectra]]) -> list[str]:
     """Per run of several networks: how much they differ at the same timesteps, block by block."""
     lines = []
     for group in groups:

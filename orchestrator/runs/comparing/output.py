@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from orchestrator.runs.comparison_rows import published_notes
-from orchestrator.runs.comparison_table import COLUMNS, ERRORS, cell, shown_columns
+from orchestrator.runs.comparing.rows import published_notes
+from orchestrator.runs.comparing.table import COLUMNS, ERRORS, cell, shown_columns
 from orchestrator.runs.configuration import Outcome
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.grid import sample_grid
