@@ -397,7 +397,8 @@ def outcome_of(case: Case, spies: Spies, folder: Path) -> tuple[str, str]:
         return "traceback", f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    said = [line for line in err.getvalue().splitlines() if not line.startswith("note: ")]
+    # Remarks, and how far planning came.
+    said = [line for line in err.getvalue().splitlines() if not re.match(r"note: |\S+ planning: ", line)]
     # A comparison has been read when all that is wrong is where it is to write, a run when it has been planned.
     went_on = code == 0 or any("--runs-dir" in line and "cannot be written" in line for line in said)
     went_on |= code == 2 and len(said) == 1 and "Sizes are shown as configured" in said[0]
