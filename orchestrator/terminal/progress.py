@@ -94,10 +94,10 @@ class _PlainLines:
         if self._done_before is None:  # what an earlier call did took no time of this one
             self._done_before, self._started_s = done, now_s
         self._last = (done, total)
-        if self._console.is_terminal or now_s < self._next_s:
+        # That all is done is told by finish().
+        if self._console.is_terminal or now_s < self._next_s or done >= total:
             return
-        if done < total:
-            self._last = None
+        self._last = None
         self._next_s = now_s + PLAIN_INTERVAL_S
         left = ""
         if done > self._done_before:

@@ -105,6 +105,12 @@ def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch
         "sampling: 800 of 1,000 images, 0:08 left",
     ]
     assert log.getvalue().splitlines()[-1].endswith("sampling: 900 of 1,000 images, took 0:36")
+    with progress("scoring", "images", console=Console(file=log)) as advance:
+        for done in (0, 1000):  # the end long after the last line: told once, with what it took
+            advance(done, 1000)
+            now_s[0] += 30.0
+    scored = [line.partition(" ")[2] for line in log.getvalue().splitlines() if "scoring" in line]
+    assert scored == ["scoring: 1,000 of 1,000 images, took 1:00"]
 
 
 @pytest.mark.parametrize("total", [2, 120])
