@@ -203,7 +203,8 @@ def contents(out: Path) -> dict[str, str]:
         if file.is_file() and not file.name.endswith("lock"):
             raw = file.read_bytes()
             if file.suffix in {".json", ".jsonl"}:
-                raw = _without_measures(raw)
+                with suppress(UnicodeDecodeError):  # Tune calls a pickle so
+                    raw = _without_measures(raw)
             found[str(file.relative_to(out))] = hashlib.sha256(raw.replace(bytes(out), b"")).hexdigest()[:16]
     return found
 
@@ -212,7 +213,7 @@ def _without_measures(raw: bytes) -> bytes:
     def cut(node: Any) -> Any:
         return {key: value for key, value in node.items() if key not in VOLATILE}
 
-    with suppress(ValueError):
+    with suppress(json.JSONDecodeError):
         return json.dumps(json.loads(raw, object_hook=cut)).encode()
     return b"\n".join(json.dumps(json.loads(line, object_hook=cut)).encode() for line in raw.splitlines())
 
