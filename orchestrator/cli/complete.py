@@ -69,11 +69,11 @@ def complete_override(incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 def _presets(folder: str, incomplete: str) -> Iterator[tuple[str, str]]:
-    from workloads.presets import list_presets, text_of
+    from workloads.presets import list_presets, summary_of
 
     for name in list_presets(folder):
         if name.startswith(incomplete):
-            yield name, text_of(name, folder).splitlines()[0].lstrip("# ")
+            yield name, summary_of(name, folder)
 
 
 def _files(incomplete: str) -> Iterator[tuple[str, str]]:

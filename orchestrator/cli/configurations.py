@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 def presets(json: AsJson = False) -> None:
     """List the presets with their first line, by the command that takes them."""
-    from workloads.presets import list_presets, text_of
+    from workloads.presets import list_presets, summary_of
 
     found = {
-        command: {name: text_of(name, folder).splitlines()[0].lstrip("# ") for name in list_presets(folder)}
+        command: {name: summary_of(name, folder) for name in list_presets(folder)}
         for command, folder in (("train", ""), ("compare", "comparisons"), ("search", "studies"))
     }
     if json:

@@ -56,13 +56,12 @@ def of_trials(trials: "list[Trial]") -> list[dict[str, Any]]:
 
 def of_table(file: Path) -> list[dict[str, Any]]:
     """`rememe compare --json`: the rows of the table it has kept, a row per strategy and seed."""
-    from csv import DictReader
+    from orchestrator.runs.comparing.table import read_table
 
-    with file.open(newline="") as lines:
-        return [
-            {name: cell if name in TEXT_COLUMNS else _number(cell) for name, cell in row.items()}
-            for row in DictReader(lines)
-        ]
+    return [
+        {name: cell if name in TEXT_COLUMNS else _number(cell) for name, cell in row.items()}
+        for row in read_table(file)
+    ]
 
 
 def _number(cell: str) -> int | float | None:

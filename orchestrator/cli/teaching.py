@@ -54,14 +54,14 @@ def epilog(command: str) -> str:
 
 def teach(command: str, *folders: str) -> NoReturn:
     """What the command could work on, by name; ends it with exit code 2, for nothing was done."""
-    from workloads.presets import list_presets, text_of
+    from workloads.presets import list_presets, summary_of
 
     lines = [f"rememe {command} needs the name of what to work on, or a YAML file; for instance:", ""]
     lines += [f"  {line}" for line in EXAMPLES[command]]
     lines += ["", "names:", ""]
     for folder in folders:
         for name in list_presets(folder):
-            lines.append(f"  {name:28} {text_of(name, folder).splitlines()[0].lstrip('# ')}")
+            lines.append(f"  {name:28} {summary_of(name, folder)}")
     lines += ["", f"A YAML file may begin with `preset: NAME` and say what differs. More: rememe {command} --help"]
     print("\n".join(lines))
     raise typer.Exit(2)

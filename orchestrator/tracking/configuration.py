@@ -13,7 +13,6 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.names import NOTE_TAG, PROTOCOL_TAG, RUN_ID, SCORE_TAG, TRUST_TAG
 from orchestrator.tracking.tracker import TrackedRun, Tracker, own_command
 from workloads.config import ProtocolConfig
-from workloads.evaluation.estimates import Z_95
 from workloads.evaluation.protocol import Score
 from workloads.training.records import TrainingRecord, read_records
 from workloads.training.result import JobResult
@@ -94,7 +93,7 @@ def log_score(tracked: TrackedRun, score: Score, protocol: ProtocolConfig, grid:
 
 def _described(score: Score, protocol: ProtocolConfig, grid: Path) -> str:
     """What the page of a configuration begins with, in Markdown."""
-    spread = "" if score.stderr is None else f" ± {Z_95 * score.stderr:.2g} (95 %)"
+    spread = "" if score.stderr is None else f"{score.estimate.spread('±')} (95 %)"
     doubt = f" **Not trustworthy:** {score.warning}." if score.warning else ""
     others = f" Also {', '.join(score.other_words)}." if score.other_words else ""
     return (

@@ -149,6 +149,8 @@ def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceCont
         block = _decode(items, config, start, step, None, on_progress)
         tally, bad = tally + block.tally, bad + block.bad
         labels += np.bincount(block.labels, minlength=len(labels))
+        if on_progress is not None:
+            on_progress(min(start + step, source.num_images), source.num_images)
     return _found(source, name_of_source(config), dict(enumerate(labels.tolist())), tally, bad)
 
 

@@ -22,6 +22,10 @@ class Estimate:
         half = Z_95 * (self.stderr or 0.0)
         return self.value - half, self.value + half
 
+    def spread(self, sign: str = "+-") -> str:
+        """Half of that interval, as it stands behind the value; empty if it is not known."""
+        return "" if self.stderr is None else f" {sign} {Z_95 * self.stderr:.2g}"
+
 
 def tied(a: Estimate, b: Estimate) -> bool:
     """Whether the difference lies inside its 95 % interval, the errors taken as independent."""

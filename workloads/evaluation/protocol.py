@@ -7,7 +7,7 @@ from typing import Any
 from workloads.config.base import content_hash
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError
-from workloads.evaluation.estimates import Z_95, Estimate
+from workloads.evaluation.estimates import Estimate
 
 MAX_DIFFERENCES = 4
 """Named in an error message."""
@@ -63,13 +63,12 @@ class Score:
     @property
     def half_width(self) -> str:
         """Half of the value's 95 % interval, as it stands behind the value; empty if it is not known."""
-        return "" if self.stderr is None else f" +- {Z_95 * self.stderr:.2g}"
+        return self.estimate.spread()
 
     @property
     def other_words(self) -> list[str]:
         """Each of the other metrics with half of its 95 % interval, or why there is none."""
-        halves = {name: f" +- {Z_95 * error:.2g}" for name, error in self.others_stderr.items()}
-        found = [f"{name} {value:.4g}{halves.get(name, '')}" for name, value in self.others.items()]
+        found = [f"{name} {one.value:.4g}{one.spread()}" for name, one in self.other_estimates.items()]
         return found + [f"{name} not available: {reason}" for name, reason in self.unavailable.items()]
 
     @property

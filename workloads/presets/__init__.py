@@ -15,3 +15,8 @@ def list_presets(folder: str = "") -> list[str]:
 def text_of(name: str, folder: str = "") -> str:
     """The YAML text of one of them."""
     return resources.files(__name__).joinpath(folder, f"{name}.yaml").read_text()
+
+
+def summary_of(name: str, folder: str = "") -> str:
+    """Its first line, which says what it is."""
+    return text_of(name, folder).splitlines()[0].lstrip("# ")

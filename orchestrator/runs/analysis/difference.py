@@ -1,7 +1,6 @@
 """What two runs have in common and what not: descriptions, scores, weights."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from orchestrator.runs.stored import find_run_dir
 from workloads.ensemble import EnsembleIndex
 from workloads.errors import ConfigError
-from workloads.evaluation.estimates import Z_95
+from workloads.evaluation.estimates import Estimate, tied
 from workloads.pipeline import read_scores
 from workloads.places import EnsembleDir, RunDir
 from workloads.sealed import read_json
@@ -105,8 +104,8 @@ def _scores(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[ScorePair
     pairs = []
     for key in left.keys() & right.keys():
         a, b = left[key], right[key]
-        errors = (a.get("stderr"), b.get("stderr"))
-        is_tie = None if None in errors else abs(a["value"] - b["value"]) <= Z_95 * math.hypot(*errors)
+        estimates = [Estimate(one["value"], one.get("stderr")) for one in (a, b)]
+        is_tie = None if any(one.stderr is None for one in estimates) else tied(*estimates)
         pairs.append(ScorePair(a["name"], str(a["protocol"].get("name")), key, a["value"], b["value"], is_tie))
     return sorted(pairs, key=lambda pair: pair.protocol)
 

@@ -13,7 +13,6 @@ from orchestrator.search.report.rendering import write_page
 from orchestrator.terminal.status import driver_words, restart_sentence, restarts_words
 from orchestrator.terminal.words import duration, si
 from workloads.analysis.grid import is_whole_png
-from workloads.evaluation.estimates import Z_95
 from workloads.evaluation.protocol import Score
 from workloads.pipeline import read_scores
 from workloads.places import RunDir
@@ -84,11 +83,9 @@ class RunPage:
         """A row per protocol and metric."""
         rows = []
         for score in self._scores:
-            errors = {score.name: score.stderr} | score.others_stderr
-            for name, value in {score.name: score.value, **score.others}.items():
-                half = Z_95 * error if (error := errors.get(name)) is not None else None
-                interval = "" if half is None else f"{value - half:.4g} to {value + half:.4g}"
-                row = (score.protocol["name"], name, value, interval, score.num_samples, score.protocol_hash[:8])
+            for name, one in {score.name: score.estimate, **score.other_estimates}.items():
+                interval = "" if one.stderr is None else "{:.4g} to {:.4g}".format(*one.interval)
+                row = (score.protocol["name"], name, one.value, interval, score.num_samples, score.protocol_hash[:8])
                 rows.append((*row, score.warning if name == score.name else ""))
         return rows
 

@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.search.study.options import FULL, QUICK
 from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name, total_images
 from orchestrator.terminal.words import si
-from workloads.evaluation.estimates import Z_95, Estimate
+from workloads.evaluation.estimates import Estimate
 
 GOOD, POOR = 0.7, 0.4
 """Rank correlations from which, and below which, one score is called a good and a poor guide to another."""
@@ -48,7 +48,7 @@ def score(rung: Rung | None) -> str:
     """A score and half of its 95 % interval."""
     if rung is None:
         return ""
-    half = "" if rung.stderr is None else f" ± {Z_95 * rung.stderr:.2g}"
+    half = Estimate(rung.value, rung.stderr).spread("±")
     return f"{rung.value:.4g}{half}{' (not trustworthy)' if rung.doubts else ''}"
 
 
@@ -57,8 +57,7 @@ def other(rung: Rung | None, name: str) -> str:
     if rung is None or name not in rung.others:
         return "not available" if rung is not None and name in rung.unavailable else ""
     found = rung.others[name]
-    half = "" if found.stderr is None else f" ± {Z_95 * found.stderr:.2g}"
-    return f"{found.value:.4g}{half}"
+    return f"{found.value:.4g}{found.spread('±')}"
 
 
 def interval(rung: Rung) -> str:

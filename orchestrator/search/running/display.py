@@ -34,7 +34,7 @@ from orchestrator.search.study.trial_plans import plans_by_point
 from orchestrator.terminal.progress import print_line, progress
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
-from workloads.evaluation.estimates import Z_95, Estimate
+from workloads.evaluation.estimates import Estimate
 
 LOOK_INTERVAL_S = 2.0
 NUM_SHOWN = 20
@@ -210,5 +210,4 @@ def _cells(rung: Rung | None, others: Sequence[str]) -> list[str]:
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "n/a"
-    half = "" if estimate.stderr is None else f" +- {Z_95 * estimate.stderr:.2g}"
-    return f"{estimate.value:.4g}{half}"
+    return f"{estimate.value:.4g}{estimate.spread()}"
