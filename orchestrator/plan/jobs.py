@@ -148,6 +148,31 @@ class Plan:
         """Distinct jobs: two intervals never share a key, but a map is what lookups want."""
         return {job.key: job for job in self.jobs}
 
+    @property
+    def num_parameters(self) -> int:
+        """Of all its networks together."""
+        return sum(job.num_parameters for job in self.jobs)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """That one denoising step uses, at most."""
+        return max(job.num_active_parameters for job in self.jobs)
+
+    @property
+    def macs(self) -> int:
+        """Of one denoising step of one image, at most."""
+        return max(job.macs for job in self.jobs)
+
+    @property
+    def images(self) -> int:
+        """That all its networks see together after their start."""
+        return sum(job.job.training.images for job in self.jobs)
+
+    @property
+    def expected_macs(self) -> int:
+        """Of all trainings."""
+        return sum(job.expected_macs for job in self.jobs)
+
     def mean_over_timesteps(self, values: Sequence[float]) -> float:
         """Of a figure per job (or per expert), weighted by the timesteps it works at."""
         # A single network, or a remix as one job, works at all timesteps.
@@ -164,9 +189,9 @@ class Plan:
             "name": self.config.name,
             "fingerprint": self.fingerprint if known else None,
             "jobs": [job.to_json() for job in self.jobs],
-            "num_parameters": sum(job.num_parameters for job in self.jobs),
-            "num_active_parameters": max(job.num_active_parameters for job in self.jobs),
-            "expected_training_macs": sum(job.expected_macs for job in self.jobs),
+            "num_parameters": self.num_parameters,
+            "num_active_parameters": self.num_active_parameters,
+            "expected_training_macs": self.expected_macs,
         }
 
 

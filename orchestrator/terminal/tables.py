@@ -47,11 +47,9 @@ def print_plan(plan: Plan) -> None:
         table.add_row(*_job_cells(job), *_plan_cells(job))
     console = wide_console()
     console.print(table)
-    total = sum(job.num_parameters for job in plan.jobs)
-    active = max(job.num_active_parameters for job in plan.jobs)
-    training = sum(job.expected_macs for job in plan.jobs)
     console.print(
-        f"stored {si(total)} parameters, {si(active)} active per step; training takes about {si(training)} MACs"
+        f"stored {si(plan.num_parameters)} parameters, {si(plan.num_active_parameters)} active per step; "
+        f"training takes about {si(plan.expected_macs)} MACs"
     )
 
 

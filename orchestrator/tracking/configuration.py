@@ -54,12 +54,11 @@ def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRec
 
 def log_sizes(tracked: TrackedRun, plan: Plan, results: Sequence[JobResult]) -> None:
     """What the whole configuration takes."""
-    jobs = plan.jobs
     tracked.log_metrics(
         {
-            "num_parameters": sum(job.num_parameters for job in jobs),
-            "num_active_parameters": max(job.num_active_parameters for job in jobs),
-            "macs": max(job.macs for job in jobs),
+            "num_parameters": plan.num_parameters,
+            "num_active_parameters": plan.num_active_parameters,
+            "macs": plan.macs,
             "train_s": sum(result.train_s for result in results),
         }
     )

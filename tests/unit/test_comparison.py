@@ -110,7 +110,7 @@ def test_every_comparison_plans_whole(name: str, tmp_path: Path, capsys: pytest.
         published = row.published
         if published is not None and published.num_parameters is not None:
             # The papers', of one network; 1 % is what a guess about where mixers stand leaves.
-            assert row.num_active_parameters == pytest.approx(published.num_parameters, rel=0.01)
+            assert row.plan.num_active_parameters == pytest.approx(published.num_parameters, rel=0.01)
     print_rows(comparison, rows)
     printed = capsys.readouterr().out
     assert all(row in printed for row in comparison.row_names)

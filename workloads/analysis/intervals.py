@@ -18,3 +18,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
     quantile = float(t.ppf((1 + confidence) / 2, len(values) - 1))
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def shown_difference(differences: Sequence[float], num_decimals: int) -> str:
+    """Their mean with its sign, and half of its 95 % interval where there are several."""
+    mean, half_width = mean_interval(differences)
+    half = "" if math.isnan(half_width) else f" +- {half_width:.{num_decimals}f}"
+    return f"{mean:+.{num_decimals}f}{half}"

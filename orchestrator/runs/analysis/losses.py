@@ -12,7 +12,7 @@ from orchestrator.runs.seeds import by_row, seed_of
 from orchestrator.runs.surroundings import open_for_results
 from orchestrator.terminal.progress import progress
 from orchestrator.terminal.tables import wide_console
-from workloads.analysis.intervals import mean_interval
+from workloads.analysis.intervals import mean_interval, shown_difference
 from workloads.analysis.loss_by_timestep import ensemble_loss
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
@@ -65,8 +65,7 @@ def difference(members: Sequence[RunLoss], others: Sequence[RunLoss]) -> str:
     differences = [one.loss - by_seed[seed] for one in members if (seed := seed_of(one.name)) in by_seed]
     if not differences:
         return "no seed in common"
-    mean, half_width = mean_interval(differences)
-    return f"{mean:+.5f}" + (f" +- {half_width:.5f}" if len(differences) > 1 else "")
+    return shown_difference(differences, 5)
 
 
 def _require_alike(path: Path, ensemble: Ensemble, first: Ensemble) -> None:

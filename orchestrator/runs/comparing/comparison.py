@@ -74,19 +74,19 @@ def _train(
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     figures: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *ERRORS.values())}
     for outcome in outcomes:
-        score, jobs = outcome.score, outcome.plan.jobs
+        score, plan = outcome.score, outcome.plan
         assert score is not None
         require_comparable(score, outcomes[0].score or score)
-        batch_size = jobs[0].job.training.batch_size
+        batch_size = plan.jobs[0].job.training.batch_size
         images = sum(result.images_seen for result in outcome.results)
         values = {
             "score": score.value,
             **score.others,
             **{f"{name}_stderr": error for name, error in score.others_stderr.items()},
             "score_stderr": math.nan if score.stderr is None else score.stderr,
-            "num_active_parameters": max(job.num_active_parameters for job in jobs),
-            "num_parameters": sum(job.num_parameters for job in jobs),
-            "macs": max(job.macs for job in jobs),
+            "num_active_parameters": plan.num_active_parameters,
+            "num_parameters": plan.num_parameters,
+            "macs": plan.macs,
             "steps_per_s": images / batch_size / sum(result.train_s for result in outcome.results),
             "peak_memory_bytes": max(result.peak_memory_bytes for result in outcome.results),
             "latency_s": latency_s(Ensemble.load(outcome.run.path, default_device())),

@@ -1,7 +1,6 @@
 """The table of a comparison: printed, kept as CSV, and the samples side by side."""
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from orchestrator.runs.comparing.table import COLUMNS, ERRORS, cell, shown_colum
 from orchestrator.runs.configuration import Outcome
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.grid import sample_grid
-from workloads.analysis.intervals import mean_interval
+from workloads.analysis.intervals import shown_difference
 from workloads.config.comparison import Comparison, Published
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import samples_key
@@ -80,8 +79,7 @@ def _extra_columns(comparison: Comparison, rows: Sequence[ComparisonRow]) -> dic
 
 def difference(values: Sequence[float], others: Sequence[float]) -> str:
     """Mean difference seed by seed, with its 95 % interval where there are several."""
-    mean, half_width = mean_interval([one - other for one, other in zip(values, others, strict=True)])
-    return f"{mean:+.3f}" + ("" if math.isnan(half_width) else f" +- {half_width:.3f}")
+    return shown_difference([one - other for one, other in zip(values, others, strict=True)], 3)
 
 
 def _published_fid(published: Published | None) -> str:

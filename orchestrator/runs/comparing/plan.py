@@ -39,9 +39,9 @@ def print_rows(comparison: Comparison, rows: Sequence[PlannedRow]) -> None:
 
 def _cells(row: PlannedRow) -> list[str]:
     kinds = sorted({job.job.model.kind for job in row.plan.jobs})
-    sizes = [si(row.num_active_parameters), si(row.num_parameters), si(row.macs)]
+    sizes = [si(row.plan.num_active_parameters), si(row.plan.num_parameters), si(row.plan.macs)]
     experts = str(len(row.plan.config.intervals))
-    return [row.name, ", ".join(kinds), row.start, experts, f"{row.images:,}", *(size.strip() for size in sizes)]
+    return [row.name, ", ".join(kinds), row.start, experts, f"{row.plan.images:,}", *(size.strip() for size in sizes)]
 
 
 def _published(row: PlannedRow) -> list[str]:

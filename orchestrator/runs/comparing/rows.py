@@ -27,26 +27,6 @@ class PlannedRow:
 
     published: Published | None
 
-    @property
-    def num_parameters(self) -> int:
-        """Of all its networks together."""
-        return sum(job.num_parameters for job in self.plan.jobs)
-
-    @property
-    def num_active_parameters(self) -> int:
-        """That one denoising step uses, at most."""
-        return max(job.num_active_parameters for job in self.plan.jobs)
-
-    @property
-    def macs(self) -> int:
-        """Of one denoising step of one image, at most."""
-        return max(job.macs for job in self.plan.jobs)
-
-    @property
-    def images(self) -> int:
-        """That all its networks see together after their start."""
-        return sum(job.job.training.images for job in self.plan.jobs)
-
     def to_json(self) -> dict[str, Any]:
         """One entry of `rememe plan --json` of a comparison."""
         published = None if self.published is None else self.published.model_dump(mode="json", exclude_defaults=True)

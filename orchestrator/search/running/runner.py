@@ -234,7 +234,7 @@ class _ProgressFile:
         if time.monotonic() - self._written_s < PROGRESS_INTERVAL_S:
             return
         self._written_s = time.monotonic()
-        total = sum(job.job.training.images for job in self._work.plan.jobs)
+        total = self._work.plan.images
         with suppress(OSError):  # words for a display: a full disk is told by what must be kept
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(f"{state.value} {sum(self._images.values()) / total:.0%}")

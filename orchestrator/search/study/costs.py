@@ -33,7 +33,7 @@ def with_costs(trial: Trial, plan: Plan, latencies_s: Sequence[float] | None) ->
         jobs = tuple(job.model_copy(update={"latency_s": by_key.get(job.key)}) for job in jobs)
     changes = {
         "jobs": jobs,
-        "num_parameters": sum(job.num_parameters for job in plan.jobs),
+        "num_parameters": plan.num_parameters,
         "macs": plan.mean_over_timesteps([job.macs for job in plan.jobs]),
         "latency_s": latency_s,
     }

@@ -101,9 +101,8 @@ class LimitsConfig(StrictConfig):
     def admits(self, plan: Plan) -> bool:
         """Whether a configuration keeps to those limits that its plan tells."""
         # Latency is left out: it is not known before it was measured.
-        num_parameters = sum(job.num_parameters for job in plan.jobs)
         macs = plan.mean_over_timesteps([job.macs for job in plan.jobs])
-        return (self.num_parameters is None or num_parameters <= self.num_parameters) and (
+        return (self.num_parameters is None or plan.num_parameters <= self.num_parameters) and (
             self.macs is None or macs <= self.macs
         )
 

@@ -79,9 +79,8 @@ def survey(study: Study, plans_of: PlansOf, on_progress: Callable[[int, int], No
         num_new = len(wanted.keys() - images.keys())
         images |= wanted
         images_without_store += sum(wanted.values())
-        jobs = plans[-1].jobs  # the whole training's: what is trained for an early rung costs the same per step
-        num_parameters = sum(job.num_parameters for job in jobs)
-        macs = plans[-1].mean_over_timesteps([job.macs for job in jobs])
-        rows.append(SurveyRow(values, len(wanted), num_new, num_parameters, macs))
+        whole = plans[-1]  # what is trained for an early rung costs the same per step
+        macs = whole.mean_over_timesteps([job.macs for job in whole.jobs])
+        rows.append(SurveyRow(values, len(wanted), num_new, whole.num_parameters, macs))
         on_progress(index + 1, len(points))
     return Survey(study.name, rows, images, images_without_store)
