@@ -35,24 +35,20 @@ class ActorReport(NamedTuple):
     """That training has made; more than before is a sign of life."""
 
     remarks: Sequence[str] = ()
-    """Warnings since the last answer, which nobody would read where they were made."""
+    """Warnings, which nobody would read where they were made."""
 
 
 class _Remarks(logging.Handler):
-    """Keeps the warnings of this process until somebody asks."""
+    """Adds the warnings of this process to those of the expert that it trains."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._said: list[str] = []
+        self.into: list[str] = []
         for name in ("orchestrator", "workloads"):
             logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(record.getMessage())
-
-    def taken(self) -> list[str]:
-        said, self._said = self._said, []
-        return said
+        self.into.append(record.getMessage())
 
 
 @dataclass
@@ -60,6 +56,7 @@ class _Course:
     """Of one expert's training in this process."""
 
     records: list[TrainingRecord] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     checkpoint_images: int = 0
     num_steps: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -105,11 +102,12 @@ class ExpertActor:
     def train(
         self, job: PlannedJob, data: Folder, rank: int = 0, address: tuple[str, int] | None = None
     ) -> tuple[JobResult, list[TrainingRecord], list[str]]:
-        """Run the job to its end; the result and, from the first worker, all records of this attempt; last remarks.
+        """Run the job to its end; the result and, from the first worker, all records of this attempt; its warnings.
 
         address: where a group meets, in which this is worker `rank`; None: it trains alone.
         """
         course = self._of(job.key)
+        self._remarks.into = course.remarks
         leave = course.stop.set if rank == 0 else None  # the others follow the first
         with (
             self._site.job(job.key, course.note_checkpoint, self._host, leave, writes=rank == 0) as place,
@@ -126,7 +124,7 @@ class ExpertActor:
                 on_checkpoint=place.on_checkpoint,
                 should_stop=course.counted(self._processes.SharedStop(workers, course.stop.is_set, job.job.training)),
             )
-        return result, course.records, self._remarks.taken()
+        return result, course.records, course.remarks
 
     @contextmanager
     def _group(self, job: PlannedJob, rank: int, address: tuple[str, int] | None) -> "Iterator[Workers]":
@@ -140,14 +138,14 @@ class ExpertActor:
 
     # In a group of its own: the other methods wait until train() returns.
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def poll(self, key: str, num_known: int) -> ActorReport:
-        """Where this runs, and the expert's records beyond those the caller knows."""
+    def poll(self, key: str, num_records: int, num_remarks: int) -> ActorReport:
+        """Where this runs, and the expert's records and warnings beyond those that the caller knows."""
         import os
 
         course = self._of(key)
         node_id, node = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-        records = course.records[num_known:]
-        remarks = self._remarks.taken()
+        # The caller counts what it has heard: an answer that comes after the expert's end is not read.
+        records, remarks = course.records[num_records:], course.remarks[num_remarks:]
         return ActorReport(os.getpid(), node_id, node, records, course.checkpoint_images, course.num_steps, remarks)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]

@@ -62,6 +62,7 @@ class ExpertProcess:
     """What Ray reserves for them; None for one."""
 
     num_records: int = 0
+    num_remarks: int = 0
     checkpoint_images: int = 0
     images_seen: int = 0
     broke_s: float | None = None
@@ -229,7 +230,7 @@ class ExpertProcesses:
             return None
         self._free.append(process)
         result, records, remarks = answers[0]
-        return Ending(process, result, tuple(records[process.num_records :]), tuple(remarks))
+        return Ending(process, result, tuple(records[process.num_records :]), tuple(remarks[process.num_remarks :]))
 
     def poll(self, timeout_s: float) -> tuple[list[tuple[str, Heard]], list[str]]:
         """Ask every actor that is not being asked. What those that were asked before have answered, and who is silent:
@@ -244,13 +245,14 @@ class ExpertProcesses:
                 if is_first and not all(other.has_answered for other in process.members[1:]):
                     continue
                 if member.asked is None:
-                    num_known = process.num_records if is_first else 0
-                    member.asked, member.asked_s = member.actor.poll.remote(key, num_known), now_s
+                    known = (process.num_records, process.num_remarks) if is_first else (0, 0)
+                    member.asked, member.asked_s = member.actor.poll.remote(key, *known), now_s
                 elif ray.wait([member.asked], timeout=0)[0]:
                     had_answered = process.has_answered
                     report = self._take_answer(member)
                     if report is not None and is_first:
                         process.num_records += len(report.records)
+                        process.num_remarks += len(report.remarks)
                         if report.records:
                             process.images_seen = report.records[-1].images_seen
                         heard.append((key, Heard(process, report, is_first=not had_answered)))
