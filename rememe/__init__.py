@@ -116,19 +116,20 @@ def sample(
     Raises ConfigError if there is no ensemble, or the settings do not go with it. For more than one call, load it once:
     Ensemble.load(run).sample(...).
     """
-    from orchestrator.runs.sampling import sample_run
+    from orchestrator.runs.stored import run_at_hand
 
-    return sample_run(
-        Path(run),
-        num,
-        Path(runs_dir),
-        seed=seed,
-        sampler=sampler,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        device=device,
-        storage=storage,
-    )
+    with run_at_hand(Path(run), Path(runs_dir), storage) as folder:
+        from orchestrator.runs.sampling import sample_run
+
+        return sample_run(
+            folder,
+            num,
+            seed=seed,
+            sampler=sampler,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            device=device,
+        )
 
 
 def evaluate(
@@ -146,10 +147,11 @@ def evaluate(
     Raises ConfigError if there is no ensemble, or the protocol does not go with it.
     """
     _before_ray(address)
-    from orchestrator.runs.configuration import evaluate_run
     from orchestrator.runs.stored import run_at_hand
 
     with run_at_hand(Path(run), Path(runs_dir), storage, is_changed=True) as folder:
+        from orchestrator.runs.configuration import evaluate_run
+
         return evaluate_run(
             folder, Path(runs_dir), protocol=protocol, overrides=overrides, address=address, storage=storage
         )

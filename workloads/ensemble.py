@@ -25,7 +25,7 @@ from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file
 from workloads.models.build import NETWORK, WEIGHTS, load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
-from workloads.places import EnsembleDir, JobDir, RunDir
+from workloads.places import EnsembleDir, JobDir, require_ensemble
 from workloads.progress import Progress
 from workloads.sealed import read_json, require_intact, write_json
 from workloads.training.result import completed
@@ -148,19 +148,6 @@ def _vae_sha256(place: EnsembleDir) -> dict[str, str]:
     return {str(file.relative_to(place.vae)): sha256_file(file) for file in files}
 
 
-def _why_none(path: Path, index: str) -> str:
-    """What to do depends on what is there instead: nothing, a run that is not trained to its end, or anything else."""
-    if RunDir(path).config.is_file():
-        return (
-            f"{path} holds no ensemble yet ({index} is missing); train it to its end: rememe train {path}/config.yaml"
-        )
-    if path.exists():
-        return f"{path} holds no ensemble ({index} is missing); give the directory of a run, or train one: rememe train"
-    others = sorted(run.parent.parent.name for run in path.parent.glob(f"*/{RunDir(path).ensemble.path.name}/{index}"))
-    there = f"trained runs in {path.parent}: {', '.join(others)}" if others else "train one: rememe train demo-meme"
-    return f"{path} does not exist; {there}"
-
-
 class Ensemble:
     """Experts loaded on first use, and the table that says who denoises which timestep."""
 
@@ -179,9 +166,7 @@ class Ensemble:
 
         DamagedFileError if it says not what it said when it was written.
         """
-        place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble
-        if not place.index.is_file():
-            raise ConfigError(_why_none(path, place.index.name))
+        place = require_ensemble(path)
         return cls(place.path, read_json(place.index, EnsembleIndex.model_validate, MADE_ANEW), device)
 
     def keep_score(self, protocol_hash: str, score: Mapping[str, Any]) -> None:

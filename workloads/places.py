@@ -5,6 +5,9 @@ Names of the files of checkpoints, of prepared data and of samples belong to the
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+from workloads.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -231,3 +234,26 @@ class SharedDir:
     def job(self, key: str) -> JobDir:
         """Where the job with this key is, or will be, trained."""
         return JobDir(self.store / key)
+
+
+def require_ensemble(path: Path) -> EnsembleDir:
+    """The ensemble of a run's directory, or the one that lies there itself. ConfigError if there is none."""
+    place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble
+    if not place.index.is_file():
+        _refuse(path, place.index.name)
+    return place
+
+
+def _refuse(path: Path, index: str) -> NoReturn:
+    """What to do depends on what is there instead: nothing, a run that is not trained to its end, or anything else."""
+    if (config := RunDir(path).config).is_file():
+        raise ConfigError(
+            f"{path} holds no ensemble yet ({index} is missing); train it to its end: rememe train {config}"
+        )
+    if path.exists():
+        raise ConfigError(
+            f"{path} holds no ensemble ({index} is missing); give the directory of a run, or train one: rememe train"
+        )
+    others = sorted(run.parent.parent.name for run in path.parent.glob(f"*/{RunDir(path).ensemble.path.name}/{index}"))
+    there = f"trained runs in {path.parent}: {', '.join(others)}" if others else "train one: rememe train demo-meme"
+    raise ConfigError(f"{path} does not exist; {there}")

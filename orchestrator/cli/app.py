@@ -72,9 +72,10 @@ for command in (
 ):
     app.command(epilog=epilog(command.__name__))(command)
 for name, group in (("data", data.app), ("analyze", ensembles.analyze), ("store", store.app)):
-    for registered in group.registered_commands:
-        registered.epilog = epilog(f"{name} {registered.name}")
-    app.add_typer(group, name=name)
+    commands = [f"{name} {registered.name}" for registered in group.registered_commands]
+    for registered, words in zip(group.registered_commands, commands, strict=True):
+        registered.epilog = epilog(words)
+    app.add_typer(group, name=name, epilog=epilog(*commands))
 
 
 def main() -> None:

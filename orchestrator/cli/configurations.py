@@ -58,7 +58,7 @@ def plan(
     runs_dir: RunsDirOption = RUNS,
     json: AsJson = False,
 ) -> None:
-    """Show what would run: jobs, parameters, multiply-adds, memory, keys. Starts nothing.
+    """Show what would run: jobs, parameters, multiply-adds, memory, keys. Trains nothing; data is prepared, once.
 
     CONFIG may be a study (search-ratios): how many configurations, and how many experts they share. Or a comparison
     (meme-table1): each row's sizes, beside the paper's. Without the data, sizes are shown as configured, and the exit

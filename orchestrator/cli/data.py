@@ -78,7 +78,7 @@ def data_check(
         print_json(found.model_dump(mode="json"))
     else:
         print_found(found)
-    check_bad(found.bad, max_bad)
+    check_bad(found.bad, max_bad, are_all=True)
 
 
 @app.command("prepare")
@@ -123,7 +123,8 @@ def data_prepare(
     made = summary.manifest
     if summary.found is not None:
         print_found(summary.found)
-    print(f"{out}: {made.num_images} {made.kind} of shape {made.shape}, {len(made.class_names)} classes")
+    told = "" if summary.is_new else ", as they were prepared before"
+    print(f"{out}: {made.num_images} {made.kind} of shape {made.shape}, {len(made.class_names)} classes{told}")
     if made.latent is not None:
         latent = made.latent
         print(f"latents: mean {latent.mean:.3f}, std {latent.std:.3f} after scaling by {latent.scaling_factor:g}")

@@ -59,11 +59,12 @@ def bake(
 ) -> None:
     """Write a remix's experts out as plain networks, an ensemble that samples at no extra cost."""
     print_beginning(f"bake {run}")
-    from orchestrator.runs.export import bake_run
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
     with run_at_hand(run, runs_dir, storage) as folder, progress("baking", "experts") as advance:
+        from orchestrator.runs.export import bake_run
+
         num_experts = bake_run(folder, out, advance)
     print(f"{out}: {num_experts} plain networks; use it as a run: rememe sample {out}")
 
@@ -95,11 +96,12 @@ def export(
     diffusers' own DiTPipeline, which needs nothing of rememe.
     """
     print_beginning(f"export {run}")
-    from orchestrator.runs.export import export_run
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
     with run_at_hand(run, runs_dir, storage, with_scores=True) as folder, progress("exporting", "experts") as advance:
+        from orchestrator.runs.export import export_run
+
         exported = export_run(folder, out, advance, form=to, expert=expert, license_name=license_name)
     if exported.pipeline is None:
         print(f"{out}: {len(exported.experts)} files of safetensors, and a model card")
@@ -130,10 +132,12 @@ def analyze_spectra(
     or one network, beside them at the same timesteps.
     """
     print_beginning(f"analyze {run}")
-    from orchestrator.runs.analysis.spectra import plot_spectra
-    from orchestrator.runs.stored import run_at_hand
+    from orchestrator.runs.stored import find_run, run_at_hand
 
+    controls = [find_run(one, runs_dir) for one in control or ()]
     with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
+        from orchestrator.runs.analysis.spectra import plot_spectra
+
         lines = plot_spectra(
             folder,
             runs_dir,
@@ -141,7 +145,7 @@ def analyze_spectra(
             seed=seed,
             out=out,
             everywhere=everywhere,
-            controls=control or (),
+            controls=controls,
         )
     print("\n".join(lines))
 
@@ -152,6 +156,7 @@ def analyze_coefficients(
         list[Path],
         typer.Argument(help="Run directories of remixes.", show_default=False, autocompletion=complete_run),
     ],
+    runs_dir: RunsDirOption = RUNS,
     json: AsJson = False,
 ) -> None:
     """How much of remixes' coefficients is learned, and how much was in the prior (Remix-DiT, Fig. 4).
@@ -159,12 +164,15 @@ def analyze_coefficients(
     The remixes it is for are trained by: rememe compare coefficients
     """
     print_beginning(f"analyze {', '.join(map(str, runs))}")
+    from orchestrator.runs.stored import find_run
+
+    folders = [find_run(run, runs_dir) for run in runs]
     from orchestrator.runs.analysis.coefficients import coefficients_of, show_coefficients
 
     if json:
-        print_json([one.to_json() for one in coefficients_of(runs)])
+        print_json([one.to_json() for one in coefficients_of(folders)])
     else:
-        show_coefficients(runs)
+        show_coefficients(folders)
 
 
 @analyze.command("loss")
@@ -180,6 +188,9 @@ def analyze_loss(
     samples do not show, this does.
     """
     print_beginning(f"analyze {', '.join(map(str, runs))}")
+    from orchestrator.runs.stored import find_run
+
+    folders = [find_run(run, runs_dir) for run in runs]
     from orchestrator.runs.analysis.losses import show_losses
 
-    show_losses(runs, runs_dir, num_images=num_images, seed=seed)
+    show_losses(folders, runs_dir, num_images=num_images, seed=seed)

@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption
 from orchestrator.cli.complete import complete_key, complete_run
 from orchestrator.cli.results import print_json
+from orchestrator.terminal.notes import print_beginning
 
 if TYPE_CHECKING:
     from orchestrator.runs.analysis.difference import Difference
@@ -71,9 +72,13 @@ def _print_key(one: "Explained") -> None:
 
 def diff(left: Run, right: Run, runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
     """Say how two runs differ: configuration, scores under the same protocol, weights to the last bit."""
+    from orchestrator.runs.stored import find_run
+
+    folders = [find_run(run, runs_dir) for run in (left, right)]
+    print_beginning(f"diff {left} {right}")
     from orchestrator.runs.analysis.difference import difference_of
 
-    found = difference_of(left, right, runs_dir)
+    found = difference_of(*folders)
     if json:
         print_json(found.to_json())
     else:

@@ -45,9 +45,9 @@ EXAMPLES = {
 """By the words of the command."""
 
 
-def epilog(command: str) -> str:
-    """The examples as they end a --help."""
-    lines = EXAMPLES.get(command, [])
+def epilog(*commands: str) -> str:
+    """The examples as they end a --help: all of a command, or one of each of several."""
+    lines = [line for command in commands for line in EXAMPLES.get(command, [])[: None if len(commands) == 1 else 1]]
     # Keeps lines as they are; others are filled.
     return "\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)])
 

@@ -18,7 +18,6 @@ from workloads.data.labels import NO_LABELS
 from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
 from workloads.data.prepared import PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
-from workloads.diffusion.sampling import make_scheduler
 from workloads.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ PREPARING = "preparing data"
 
 def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     """What would run. Works without data and initial weights too; keys are then unknown."""
+    from workloads.diffusion.sampling import make_scheduler  # brings torch and diffusers, which data does without
+
     check_network(config)
     make_scheduler(config.diffusion, config.evaluation.sampling)  # refuses what `train` would
     spec = spec_of(config, runs_dir)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.runs.stored import run_at_hand
 from orchestrator.terminal.progress import progress
 from workloads.ensemble import Ensemble
 from workloads.evaluation.draw import Samples
@@ -18,24 +17,21 @@ def default_device() -> str:
 def sample_run(
     run: Path,
     num: int,
-    runs_dir: Path,
     *,
     seed: int,
     sampler: str | None,
     num_steps: int | None,
     guidance_scale: float | None,
     device: str | None,
-    storage: str | None,
 ) -> Samples:
-    """Ensemble.sample of a run here or in a storage; None of a setting: the run's own protocol's."""
-    with run_at_hand(run, runs_dir, storage) as folder:
-        ensemble = Ensemble.load(folder, device or default_device())
-        with progress("sampling", "images") as advance:
-            return ensemble.sample(
-                num,
-                seed=seed,
-                sampler=sampler,
-                num_steps=num_steps,
-                guidance_scale=guidance_scale,
-                on_progress=advance,
-            )
+    """Ensemble.sample with a progress bar; None of a setting: the run's own protocol's."""
+    ensemble = Ensemble.load(run, device or default_device())
+    with progress("sampling", "images") as advance:
+        return ensemble.sample(
+            num,
+            seed=seed,
+            sampler=sampler,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            on_progress=advance,
+        )

@@ -185,12 +185,10 @@ def find_run(named: str, runs: RunsDir) -> RunView:
             return view
     known = ", ".join(view.status.name for view in views[:5])
     near = nearest(Path(named).name, [view.status.name for view in views])
-    raise ConfigError(
-        f"no run, study or job {named!r} under {runs.shown}; "
-        + (f"did you mean {near}? " if near else "")
-        + (
-            f"the latest there: {known}"
-            if known
-            else "nothing there has a status; look elsewhere with --runs-dir or --storage"
+    if not known:
+        raise ConfigError(
+            f"no run, study or job {named!r}: nothing under {runs.shown} has a status; look elsewhere with --runs-dir "
+            "or --storage"
         )
-    )
+    hint = f"did you mean {near}? " if near else ""
+    raise ConfigError(f"no run, study or job {named!r} under {runs.shown}; {hint}the latest there: {known}")

@@ -11,6 +11,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.store.storage import Storage
 from workloads.config.explain import nearest
 from workloads.errors import ConfigError
+from workloads.places import require_ensemble
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def run_at_hand(
     was measured. ConfigError if there is no such run, StorageError if the storage does not answer.
     """
     if storage is None:
-        yield find_run_dir(run, runs_dir)
+        yield find_run(run, runs_dir)
         return
     kept = Storage.at(storage)
     here = RunsDir(runs_dir).run_named(kept.name_of(str(run)))
@@ -37,18 +38,18 @@ def run_at_hand(
         kept.keep_run(here)
 
 
-def find_run_dir(run: Path, runs_dir: Path) -> Path:
-    """A run as a user names it: a directory, or the name of one below runs_dir.
+def find_run(run: Path, runs_dir: Path) -> Path:
+    """A trained run as a user names it: a directory, or the name of one below runs_dir.
 
-    ConfigError with the nearest name if there is neither but something like it; else the path as it is.
+    ConfigError if there is none, with the nearest name; before torch and others are loaded, which takes long.
     """
-    if run.exists() or (len(run.parts) != 1 and not run.is_relative_to(runs_dir)):
-        return run
-    if (below := runs_dir / run.name).is_dir():
-        return below
-    names = [one.path.name for one in RunsDir(runs_dir).all_plans()]
-    if (near := nearest(run.name, names)) is not None:
-        raise ConfigError(f"{run} holds no ensemble, and no run is called so; did you mean {runs_dir / near}?")
+    if not run.exists() and (len(run.parts) == 1 or run.is_relative_to(runs_dir)):
+        run = runs_dir / run.name
+        if not run.is_dir():
+            near = nearest(run.name, [one.path.name for one in RunsDir(runs_dir).all_plans()])
+            if near is not None:
+                raise ConfigError(f"{run} does not exist; did you mean {runs_dir / near}?")
+    require_ensemble(run)
     return run
 
 

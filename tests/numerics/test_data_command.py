@@ -71,6 +71,10 @@ def test_bad_pictures_are_counted_by_reason(pictures: Path, tmp_path: Path) -> N
     spoil(pictures)
     code, told = run("prepare", pictures, tmp_path / "none", "--size", SIDE)
     assert (code, told.partition(";")[0]) == (2, "cat/a.jpg does not decode: an empty file")
+    # Nothing was made, so OUT is free for other data.
+    assert run("prepare", "embedded", tmp_path / "none", "--size", 4, "--channels", 1)[0] == 0
+    again = run("prepare", "embedded", tmp_path / "none", "--size", 4, "--channels", 1)[1]
+    assert "10000 images of shape (1, 4, 4), 10 classes, as they were prepared before" in again
     code, told = run("prepare", pictures, tmp_path / "some", "--size", SIDE, "--max-bad", 3)
     assert code == 2
     assert "4 images do not decode (2 an empty file, 1 a web page, 1 not a file; cat/a.jpg" in told
@@ -78,7 +82,10 @@ def test_bad_pictures_are_counted_by_reason(pictures: Path, tmp_path: Path) -> N
     code, told = run("prepare", pictures, tmp_path / "some", "--size", SIDE, "--max-bad", 4)
     assert code == 0
     assert PreparedDataset(tmp_path / "some").num_images == 9
-    assert run("check", pictures, "--size", SIDE)[0] == 2
+    code, told = run("check", pictures, "--size", SIDE)
+    assert code == 2
+    assert "more than --max-bad 0; mend or remove them, or allow that with --max-bad 4" in told
+    assert run("check", pictures, "--size", SIDE, "--max-bad", 4)[0] == 0
 
 
 def test_no_more_is_decoded_than_is_needed_to_refuse(

@@ -112,14 +112,14 @@ def test_a_swapped_expert_has_the_weights_from_the_store(
         (EnsembleDir(one.path).expert(index) / WEIGHTS).read_bytes() for one in (meme, swapped) for index in (0, 3)
     ]
     assert weights[2] == weights[1] == weights[3] != weights[0]
-    found = difference_of(runs / "demo-meme-01234567", runs / "swapped", runs)
+    found = difference_of(runs / "demo-meme-01234567", runs / "swapped")
     assert found.configuration == {}
     assert [pair.is_same for pair in found.weights] == [False, True, True, True]
 
 
 def test_runs_differ_in_what_was_said_otherwise(folder: Path) -> None:
     runs = folder / "runs"
-    found = difference_of(Path("demo-meme-01234567"), runs / "demo-remix-01234567", runs)
+    found = difference_of(runs / "demo-meme-01234567", runs / "demo-remix-01234567")
     assert found.left == "demo-meme-01234567"
     assert found.configuration["name"] == ("demo-meme", "demo-remix")
     assert found.configuration["strategy.num_bases"] == (None, 3)

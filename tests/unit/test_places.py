@@ -17,7 +17,7 @@ OWNERS = {
     "orchestrator/plan/places.py": "the runs directory, a study",
     "workloads/checkpoint.py": "a checkpoint",
     "workloads/data/latents.py": "a published VAE",
-    "workloads/data/prepare.py": "prepared data",
+    "workloads/data/shard_files.py": "shards of prepared data",
     "workloads/data/sources.py": "what others call their files",
     "workloads/evaluation/extractors.py": "files of the package",
     "workloads/evaluation/blocks.py": "the cache of features",

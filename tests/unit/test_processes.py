@@ -41,7 +41,7 @@ def watched(tiny_run: dict[str, Any]) -> ExpertProcesses:
     plan = make_plan(RunConfig.model_validate(tiny_run), DataSpec(fingerprint="f", channels=1, image_size=8))
     watched = ExpertProcesses(None, None)  # type: ignore[arg-type]
     for name, job in zip("ab", plan.jobs, strict=False):
-        actor = types.SimpleNamespace(poll=types.SimpleNamespace(remote=lambda key, known, name=name: name))
+        actor = types.SimpleNamespace(poll=types.SimpleNamespace(remote=lambda key, *known, name=name: name))
         watched._by_key[name] = ExpertProcess(job, (Member(actor, done=name),))
     return watched
 

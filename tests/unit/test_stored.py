@@ -43,8 +43,10 @@ def test_a_run_is_at_hand_by_its_name_and_what_is_added_goes_back(uri: str, tmp_
         RunDir(folder).scores.write_text(json.dumps({"a": 1}))
     with run_at_hand(Path("demo"), tmp_path / "third", uri, is_changed=True) as folder:
         assert json.loads(RunDir(folder).scores.read_text()) == {"a": 1}
-    with run_at_hand(tmp_path / "made", tmp_path / "mine", None) as folder:
-        assert folder == tmp_path / "made"
+    with run_at_hand(tmp_path / "made" / "demo-0123abcd", tmp_path / "mine", None) as folder:
+        assert folder == tmp_path / "made" / "demo-0123abcd"
+    with pytest.raises(ConfigError, match=r"made holds no ensemble"), run_at_hand(tmp_path / "made", tmp_path, None):
+        pass
 
 
 def test_the_doctor_looks_into_a_storage_and_what_it_advises_helps(

@@ -76,7 +76,8 @@ def read_raw(source: str, folder: str = "") -> dict[str, Any]:
         raise ConfigError(f"no preset or file is called {short(source)}{suggest(source, presets)}")
     raw = parse_yaml(text, source)
     if not isinstance(raw, dict):
-        raise ConfigError(f"{source} must hold a mapping of sections; it holds {type(raw).__name__}")
+        held = "nothing" if raw is None else "a list" if isinstance(raw, list) else f"only {short(raw)}"
+        raise ConfigError(f"{source} must hold a mapping of sections; it holds {held}")
     if isinstance(raw.get("evaluation"), str):  # so that overrides can change single fields of a named protocol
         raw["evaluation"] = {"name": raw["evaluation"]}
     return _on_preset(raw)

@@ -139,16 +139,20 @@ def on_one_line(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
-def check_bad(bad: Sequence[BadItem], max_bad: int) -> None:
-    """DataError, with reasons and names, if there are more bad pictures than allowed."""
+def check_bad(bad: Sequence[BadItem], max_bad: int, *, are_all: bool = False) -> None:
+    """DataError, with reasons and names, if there are more bad pictures than allowed.
+
+    are_all: whether every picture has been looked at, or more may be bad.
+    """
     if len(bad) <= max_bad:
         return
-    if max_bad == 0:
-        raise DataError(
-            f"{on_one_line(bad[0].name)} does not decode: {bad[0].detail}; mend or remove it, or allow some with "
-            "--max-bad (see all of them with: rememe data check)"
-        )
-    raise DataError(f"{len(bad)} images do not decode ({summary_of_bad(bad)}), more than --max-bad {max_bad}")
+    way_out = f"allow that with --max-bad {len(bad)}" if are_all else "see all of them with: rememe data check"
+    if len(bad) == 1 or (max_bad == 0 and not are_all):
+        raise DataError(f"{on_one_line(bad[0].name)} does not decode: {bad[0].detail}; mend or remove it, or {way_out}")
+    raise DataError(
+        f"{len(bad)} images do not decode ({summary_of_bad(bad)}), more than --max-bad {max_bad}; mend or remove them, "
+        f"or {way_out}"
+    )
 
 
 def summary_of_bad(bad: Sequence[BadItem]) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from workloads.config.base import content_hash
 from workloads.config.data import AnyData, LatentFilesData, PreparedData
@@ -37,13 +36,14 @@ from workloads.data.prepared import (
     read_manifest,
     rows_in_order,
 )
+from workloads.data.shard_files import bad_of, is_whole, sidecar_of, sidecars_in, write_shard
 from workloads.data.source import ImageSource, OrderedItems
 from workloads.data.sources import open_source
 from workloads.errors import DataError
-from workloads.files import SCRATCH, new_file, remove_unfinished_file, sha256_file, write_text
+from workloads.files import SCRATCH, write_text
 from workloads.locks import is_locked, locked
 from workloads.progress import Progress
-from workloads.sealed import UNREADABLE, load_json, write_json
+from workloads.sealed import load_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,9 @@ class PrepareSummary(NamedTuple):
     found: SourceContents | None
     """None for what an earlier version prepared."""
 
+    is_new: bool
+    """Whether it was not there before."""
+
 
 def prepare(
     config: AnyData,
@@ -98,11 +101,13 @@ def prepare(
     shard_images = shard_images or _shard_images(config, source, encoder)
     _claim(out, config, source, encoder, shard_images)
     if (out / MANIFEST).is_file():
-        return _summary(out)
+        return _summary(out, is_new=False)
     with _alone(out):
-        if not (out / MANIFEST).is_file():
-            _prepare(config, source, encoder, out, max_bad, shard_images, on_progress)
-    return _summary(out)
+        is_new = not (out / MANIFEST).is_file()
+        if is_new:
+            with _given_up_without_a_shard(out):
+                _prepare(config, source, encoder, out, max_bad, shard_images, on_progress)
+    return _summary(out, is_new=is_new)
 
 
 def _prepare(
@@ -117,13 +122,13 @@ def _prepare(
     bad: list[BadItem] = []
     items = OrderedItems(source)
     for index, start in enumerate(range(0, source.num_images, shard_images)):
-        sidecar = out / f"shard-{index:05d}.json"
-        if not _finished(sidecar):
+        sidecar = sidecar_of(out, index)
+        if not is_whole(sidecar):
             block = _decode(items, config, start, shard_images, max_bad - len(bad), on_progress)
             # Before it is written: decoding stopped where there were too many.
             check_bad([*bad, *block.bad], max_bad)
-            _write_shard(out, index, block, encoder if source.latent_shape is None else None)
-        bad += _bad_of(sidecar)
+            write_shard(out, index, block, encoder if source.latent_shape is None else None)
+        bad += bad_of(sidecar)
         check_bad(bad, max_bad)
         if on_progress is not None:
             on_progress(min(start + shard_images, source.num_images), source.num_images)
@@ -138,6 +143,17 @@ def _alone(out: Path) -> Iterator[None]:
         logging.getLogger(__name__).warning("another process is preparing %s; waiting for it", out)
     with locked(file, if_supported=True):
         yield
+
+
+@contextmanager
+def _given_up_without_a_shard(out: Path) -> Iterator[None]:
+    """Where the data was refused before anything was made of it, OUT is free for other data."""
+    try:
+        yield
+    except DataError:
+        if not sidecars_in(out):
+            (out / PLAN).unlink(missing_ok=True)
+        raise
 
 
 def check(config: AnyData, *, on_progress: Progress | None = None) -> SourceContents:
@@ -167,9 +183,8 @@ def ensure_prepared(config: AnyData, cache_dir: Path, *, on_progress: Progress |
     source, encoder = _open(config), _encoder(config, None)
     shard_images = _shard_images(config, source, encoder)
     out = cache_dir / content_hash(_determinants(config, source, encoder, shard_images))[:16]
-    is_new = not (out / MANIFEST).is_file()
     summary = prepare(config, out, on_progress=on_progress)
-    if is_new and summary.found is not None:
+    if summary.is_new and summary.found is not None:
         _tell_what_is_odd(summary.found)
     return PreparedDataset(summary.path)
 
@@ -287,56 +302,10 @@ def _claim(out: Path, config: AnyData, source: ImageSource, encoder: LatentEncod
     write_text(plan, json.dumps(wanted))
 
 
-def _finished(sidecar: Path) -> bool:
-    if not sidecar.is_file():
-        return False
-    try:
-        described = load_json(sidecar)
-    except UNREADABLE:
-        logger.warning("%s is damaged; its images are read again", sidecar)
-        return False
-    # None of its images decoded.
-    if described["shard"] is None:
-        return True
-    # One that was damaged since is made again.
-    file = sidecar.with_suffix(".arrow")
-    return file.is_file() and sha256_file(file) == described["shard"]["sha256"]
-
-
-def _write_shard(out: Path, index: int, block: Block, encoder: LatentEncoder | None) -> None:
-    file = out / f"shard-{index:05d}.arrow"
-    shard = None
-    shape: tuple[int, ...] = ()
-    if len(block.labels):
-        rows = np.ascontiguousarray(block.images if encoder is None else encoder.encode(block.images))
-        if encoder is not None and index == 0:
-            encoder.info(iter([rows])).check_scale()  # not only after hours
-        shape = rows.shape[1:]
-        width = int(np.prod(shape)) * rows.itemsize
-        # One value of bytes per image: read from Parquet, lists of numbers took ten times as long.
-        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows)])
-        batch = pa.record_batch({"image": column, "label": pa.array(block.labels)})
-        remove_unfinished_file(file)
-        with (
-            new_file(file) as scratch,
-            pa.OSFile(str(scratch), "wb") as sink,
-            pa.ipc.new_file(sink, batch.schema) as writer,
-        ):
-            writer.write_batch(batch)
-        shard = {"file": file.name, "num_images": len(rows), "sha256": sha256_file(file)}
-    # After the shard: one without a description is written again.
-    found = {"bad": [one.model_dump() for one in block.bad], "tally": block.tally.model_dump()}
-    write_json(file.with_suffix(".json"), {"shard": shard, "shape": shape, **found})
-
-
-def _bad_of(sidecar: Path) -> list[BadItem]:
-    return [BadItem(**one) for one in load_json(sidecar)["bad"]]
-
-
 def _finish(
     out: Path, source: ImageSource, bad: list[BadItem], encoder: LatentEncoder | None, description: str
 ) -> None:
-    sidecars = [load_json(file) for file in sorted(out.glob("shard-*.json"))]
+    sidecars = [load_json(file) for file in sidecars_in(out)]
     shards = [Shard(**sidecar["shard"]) for sidecar in sidecars if sidecar["shard"] is not None]
     if not shards:
         raise DataError(f"none of the {source.num_images} images decode ({summary_of_bad(bad)})")
@@ -394,6 +363,6 @@ def _found(
     )
 
 
-def _summary(out: Path) -> PrepareSummary:
+def _summary(out: Path, *, is_new: bool) -> PrepareSummary:
     manifest = read_manifest(out)
-    return PrepareSummary(out, manifest.num_images, manifest.bad, manifest, read_found(out / FOUND))
+    return PrepareSummary(out, manifest.num_images, manifest.bad, manifest, read_found(out / FOUND), is_new)

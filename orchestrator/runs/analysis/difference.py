@@ -6,12 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.runs.stored import find_run_dir
 from workloads.ensemble import EnsembleIndex
-from workloads.errors import ConfigError
 from workloads.evaluation.estimates import Estimate, tied
 from workloads.pipeline import read_scores
-from workloads.places import EnsembleDir, RunDir
+from workloads.places import RunDir, require_ensemble
 from workloads.sealed import read_json
 
 NEXT_STEP = "run rememe train again, which writes it anew"
@@ -63,9 +61,9 @@ class Difference:
         return asdict(self) | {"configuration": configuration, "weights": weights}
 
 
-def difference_of(left: Path, right: Path, runs_dir: Path) -> Difference:
-    """Of two runs by their directories or names. ConfigError if one is no trained run, DamagedFileError if damaged."""
-    runs = [find_run_dir(one, runs_dir) for one in (left, right)]
+def difference_of(left: Path, right: Path) -> Difference:
+    """Of two runs by their directories. ConfigError if one is no trained run, DamagedFileError if damaged."""
+    runs = (left, right)
     indices = [_index_of(run) for run in runs]
     flat = [_flat(index.config.model_dump(mode="json")) for index in indices]
     differing = {
@@ -83,12 +81,7 @@ def difference_of(left: Path, right: Path, runs_dir: Path) -> Difference:
 
 
 def _index_of(run: Path) -> EnsembleIndex:
-    file = EnsembleDir(run).index if EnsembleDir(run).index.is_file() else RunDir(run).ensemble.index
-    if not run.is_dir():
-        raise ConfigError(f"there is no run {run}; rememe status names the latest")
-    if not file.is_file():
-        raise ConfigError(f"{run} holds no ensemble; finish its training with: rememe train {RunDir(run).config}")
-    return read_json(file, EnsembleIndex.model_validate, NEXT_STEP)
+    return read_json(require_ensemble(run).index, EnsembleIndex.model_validate, NEXT_STEP)
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
