@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.execution.head import ended_with_head
 from orchestrator.execution.leftovers import ended_with_driver
 from orchestrator.plan.errors import ClusterError, ResourcesError
 from orchestrator.plan.fitness import socket_excess
@@ -80,9 +81,10 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         options |= {"num_cpus": int(node["CPU"]), "num_gpus": int(node.get("GPU", 0))} | temp_dir | local_options
     else:
         options["address"] = address
-    with ended_with_driver() if address is None else nullcontext():
+    is_private = address is None
+    with ended_with_driver() if is_private else nullcontext():
         try:
-            with _turn_to_start() if address is None else nullcontext():
+            with _turn_to_start() if is_private else nullcontext():
                 ray.init(**options)
         # Errors of gRPC are of none of our kinds either.
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -90,7 +92,8 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         try:
             if address is not None:
                 refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")
-            yield
+            with ended_with_head() if is_private else nullcontext():
+                yield
         finally:
             ray.shutdown()
 

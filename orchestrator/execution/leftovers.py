@@ -8,18 +8,22 @@ from contextlib import contextmanager
 
 WATCH = """
 import os, signal, sys
-sys.stdin.read()
+is_shut_down = bool(sys.stdin.read())
 token = os.environb[b"RAY_AUTH_TOKEN"]
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            is_of_cluster = token in file.read()
-        if is_of_cluster and int(pid) != os.getpid():
+            variables = file.read()
+        is_of_node = b"RAY_RAYLET_PID=" in variables
+        if token in variables and (is_of_node or not is_shut_down) and int(pid) != os.getpid():
             os.kill(int(pid), signal.SIGKILL)
     except OSError:
         pass
 """
-"""Waits for the end of its input, which comes with the end of the driver; needs nothing but Python's own modules."""
+"""Waits for the end of its input, which comes with the end of the driver; needs nothing but Python's own modules.
+
+A driver that has shut Ray down writes a line before: then only what a node has started ends, not the driver's own.
+"""
 
 
 @contextmanager
@@ -34,5 +38,5 @@ def ended_with_driver() -> Iterator[None]:
     try:
         yield
     finally:
-        watcher.kill()
-        watcher.communicate()
+        # A node that died before has left its agents and workers behind.
+        watcher.communicate(b"shut down")

@@ -1,4 +1,4 @@
-"""The processes of a private cluster end with a driver that is killed, and only then."""
+"""The processes of a private cluster end with its driver."""
 
 import os
 import signal
@@ -12,17 +12,26 @@ import os, subprocess
 os.environ["RAY_AUTH_TOKEN"] = f"a token of {os.getpid()}"
 from orchestrator.execution.leftovers import ended_with_driver
 with ended_with_driver():
-    agent = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, start_new_session=True)
-    print(agent.pid, flush=True)
+    for more in ({}, {"RAY_RAYLET_PID": "1"}):
+        environment = os.environ | more
+        one = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
+        print(one.pid, flush=True)
     input()
 """
 
 
-def start() -> tuple["subprocess.Popen[str]", int]:
-    """A driver, and what it has started."""
+def start() -> tuple["subprocess.Popen[str]", int, int]:
+    """A driver, what it has started, and what a node of its cluster has."""
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
-    return driver, int(driver.stdout.readline())
+    return driver, int(driver.stdout.readline()), int(driver.stdout.readline())
+
+
+def ends(pid: int) -> bool:
+    deadline_s = time.monotonic() + 20
+    while lives(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return not lives(pid)
 
 
 def lives(pid: int) -> bool:
@@ -33,14 +42,14 @@ def lives(pid: int) -> bool:
 
 
 def test_what_a_killed_driver_leaves_is_ended() -> None:
-    (killed, its), (ended, other) = start(), start()
+    (killed, *its), (ended, other, of_node) = start(), start()
     killed.kill()
     killed.communicate()
-    deadline_s = time.monotonic() + 20
-    while lives(its) and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert not lives(its)
-    ended.communicate("\n")  # Ray's own shutdown is what ends its processes here
+    assert all(map(ends, its))
+    assert lives(other)
+    assert lives(of_node)
+    ended.communicate("\n")  # Ray's own shutdown ends what the driver has started, and not what a dead node has
     assert ended.returncode == 0
+    assert ends(of_node)
     assert lives(other)
     os.kill(other, signal.SIGKILL)
