@@ -51,8 +51,13 @@ def spec_of(config: RunConfig, runs_dir: Path) -> DataSpec:
 
 def require_data(config: RunConfig, runs_dir: Path) -> None:
     """DataError if the data that a plan is about cannot be had; for who has shown the plan as configured."""
-    if why := _spec(config.data, runs_dir)[1]:
+    if why := why_no_data(config, runs_dir):
         raise DataError(f"{why}. Sizes are shown as configured; content keys need the data and are left out")
+
+
+def why_no_data(config: RunConfig, runs_dir: Path) -> str:
+    """Why the data of a configuration cannot be had; empty if it can."""
+    return _spec(config.data, runs_dir)[1]
 
 
 # A study plans many configurations of one data set: it is looked at once.
