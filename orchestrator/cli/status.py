@@ -67,9 +67,9 @@ def watch(
     Ends with 0 if it has finished, else with 1; Ctrl-C ends the looking alone. In a browser: rememe ui.
     """
     from orchestrator.search.running.watching import watch_to_end
-    from orchestrator.terminal.tables import wide_console
+    from orchestrator.terminal.tables import live_console
 
-    found = watch_to_end(_one(named, runs_dir, address, storage), wide_console())
+    found = watch_to_end(_one(named, runs_dir, address, storage), live_console())
     raise typer.Exit(0 if found.status.ended == "finished" else 1)
 
 
@@ -118,9 +118,9 @@ def _one(named: str, runs_dir: Path, address: str | None, storage: str | None) -
 def _show(look: "Callable[[], RenderableType]", *, watch: bool) -> None:
     from rich.live import Live
 
-    from orchestrator.terminal.tables import wide_console
+    from orchestrator.terminal.tables import live_console, wide_console
 
-    console = wide_console()
+    console = live_console() if watch else wide_console()
     if not (watch and console.is_terminal):
         _repeat(lambda: console.print(look()), watch=watch)
         return

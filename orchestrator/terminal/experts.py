@@ -80,9 +80,11 @@ class ExpertsDisplay:
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name in ("expert", "interval", "state"):
+        for name in ("expert", "interval"):
             table.add_column(name, no_wrap=True)
-        table.add_column("", width=20)
+        # In a narrow terminal words are broken before a number is cut off.
+        table.add_column("state")
+        table.add_column("", min_width=4, max_width=20)
         for name in ("images", "loss", "images/s", "left"):
             table.add_column(name, justify="right", no_wrap=True)
         for expert in self._experts.values():

@@ -77,23 +77,22 @@ def run_words(status: RunStanding, driver: DriverState) -> tuple[str, str, str, 
     )
 
 
-EXPERT_COLUMNS = ("expert", "interval", "state", "node")
-EXPERT_NUMBERS = ("images", "share", "loss", "images/s", "left")
-EXPERT_WORDS = ("restarts", "remark")
+EXPERT_NUMBERS = {"images", "share", "loss", "images/s", "left"}
+EXPERT_WORDS = {"node", "restarts", "remark"}
 
 
 def _experts_table(status: RunStanding, driver: DriverState) -> Table:
-    table = Table(box=SIMPLE)
-    for name in EXPERT_COLUMNS:
-        table.add_column(name, no_wrap=True)
-    for name in EXPERT_NUMBERS:
-        table.add_column("" if name == "share" else name, justify="right", no_wrap=True)
-    for name in EXPERT_WORDS:
-        table.add_column(name)
-    for expert in status.experts:
-        cells, styles = expert_cells(expert, driver), {"state": STYLES.get(expert.state, "dim")}
-        columns = (*EXPERT_COLUMNS, *EXPERT_NUMBERS, *EXPERT_WORDS)
-        table.add_row(*(Text(cells[name], styles.get(name, "")) for name in columns))
+    rows = [expert_cells(expert, driver) for expert in status.experts]
+    # A narrow terminal has no place for what says nothing, and breaks words before it cuts numbers off.
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        is_number = name in EXPERT_NUMBERS
+        heading = "" if name == "share" else name
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=name not in EXPERT_WORDS)
+    for expert, row in zip(status.experts, rows, strict=True):
+        styles = {"state": STYLES.get(expert.state, "dim")}
+        table.add_row(*(Text(row[name], styles.get(name, "")) for name in columns))
     return table
 
 

@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from workloads.evaluation.protocol import Score
 
 
+WIDTH = 160
+"""Of the widest table."""
+
+
 def wide_console() -> Console:
-    """Standard output; tables are not squeezed where no terminal sets the width."""
+    """Standard output; a table is not squeezed: a narrow terminal wraps its lines, and no number is cut off."""
+    return Console(width=max(Console().width, WIDTH), soft_wrap=True)
+
+
+def live_console() -> Console:
+    """For what a terminal redraws in place, which must fit into it; elsewhere the wide one."""
     console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(width=160, soft_wrap=True)
+    return console if console.is_terminal else wide_console()
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from orchestrator.plan.policies import FailureKind
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import show_warnings_as_notes
 from orchestrator.terminal.progress import progress
+from orchestrator.terminal.tables import print_plan
 from orchestrator.terminal.words import timestamp
 from workloads.config import DataSpec, RunConfig
 from workloads.training.records import TrainingRecord
@@ -149,3 +151,21 @@ def test_warnings_of_ours_are_notes_on_stderr(capsys: pytest.CaptureFixture[str]
     logging.getLogger("orchestrator.search.study.ledger").warning("%s is damaged", "0007.json")
     logging.getLogger("somebody.else").warning("not ours")
     assert capsys.readouterr().err == "note: 0007.json is damaged\n"
+
+
+def test_a_narrow_terminal_cuts_no_number_off(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table that is redrawn breaks words; of others the terminal itself breaks the lines."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    job, drawn = plan.jobs[0], io.StringIO()
+    with ExpertsDisplay(plan.jobs, Console(file=drawn, force_terminal=True)) as display:
+        display(events.NoSignOfLife(job.key, 61.0, "node-0123456789.example"))
+        display(events.Progressed(job.key, (TrainingRecord(1024, 0.25, 12345.0, 1e-3, 0.0),)))
+    last = re.sub(r"\x1b\[[0-9;?]*[a-z]", "", drawn.getvalue())
+    assert all(words in last for words in ("expert_00", "[0, 250)", "1,024", "0.2500", "12345"))
+    assert all(len(line) <= 80 for line in last.splitlines())
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", drawn.getvalue())
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)
+    print_plan(plan)
+    assert all(words in printed.getvalue() for job in plan.jobs for words in (job.name, str(job.interval), job.key))
