@@ -17,6 +17,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -123,6 +124,15 @@ class Server:
         if (pid := self.pid) is not None:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Until it answers."""
+        deadline_s = time.monotonic() + END_S
+        while time.monotonic() < deadline_s:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=10):
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"the MLflow server at {self.uri} does not answer for {END_S:g} s")
 
     def _manage(self) -> None:
         command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1", "--host", "127.0.0.1"]
@@ -322,6 +332,11 @@ def kill_and_compare(
                     break
             if (code := command.wait()) == 0:
                 break
+        if code == 0 and command.server is not None:
+            # What was kept while no server answered, the next run writes.
+            command.server.wait()
+            command.start()
+            code = command.wait()
     outcome.differences += [f"ends with {code}"] if code else differences(whole, kept(folder))
     outcome.seconds = round(time.monotonic() - began_s, 1)
     return outcome
