@@ -183,6 +183,7 @@ def analyze_loss(
     num_images: Annotated[int, typer.Option(min=1, help="Images at each of 40 timesteps.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of images and noise.")] = 0,
     runs_dir: RunsDirOption = RUNS,
+    json: AsJson = False,
 ) -> None:
     """Compare runs by the loss of their experts, each in charge of its timesteps: a difference that scores of few
     samples do not show, this does.
@@ -191,6 +192,10 @@ def analyze_loss(
     from orchestrator.runs.stored import find_run
 
     folders = [find_run(run, runs_dir) for run in runs]
-    from orchestrator.runs.analysis.losses import show_losses
+    from orchestrator.runs.analysis.losses import losses_of, show_losses
 
-    show_losses(folders, runs_dir, num_images=num_images, seed=seed)
+    found = losses_of(folders, runs_dir, num_images=num_images, seed=seed)
+    if json:
+        print_json([one.to_json() for one in found])
+    else:
+        show_losses(found, num_images)

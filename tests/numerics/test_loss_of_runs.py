@@ -1,5 +1,6 @@
 """The loss that runs are compared by, against a loop; differences are taken seed by seed."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_the_expert_in_charge_counts_at_each_timestep(cuts: tuple[int, ...], tmp
 
 
 def test_differences_are_between_equal_seeds() -> None:
-    runs = [RunLoss(f"c-{row}-seed{seed}", loss) for row, seed, loss in [
+    runs = [RunLoss(Path(row), f"c-{row}-seed{seed}", loss) for row, seed, loss in [
         ("a", 0, 1.0), ("a", 1, 2.0), ("b", 1, 2.5), ("b", 0, 1.5), ("b", 7, 99.0), ("d", 7, 1.0),
     ]]  # fmt: skip
     rows = by_row(runs)

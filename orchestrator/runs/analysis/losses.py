@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -22,14 +23,18 @@ from workloads.errors import ConfigError
 class RunLoss:
     """Of one run."""
 
+    path: Path
     name: str
     loss: float
 
+    def to_json(self) -> dict[str, Any]:
+        """What `rememe analyze loss --json` prints of each."""
+        return {"run": str(self.path), "name": self.name, "loss": self.loss}
 
-def show_losses(paths: Sequence[Path], runs_dir: Path, *, num_images: int, seed: int) -> None:
-    """Print a row per run, or per set of runs that differ in their seed, with the difference to the first.
 
-    ConfigError for a run of other data, diffusion or classes than the first.
+def losses_of(paths: Sequence[Path], runs_dir: Path, *, num_images: int, seed: int) -> list[RunLoss]:
+    """Of the expert in charge, mean over timesteps. ConfigError for a run of other data, diffusion or classes than the
+    first.
     """
     ensembles = [Ensemble.load(path, default_device()) for path in paths]
     for path, ensemble in zip(paths, ensembles, strict=True):
@@ -37,11 +42,15 @@ def show_losses(paths: Sequence[Path], runs_dir: Path, *, num_images: int, seed:
     dataset = prepare_data_of(ensembles[0].config, open_for_results(runs_dir))
     found = []
     with progress("measuring", "runs") as advance:
-        for done, ensemble in enumerate(ensembles, 1):
-            found.append(
-                RunLoss(ensemble.config.name, ensemble_loss(ensemble, dataset, num_images=num_images, seed=seed))
-            )
+        for done, (path, ensemble) in enumerate(zip(paths, ensembles, strict=True), 1):
+            loss = ensemble_loss(ensemble, dataset, num_images=num_images, seed=seed)
+            found.append(RunLoss(path, ensemble.config.name, loss))
             advance(done, len(ensembles))
+    return found
+
+
+def show_losses(found: Sequence[RunLoss], num_images: int) -> None:
+    """Print a row per run, or per set of runs that differ in their seed, with the difference to the first."""
     rows = by_row(found)
     first = next(iter(rows))
     table = Table(title="loss of the expert in charge, mean over timesteps")
