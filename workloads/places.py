@@ -236,6 +236,23 @@ class SharedDir:
         return JobDir(self.store / key)
 
 
+@dataclass(frozen=True)
+class CacheDir:
+    """What is computed of images once, whoever asks."""
+
+    path: Path
+
+    @property
+    def blocks(self) -> Path:
+        """Features, while something is made of them; of a measurement that was killed they stay, for it to go on."""
+        return self.path / "blocks"
+
+    @property
+    def statistics(self) -> Path:
+        """Of reference images."""
+        return self.path / "statistics"
+
+
 def require_ensemble(path: Path) -> EnsembleDir:
     """The ensemble of a run's directory, or the one that lies there itself. ConfigError if there is none."""
     place = EnsembleDir(path) if EnsembleDir(path).index.is_file() else RunDir(path).ensemble

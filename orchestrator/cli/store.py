@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.arguments import RUNS, AsJson, RunsDirOption, StandingStorage, Store
+from orchestrator.cli.results import print_json
 
 if TYPE_CHECKING:
     from orchestrator.store.damage import Damage
+    from orchestrator.store.inventory import StoreEntry
     from orchestrator.store.remote import RemoteStore
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store of trained experts.")
@@ -55,9 +57,14 @@ def _remote(store: str | None, storage: str | None) -> "RemoteStore | None":
 
 
 @app.command("verify")
-def store_verify(runs_dir: RunsDirOption = RUNS) -> None:
+def store_verify(runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
     """Compare every expert, checkpoint and curve with its checksum. Changes nothing; exit code 1 if any differ."""
-    raise typer.Exit(1 if _verified(runs_dir) else 0)
+    if json:
+        _, damages = _damages(runs_dir)
+        print_json([{"path": str(damage.part), "text": damage.text} for damage in damages])
+    else:
+        damages = _verified(runs_dir)
+    raise typer.Exit(1 if damages else 0)
 
 
 @app.command("repair")
@@ -77,8 +84,8 @@ def store_repair(
         print("run rememe train again to have it made anew; rememe store gc removes what was set aside")
 
 
-def _verified(runs_dir: Path) -> "list[Damage]":
-    """Damage of whatever is not being trained, told in lines."""
+def _damages(runs_dir: Path) -> "tuple[list[StoreEntry], list[Damage]]":
+    """Whatever is not being trained, and its damage."""
     from orchestrator.plan.places import RunsDir
     from orchestrator.store.damage import damage_of
     from orchestrator.store.inventory import entries_of
@@ -86,7 +93,12 @@ def _verified(runs_dir: Path) -> "list[Damage]":
 
     entries = [entry for entry in entries_of(RunsDir(runs_dir)) if entry.state in {"finished", "begun"}]
     with progress("verifying", "jobs") as advance:
-        damages = damage_of(entries, advance)
+        return entries, damage_of(entries, advance)
+
+
+def _verified(runs_dir: Path) -> "list[Damage]":
+    """The damage, told in lines."""
+    entries, damages = _damages(runs_dir)
     for damage in damages:
         print(damage.text)
     finished = [entry for entry in entries if entry.state == "finished"]
@@ -101,6 +113,7 @@ def _verified(runs_dir: Path) -> "list[Damage]":
 def store_gc(
     runs_dir: RunsDirOption = RUNS,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Remove experts that no configuration contains any more, those set aside as damaged, and what kills have left."""
     from orchestrator.plan.places import RunsDir
@@ -109,6 +122,18 @@ def store_gc(
 
     runs = RunsDir(runs_dir)
     doomed, others = unused(runs), left_over(runs)
+    paths = [*(entry.path for entry in doomed), *(one.path for one in others)]
+    if json:
+        told = [(f"{entry.state} job {entry.key}", entry.num_bytes) for entry in doomed]
+        told += [(one.what, one.num_bytes) for one in others]
+        print_json(
+            [
+                {"path": str(path), "what": what, "num_bytes": num_bytes, "is_removed": yes}
+                for path, (what, num_bytes) in zip(paths, told, strict=True)
+            ]
+        )
+        remove(paths if yes else [])
+        return
     for entry in doomed:
         print(f"{entry.key}  {entry.state:9} {si(entry.num_bytes):>8}B  last written {duration(entry.age_s or 0)} ago")
     for one in others:
@@ -120,5 +145,5 @@ def store_gc(
     elif not yes:
         print(f"{total} would be removed; do it with: rememe store gc --yes")
     else:
-        remove([*(entry.path for entry in doomed), *(one.path for one in others)])
+        remove(paths)
         print(f"{total} removed")

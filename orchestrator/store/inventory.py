@@ -14,13 +14,16 @@ from orchestrator.store.experts import DAMAGED, ExpertStore
 from orchestrator.store.remote import RemoteStore, last_lease_number
 from workloads.errors import ConfigError
 from workloads.files import SCRATCH
-from workloads.places import JobDir
+from workloads.places import CacheDir, JobDir
 from workloads.sealed import UNREADABLE, load_json
 
 logger = logging.getLogger(__name__)
 
 UNTOUCHED_S = 3600.0
 """What is being written has been written to since, however slow the network is."""
+
+GIVEN_UP_S = 24 * 3600.0
+"""A score whose features nobody has added to for so long is hardly gone on with; it would only take longer."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,16 @@ def left_over(runs: RunsDir) -> list[Leftover]:
             found.append(_leftover(checkpoints, f"checkpoints of the finished job {entry.key}", now_s))
     # Only their age tells them from what somebody is writing now, perhaps on another machine.
     scratch = [_leftover(path, f"half-written {path.name}", now_s) for path in runs.store.rglob(SCRATCH)]
-    return found + [one for one in scratch if one.age_s > UNTOUCHED_S]
+    return [*found, *(one for one in scratch if one.age_s > UNTOUCHED_S), *_left_blocks(runs, now_s)]
+
+
+def _left_blocks(runs: RunsDir, now_s: float) -> list[Leftover]:
+    """Features that a killed measurement would go on from; they are removed together, if none has been made lately."""
+    blocks = CacheDir(runs.cache).blocks
+    if not blocks.is_dir() or not any(blocks.iterdir()):
+        return []
+    left = _leftover(blocks, "features of measurements that did not end", now_s)
+    return [left] if left.age_s > GIVEN_UP_S else []
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -16,13 +16,13 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.trial import Trial
 from orchestrator.store.experts import ExpertStore
-from orchestrator.store.inventory import UNTOUCHED_S
+from orchestrator.store.inventory import GIVEN_UP_S, UNTOUCHED_S
 from orchestrator.store.remote import RemoteStore
 from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.errors import ConfigError
-from workloads.places import JobDir
+from workloads.places import CacheDir, JobDir
 from workloads.training.job import train_job
 from workloads.training.records import read_records
 
@@ -173,6 +173,10 @@ def test_repair_sets_aside_what_is_broken_and_only_that(
     flip(broken.expert / "config.json")
     flip(begun.checkpoints / f"{32:012d}" / "state.safetensors")
     whole.records.write_text(whole.records.read_text().replace('"loss": ', '"loss": 1'))
+    with pytest.raises(typer.Exit):
+        store_verify(tmp_path, json=True)
+    damaged = {Path(one["path"]) for one in json.loads(capsys.readouterr().out)}
+    assert damaged == {broken.path, begun.checkpoints / f"{32:012d}", whole.records}
     claim = store.claim("begun")
     assert claim is not None
     store_repair(tmp_path, yes=True)
@@ -202,13 +206,35 @@ def test_gc_removes_what_kills_have_left(tmp_path: Path, keys: list[str], capsys
     long_ago_s = time.time() - 2 * UNTOUCHED_S
     for path in (fetched / "weights", fetched):
         os.utime(path, (long_ago_s, long_ago_s))
+    blocks = CacheDir(RunsDir(tmp_path).cache).blocks
+    blocks.mkdir(parents=True)
+    for number in range(2):
+        (blocks / f"{number}.safetensors").write_bytes(b"x")
+    given_up_s = time.time() - 2 * GIVEN_UP_S
+    os.utime(blocks / "0.safetensors", (given_up_s, given_up_s))
     store_gc(tmp_path, yes=False)
     out = capsys.readouterr().out
-    assert "2 leftovers" in out
+    assert "2 leftovers" in out  # a score has just added to the features
+    assert "features" not in out
+    for path in (blocks / "1.safetensors", blocks):
+        os.utime(path, (given_up_s, given_up_s))
+    store_gc(tmp_path, yes=False, json=True)
+    listed_now = json.loads(capsys.readouterr().out)
+    assert listed_now[-1] == {
+        "path": str(blocks),
+        "what": "features of measurements that did not end",
+        "num_bytes": 2,
+        "is_removed": False,
+    }
+    assert len(listed_now) == 5  # with two jobs
+    store_gc(tmp_path, yes=False)
+    out = capsys.readouterr().out
+    assert "3 leftovers" in out
     assert f"checkpoints of the finished job {keys[0]}" in out
     assert finished.checkpoints.is_dir()
     store_gc(tmp_path, yes=True)
     assert not finished.checkpoints.exists()
     assert not fetched.exists()
+    assert not blocks.exists()
     assert (fetching / "weights").exists()
     assert store.completed(keys[0]) is not None

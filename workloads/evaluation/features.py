@@ -16,6 +16,7 @@ from workloads.evaluation.extractors import Extractor
 from workloads.evaluation.moments import Statistics, feature_statistics
 from workloads.files import clear_storage_errors
 from workloads.locks import locked
+from workloads.places import CacheDir
 
 # Axes: N images, n of them, B batch, C channels, H height, W width, D features.
 
@@ -64,15 +65,10 @@ def to_rgb(images_BCHW: Tensor) -> Tensor:
     return images_BCHW.expand(-1, 3, -1, -1)
 
 
-def blocks_dir(cache_dir: Path) -> Path:
-    """Where features lie while something is made of them."""
-    return cache_dir / "blocks"
-
-
 def statistics_path(fingerprint: str, extractor: Extractor, cache_dir: Path) -> Path:
     """Where the reference's statistics are kept: by content, so the same data anywhere finds the same file."""
     key = content_hash({"reference": fingerprint, "extractor": extractor.identity, "batch": FEATURE_BATCH})
-    return cache_dir / "statistics" / f"{extractor.name}-{key[:32]}.safetensors"
+    return CacheDir(cache_dir).statistics / f"{extractor.name}-{key[:32]}.safetensors"
 
 
 def reference_statistics(
@@ -90,7 +86,7 @@ def reference_statistics(
     images = ReferenceImages(reference)
 
     def compute() -> dict[str, np.ndarray]:
-        with extracted(images, extractor, blocks_dir(cache_dir), device=device, advance=advance) as found:
+        with extracted(images, extractor, CacheDir(cache_dir).blocks, device=device, advance=advance) as found:
             return feature_statistics(found[extractor.layer])._asdict()
 
     return Statistics(**_computed_once(statistics_path(reference.fingerprint, extractor, cache_dir), compute))
@@ -117,7 +113,7 @@ def drawn_features(
     path = cache_dir / "features" / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
 
     def compute() -> dict[str, np.ndarray]:
-        with extracted(Subset(images, drawn), extractor, blocks_dir(cache_dir), device=device) as found:
+        with extracted(Subset(images, drawn), extractor, CacheDir(cache_dir).blocks, device=device) as found:
             return {"features": torch.cat(list(found[extractor.layer])).numpy()}
 
     return torch.from_numpy(_computed_once(path, compute)["features"])

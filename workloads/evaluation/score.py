@@ -19,7 +19,6 @@ from workloads.evaluation.doubts import doubts_about
 from workloads.evaluation.extractors import EXTRACTORS, NUM_SPATIAL_FEATURES, Extractor, check_extractor, load_extractor
 from workloads.evaluation.features import (
     ReferenceImages,
-    blocks_dir,
     drawn_features,
     reference_statistics,
     statistics_path,
@@ -31,6 +30,7 @@ from workloads.evaluation.protocol import Score, comparable, describe_protocol, 
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.statistics_file import check_origin, read_statistics
 from workloads.files import sha256_file
+from workloads.places import CacheDir
 from workloads.progress import Progress
 
 NUM_MANIFOLD_IMAGES = 10_000
@@ -82,7 +82,7 @@ def evaluate_samples(
     source = _Reference(reference, protocol, cache_dir, device)
     counter = _Counter(on_progress, len(images) + (0 if source.is_known(extractor) else len(references)))
     expected = source.statistics(extractor, counter.advance)
-    blocks, advance = blocks_dir(cache_dir), counter.advance
+    blocks, advance = CacheDir(cache_dir).blocks, counter.advance
     with extracted(images, extractor, blocks, device=device, advance=advance) as features:
         return _measured(features, extractor, source, expected, default_metrics)
 
