@@ -1,8 +1,10 @@
 """Pages about a run and about a comparison: the numbers on disk, escaped, small, and nothing loaded from elsewhere."""
 
 import csv
+import math
 import re
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from orchestrator.plan import events
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.policies import FailureKind
-from orchestrator.runs.comparing.table import COLUMNS
+from orchestrator.runs.comparing.output import ComparisonRow, print_comparison, write_comparison
+from orchestrator.runs.comparing.table import COLUMNS, ERRORS, cell
+from orchestrator.runs.configuration import Outcome
 from orchestrator.runs.status import StatusFile
 from orchestrator.search.report.find import bring_reported, find_planned, write_report_of
 from orchestrator.search.report.pictures import stored_picture
 from orchestrator.store.storage import Storage
 from workloads.config import DataSpec, RunConfig
+from workloads.config.load import load_comparison
 from workloads.errors import ConfigError
 from workloads.evaluation.protocol import Score
 from workloads.places import RunDir
@@ -162,3 +167,49 @@ def test_a_table_that_cannot_be_compared_is_refused(changes: dict[str, str], sai
     RunsDir(tmp_path).table("empty").write_text("")
     with pytest.raises(ConfigError, match="it is not the table of a comparison"):
         write_report_of("empty", tmp_path, None)
+
+
+def scored(plan: Plan, run: Path, value: float, others: Mapping[str, float], **more: Any) -> Outcome:
+    """A trained configuration with a score whose standard error is 0.5, and metrics whose is a tenth of them."""
+    protocol = {"name": "small", "num_samples": 1000}
+    errors = {name: 0.1 * other for name, other in others.items()}
+    score = Score("fid", value, protocol, "c" * 16, 1000, dict(others), stderr=0.5, others_stderr=errors, **more)
+    return Outcome(plan, RunDir(run), (), score)
+
+
+def test_every_metric_of_a_comparison_is_told_with_its_interval(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the terminal, in the file and on the page; over seeds, and over samples where there is one seed."""
+    comparison = load_comparison("demo", ["seeds=[0, 1]"])
+    metrics = {"inception_score": (4.0, 5.0), "precision": (0.6, 0.7), "recall": (0.2, 0.3), "kid": (0.011, 0.013)}
+    values = {"score": (9.0, 11.0), **metrics}
+    outcomes = [
+        scored(plan, tmp_path / f"a-{seed}", values["score"][seed], {name: metrics[name][seed] for name in metrics})
+        for seed in (0, 1)
+    ]
+    missing = {"inception_score": "these weights have no classes"}
+    bare = [scored(plan, tmp_path / "b", 12.0, {}, unavailable=missing, doubts=["8 samples are too few"])] * 2
+    rows = []
+    for name, both in (("a", outcomes), ("b", bare)):
+        figures = dict.fromkeys([*COLUMNS, *ERRORS.values()], (math.nan, math.nan))
+        if name == "a":
+            figures |= values | {ERRORS[one]: (0.1, 0.1) for one in values}
+        else:
+            figures |= {"score": (12.0, 12.0), ERRORS["score"]: (0.5, 0.5)}
+        rows.append(ComparisonRow(name, both, figures))
+    print_comparison(comparison, rows)
+    printed = capsys.readouterr().out
+    write_comparison(RunsDir(tmp_path).table("mine"), comparison, rows)
+    page = write_report_of("mine", tmp_path, None).read_text()
+    for pair in values.values():
+        half = scipy.stats.t.ppf(0.975, 1) * statistics.stdev(pair) / math.sqrt(2)
+        for told in (printed, page):
+            assert f"{statistics.mean(pair):.4g} +- {half:.2g}" in told
+    assert "KID" in printed
+    assert "sFID" not in printed  # nobody asked for it
+    assert "n/a: inception_score of b: these weights have no classes" in printed
+    assert "b is not trustworthy: 8 samples are too few" in printed
+    assert "b, seed 0, is not trustworthy: 8 samples are too few" in page
+    alone = {name: pair[:1] for name, pair in rows[0].figures.items()}
+    assert cell("kid", alone) == f"0.011 +- {scipy.stats.norm.ppf(0.975) * 0.1:.2g}"
