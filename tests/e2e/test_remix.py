@@ -135,6 +135,9 @@ def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
         assert float(row["latency_s"]) > 0
     trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}
     assert len(trained) == 2 * (1 + 2)
-    again = rememe_here("compare", "tiny.yaml", cwd=tmp_path)
+    again = rememe_here("compare", "tiny.yaml", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    assert [(row["row"], row["score"]) for row in json.loads(again.stdout)] == [
+        (row["row"], float(row["score"])) for row in rows
+    ]
     assert trained == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}

@@ -138,8 +138,10 @@ def test_a_study_survives_kill_and_trains_each_expert_once(
 
     with (tmp_path / "runs" / f"{NAME}.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
-    again = rememe_here("search", "study.yaml", cwd=tmp_path)
+    again = rememe_here("search", "study.yaml", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)
+    assert [one["rungs"][-1]["value"] for one in told] == [trial.rungs[-1].value for trial in trials]
     assert [trial.model_dump() for trial in trials_of(tmp_path)] == [trial.model_dump() for trial in trials]
     assert len(runs_of(tmp_path)) == len(runs)
 

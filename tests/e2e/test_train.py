@@ -224,12 +224,12 @@ def test_sampling_scoring_and_spectra_of_a_trained_run(
     assert a == b != c
 
     own = parent_of(trained).data.metrics["fd-fashion-cnn"]
-    scored = rememe_here("evaluate", run_dir, "--set", "seed=1", cwd=trained)
+    scored = rememe_here("evaluate", run_dir, "--set", "seed=1", "--json", cwd=trained)
     assert scored.returncode == 0, scored.stderr
     metrics = parent_of(trained).data.metrics
     assert metrics["fd-fashion-cnn"] == own
     (other,) = [name for name in metrics if name.startswith("fd-fashion-cnn/tiny-")]
-    assert metrics[other] != own
+    assert metrics[other] == json.loads(scored.stdout)["value"] != own
 
     spectra = rememe_here(
         "analyze", "spectra", run_dir, "--num-images", 4, "--everywhere", "--control", run_dir, cwd=trained
