@@ -6,6 +6,10 @@ Names of the files of checkpoints, of prepared data and of samples belong to the
 from dataclasses import dataclass
 from pathlib import Path
 
+SAMPLES, DENOISED = "samples", "denoised"
+PICTURE_KINDS = (SAMPLES, DENOISED)
+"""What a network draws in the course of training."""
+
 
 @dataclass(frozen=True)
 class JobDir:
@@ -32,6 +36,16 @@ class JobDir:
     def coefficients(self) -> Path:
         """Of a remix, over training."""
         return self.path / "coefficients.jsonl"
+
+    def picture(self, kind: str, images_seen: int) -> Path:
+        """What it drew in the course of training; not in a folder, so that it goes along with the records."""
+        return self.path / f"{kind}-{images_seen:012d}.png"
+
+    def pictures(self, kind: str) -> dict[int, Path]:
+        """Those there are, by images seen."""
+        digits = "[0-9]" * 12
+        files = sorted(self.path.glob(f"{kind}-{digits}.png"))
+        return {int(file.stem.rpartition("-")[2]): file for file in files}
 
     @property
     def checkpoints(self) -> Path:

@@ -21,7 +21,7 @@ from orchestrator.store.storage import Storage
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
-from orchestrator.tracking.configuration import ExpertsLog, log_score, log_sizes, open_configuration
+from orchestrator.tracking.configuration import ExpertsLog, log_model, log_score, log_sizes, open_configuration
 from orchestrator.tracking.names import COMPARISON_TAG
 from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
 from workloads.config import ProtocolConfig, RunConfig
@@ -202,10 +202,11 @@ class _Session:
         return self.work.require_complete(outcome)
 
     def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
-        """Figures and sizes of the whole configuration."""
+        """Figures and sizes of the whole configuration, and what it is as a model."""
         for file in self.work.figures(results, ensemble, dataset, self.status.doing):
             self.tracked.log_artifact(file, "figures")
         log_sizes(self.tracked, self.work.plan, results)
+        log_model(self.tracked, ensemble)
 
     def score(
         self,
