@@ -1,6 +1,7 @@
 """What a configuration and its experts log; for single runs and for studies."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -72,6 +73,14 @@ def log_model(tracked: TrackedRun, ensemble: Ensemble) -> None:
     size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if size_bytes <= ensemble.config.execution.tracked_model_gb * 1e9:
         tracked.log_model(folder.parent.name, ensemble.fingerprint)
+
+
+def log_loads(tracked: TrackedRun, loads: Mapping[str, Mapping[str, float]]) -> None:
+    """How busy nodes are now, values by name by node, where MLflow shows what its own monitor measures."""
+    now_s = time.time()
+    values = {f"system/{node}/{name}": value for node, load in loads.items() for name, value in load.items()}
+    # No two are measured in one second, also when the run goes on another day.
+    tracked.log_metrics(values, step=int(now_s), measured_s=now_s)
 
 
 def log_sizes(tracked: TrackedRun, plan: Plan, results: Sequence[JobResult]) -> None:
