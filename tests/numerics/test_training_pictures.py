@@ -146,11 +146,12 @@ def test_a_short_training_has_fewer_and_a_long_one_as_many_as_were_asked_for(
     dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    for images, batch_size, world_size in ((1_000, 16, 1), (64_000, 32, 2), (10**8, 256, 8)):
+    cases = ((1_000, 16, 1, False), (64_000, 32, 2, False), (64_000, 32, 2, True), (10**8, 256, 8, True))
+    for images, batch_size, world_size, on_gpu in cases:
         job = job_of("remix", dataset, images=images, batch_size=batch_size, num_pictures=10)
-        every_images = pictures.picture_interval_images(job, job.intervals, world_size)
+        every_images = pictures.picture_interval_images(job, job.intervals, world_size, on_gpu=on_gpu)
         # 4 experts shown and 8 steps, each a third of what a step of training takes, for all workers.
-        cost_images = (4 + 8) / 3 * max(batch_size, 10 * world_size)
+        cost_images = (4 + 8) / 3 * max(batch_size if on_gpu else 0, 10 * world_size)
         assert cost_images / every_images <= 0.01
         assert every_images >= images / 10
         assert every_images in {images // 10, round(cost_images / 0.01)}

@@ -54,13 +54,14 @@ def denoises_all(job: Job, intervals: Sequence[Interval]) -> bool:
     return intervals[0].lo == 0 and intervals[-1].hi == job.diffusion.num_timesteps
 
 
-def picture_interval_images(job: Job, intervals: Sequence[Interval], world_size: int) -> int:
+def picture_interval_images(job: Job, intervals: Sequence[Interval], world_size: int, *, on_gpu: bool) -> int:
     """Training images from one picture to the next.
 
-    A forward pass is taken to cost what that of a worker's part of a batch does, and all workers wait for the first.
+    A GPU may take as long for few images as for a batch. All workers wait for the first.
     """
     num_passes = len(shown_of(intervals)) + NUM_STEPS * denoises_all(job, intervals)
-    cost_images = num_passes / 3 * max(job.training.batch_size, NUM_IMAGES * world_size)
+    pass_images = max(NUM_IMAGES * world_size, job.training.batch_size if on_gpu else 0)
+    cost_images = num_passes * pass_images / 3
     return max(math.ceil(job.training.images / job.training.num_pictures), math.ceil(cost_images / MAX_SHARE))
 
 
@@ -86,7 +87,7 @@ class PictureHook:
         self._process = DiffusionProcess(job.diffusion, device)
         self._intervals = shown_of(intervals)
         self._draws = denoises_all(job, intervals)
-        self._every_images = picture_interval_images(job, intervals, workers.world_size)
+        self._every_images = picture_interval_images(job, intervals, workers.world_size, on_gpu=device.type != "cpu")
         self._before_write, self._seen_images = before_write, start_images
         for kind in PICTURE_KINDS:
             for images_seen, file in place.pictures(kind).items():

@@ -1,0 +1,158 @@
+"""Takes the pictures of docs/screens: MLflow, the live page, a report and this documentation, as a browser shows them.
+
+FOLDER=demo; mkdir demo; cd demo
+rememe train demo-meme && rememe train demo-remix training.images=32000
+rememe train demo-meme name=demo-single 'strategy={kind: single}'
+cd ..; make docs; python tools/screenshots.py demo
+
+Needs chromium and chromedriver.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parents[1]
+SCREENS = ROOT / "docs" / "screens"
+WIDTH_PX, HEIGHT_PX = 1440, 900
+WAIT_S = 90
+SETTLE_S = 3.0
+"""Charts are drawn after the words around them."""
+NUM_COLORS = 192
+PORTS = (5070, 5071)
+
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={WIDTH_PX},900")
+
+
+class Camera:
+    """A browser without a screen, and where its pictures go."""
+
+    def __init__(self, profile: str) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium") or ""
+        for option in (*OPTIONS, f"--user-data-dir={profile}"):
+            options.add_argument(option)
+        self.browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+        size = {"width": WIDTH_PX, "height": HEIGHT_PX, "deviceScaleFactor": 1, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def theme(self, name: str) -> None:
+        """light or dark."""
+        media = [{"name": "prefers-color-scheme", "value": name}]
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+
+    def open(self, url: str, *texts: str) -> None:
+        """Return when the page shows the texts."""
+        self.browser.get("about:blank")  # an address that differs behind # alone would load nothing
+        self.browser.get(url)
+        self._wait(lambda browser: all(text in browser.find_element(By.TAG_NAME, "body").text for text in texts))
+
+    def show(self, css: str, number: int = 0) -> None:
+        """Bring an element to the top."""
+        self._wait(lambda browser: len(browser.find_elements(By.CSS_SELECTOR, css)) > number)
+        element = self.browser.find_elements(By.CSS_SELECTOR, css)[number]
+        self.browser.execute_script("arguments[0].scrollIntoView()", element)
+
+    def take(self, name: str) -> None:
+        """In few colours, for the pages are flat and the documentation is to stay small."""
+        time.sleep(SETTLE_S)
+        shot = Image.open(BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
+        SCREENS.mkdir(exist_ok=True)
+        shot.quantize(NUM_COLORS, dither=Image.Dither.NONE).save(SCREENS / f"{name}.png", optimize=True)
+
+    def _wait(self, condition: Callable[[webdriver.Chrome], bool]) -> None:
+        WebDriverWait(self.browser, WAIT_S, ignored_exceptions=[Exception]).until(condition)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, str]]:
+    """Addresses of MLflow's first page and of the live page, while rememe ui runs."""
+    ports = ["--port", str(PORTS[0]), "--live-port", str(PORTS[1])]
+    command = [sys.executable, "-m", "orchestrator.cli", "ui", *ports]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        found: dict[str, str] = {}
+        for line in process.stdout:
+            what, _, rest = line.partition(" at ")
+            found[what.split()[-1]] = rest.split()[0] if rest else ""
+            if "results" in found:
+                break
+        yield found["results"], f"http://127.0.0.1:{PORTS[1]}/"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def configurations(folder: Path) -> list[Run]:
+    """Those that are scored, newest last."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.absolute() / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rememe")
+    query = "tags.`rememe.fingerprint` LIKE '%' AND attributes.status = 'FINISHED'"
+    runs: list[Run] = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
+    return runs
+
+
+def shoot_mlflow(camera: Camera, address: str, runs: list[Run]) -> None:
+    """The table of configurations, the page of each kind, and their comparison."""
+    server, experiment = address.partition("#")[0].rstrip("/"), runs[0].info.experiment_id
+    pages = f"{server}/#/experiments/{experiment}/runs"
+    camera.open(address, *(run.info.run_name for run in runs))
+    camera.take("experiment")
+    page = f"{pages}/{runs[0].info.run_id}"
+    camera.open(page, runs[0].info.run_name, "strategy.kind")
+    camera.take("configuration")
+    camera.open(f"{page}/model-metrics", "loss")
+    camera.take("curves")
+    (remix, *_) = [run for run in runs if run.data.params["strategy.kind"] == "remix"]
+    camera.open(f"{pages}/{remix.info.run_id}/model-metrics", "denoised")
+    camera.show("img[src*='get-artifact'], [data-testid*='image']")
+    camera.take("pictures")
+    camera.open(f"{page}/system-metrics", "cpu_utilization_percentage")
+    camera.take("load")
+    ids = json.dumps([run.info.run_id for run in runs], separators=(",", ":"))
+    camera.open(f"{server}/#/compare-runs?runs={ids}&experiments=[%22{experiment}%22]", "Parallel")
+    camera.take("comparison")
+
+
+def main() -> None:
+    """All pictures, from the folder that is named."""
+    folder = Path(sys.argv[1])
+    runs = configurations(folder)
+    name = runs[0].data.params.get("name", "demo-meme")
+    command = [sys.executable, "-m", "orchestrator.cli", "report", name]
+    report = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        camera = Camera(profile)
+        try:
+            for theme in ("light", "dark"):
+                camera.theme(theme)
+                camera.open((folder / report).resolve().as_uri(), name)
+                camera.take(f"report-{theme}")
+            camera.theme("light")
+            camera.open((ROOT / "site" / "start.html").as_uri(), "Start in ten minutes")
+            camera.take("docs")
+            with served(folder) as (address, live):
+                camera.open(f"{live}", runs[0].info.run_name)
+                camera.take("live")
+                shoot_mlflow(camera, address, runs)
+        finally:
+            camera.browser.quit()
+
+
+if __name__ == "__main__":
+    main()
