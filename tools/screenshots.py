@@ -1,9 +1,8 @@
 """Takes the pictures of docs/screens: MLflow, the live page, a report and this documentation, as a browser shows them.
 
-FOLDER=demo; mkdir demo; cd demo
-rememe train demo-meme && rememe train demo-remix training.images=32000
-rememe train demo-meme name=demo-single 'strategy={kind: single}'
-cd ..; make docs; python tools/screenshots.py demo
+    make docs; python tools/screenshots.py FOLDER
+
+FOLDER is one in which a few runs were trained and scored, a MEME first and a remix among them; its name is not seen.
 
 Needs chromium and chromedriver.
 """
@@ -24,6 +23,7 @@ from mlflow.entities import Run
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +61,21 @@ class Camera:
         self.browser.get(url)
         self._wait(lambda browser: all(text in browser.find_element(By.TAG_NAME, "body").text for text in texts))
 
-    def show(self, css: str, number: int = 0) -> None:
-        """Bring an element to the top."""
-        self._wait(lambda browser: len(browser.find_elements(By.CSS_SELECTOR, css)) > number)
-        element = self.browser.find_elements(By.CSS_SELECTOR, css)[number]
-        self.browser.execute_script("arguments[0].scrollIntoView()", element)
+    def close_assistant(self) -> None:
+        """MLflow's own, which opens by itself in a browser that is new to it."""
+        time.sleep(SETTLE_S)
+        self.browser.execute_script(
+            "for (const key of Object.keys(localStorage)) "
+            "if (key.includes('assistant.panelOpen')) localStorage.setItem(key, 'false')"
+        )
+
+    def slide_to_the_end(self) -> None:
+        """Every slider."""
+        time.sleep(SETTLE_S)
+        for thumb in self.browser.find_elements(By.CSS_SELECTOR, "[role='slider']"):
+            thumb.send_keys(Keys.END)
+            time.sleep(0.5)
+        self.browser.execute_script("scrollTo(0, 0)")
 
     def take(self, name: str) -> None:
         """In few colours, for the pages are flat and the documentation is to stay small."""
@@ -98,42 +108,56 @@ def served(folder: Path) -> Iterator[tuple[str, str]]:
         process.wait()
 
 
+def _client(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder.absolute() / 'runs' / 'mlflow.db'}")
+
+
 def configurations(folder: Path) -> list[Run]:
     """Those that are scored, newest last."""
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder.absolute() / 'runs' / 'mlflow.db'}")
+    client = _client(folder)
     experiment = client.get_experiment_by_name("rememe")
     query = "tags.`rememe.fingerprint` LIKE '%' AND attributes.status = 'FINISHED'"
     runs: list[Run] = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
     return runs
 
 
-def shoot_mlflow(camera: Camera, address: str, runs: list[Run]) -> None:
-    """The table of configurations, the page of each kind, and their comparison."""
+def shoot_mlflow(camera: Camera, address: str, runs: list[Run], albums: dict[str, str]) -> None:
+    """The table of configurations, the page of each kind, and their comparison. albums: ids of runs of pictures."""
     server, experiment = address.partition("#")[0].rstrip("/"), runs[0].info.experiment_id
     pages = f"{server}/#/experiments/{experiment}/runs"
-    camera.open(address, *(run.info.run_name for run in runs))
+    kind = "?workflowType=machine_learning"
+    names = [run.info.run_name for run in runs]
+    camera.open(address, *names)
+    camera.close_assistant()
+    camera.open(address, *names)
     camera.take("experiment")
     page = f"{pages}/{runs[0].info.run_id}"
-    camera.open(page, runs[0].info.run_name, "strategy.kind")
+    camera.open(page + kind, names[0], "strategy.kind")
     camera.take("configuration")
-    camera.open(f"{page}/model-metrics", "loss")
+    camera.open(f"{page}/model-metrics{kind}", "loss")
     camera.take("curves")
-    (remix, *_) = [run for run in runs if run.data.params["strategy.kind"] == "remix"]
-    camera.open(f"{pages}/{remix.info.run_id}/model-metrics", "denoised")
-    camera.show("img[src*='get-artifact'], [data-testid*='image']")
-    camera.take("pictures")
-    camera.open(f"{page}/system-metrics", "cpu_utilization_percentage")
+    for number, run in enumerate(runs[:2]):
+        camera.open(f"{pages}/{albums[run.info.run_id]}/model-metrics{kind}", "denoised")
+        camera.slide_to_the_end()
+        camera.take(f"pictures-{number}")
+    camera.open(f"{page}/system-metrics{kind}", "cpu_utilization_percentage")
     camera.take("load")
     ids = json.dumps([run.info.run_id for run in runs], separators=(",", ":"))
-    camera.open(f"{server}/#/compare-runs?runs={ids}&experiments=[%22{experiment}%22]", "Parallel")
+    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments=[%22{experiment}%22]", "Parallel")
     camera.take("comparison")
+
+
+def albums_of(folder: Path, experiment_id: str) -> dict[str, str]:
+    """Runs that hold series of pictures, by the id of their configuration's run."""
+    found = _client(folder).search_runs([experiment_id], "attributes.run_name = 'pictures'")
+    return {run.data.tags["mlflow.parentRunId"]: run.info.run_id for run in found}
 
 
 def main() -> None:
     """All pictures, from the folder that is named."""
     folder = Path(sys.argv[1])
     runs = configurations(folder)
-    name = runs[0].data.params.get("name", "demo-meme")
+    name = runs[0].info.run_name.rpartition("-")[0]
     command = [sys.executable, "-m", "orchestrator.cli", "report", name]
     report = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -149,7 +173,7 @@ def main() -> None:
             with served(folder) as (address, live):
                 camera.open(f"{live}", runs[0].info.run_name)
                 camera.take("live")
-                shoot_mlflow(camera, address, runs)
+                shoot_mlflow(camera, address, runs, albums_of(folder, runs[0].info.experiment_id))
         finally:
             camera.browser.quit()
 

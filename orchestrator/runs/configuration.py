@@ -208,6 +208,7 @@ class _Session:
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
+        log.end()
         stand_somewhere(self.work.runs.path)
         return self.work.require_complete(outcome)
 

@@ -22,7 +22,7 @@ from workloads.training.records import read_records
 from workloads.training.result import JobResult
 
 MAX_SHOWN = 8
-"""Of more experts, so many have their pictures on the configuration's page too, evenly from clean to noisy."""
+"""Of more experts, so many have their pictures side by side, evenly from the clean end to the noisy one."""
 
 
 def open_configuration(
@@ -143,7 +143,10 @@ class ExpertsLog:
         self._names = {job.key: job.name for job in plan.jobs}
         self._shown = {job.key for job in plan.jobs[:: -(-len(plan.jobs) // MAX_SHOWN)]}
         self._runs = {job.key: open_expert(tracker, parent, job) for job in plan.jobs}
-        self._pictures: set[Path] = set()
+        self._tracker = tracker
+        self._album: TrackedRun | None = None
+        """Of pictures; opened with the first."""
+        self._pictured: set[Path] = set()
 
     def __call__(self, event: ExpertEvent) -> None:
         run = self._runs[event.key]
@@ -166,16 +169,22 @@ class ExpertsLog:
         log_expert(self._runs[key], result, place)
         self._parent.losses(self._names[key], read_records(place.records))
 
+    def end(self) -> None:
+        """All experts have ended."""
+        if self._album is not None:
+            self._album.finish("FINISHED")
+
     def _log_pictures(self, key: str) -> None:
-        """What the expert has drawn since: on its page and, of some experts, on that of the configuration."""
+        """What the expert has drawn since: on its page and, of some experts, beside those of the others."""
         for kind in PICTURE_KINDS:
             for images_seen, file in self._places.job(key).pictures(kind).items():
-                if file in self._pictures:
+                if file in self._pictured:
                     continue
-                self._pictures.add(file)
+                self._pictured.add(file)
                 # One that is trained from before a checkpoint again removes what it had drawn since.
                 with suppress(FileNotFoundError):
                     self._runs[key].log_image(file, kind, images_seen)
                     if key in self._shown:
+                        self._album = self._album or self._tracker.pictures(self._parent)
                         series = kind if len(self._runs) == 1 else f"{kind}/{self._names[key]}"
-                        self._parent.log_image(file, series, images_seen)
+                        self._album.log_image(file, series, images_seen)

@@ -183,6 +183,10 @@ class Tracker:
         """
         return self._open(f"expert-{key}", title, {KEY_TAG: key}, parent, params, link=name, once=True)
 
+    def pictures(self, parent: TrackedRun) -> TrackedRun:
+        """A run below a configuration for its series of pictures: MLflow writes all parameters of a run over each."""
+        return self._open(f"pictures-of-{parent.identity}", "pictures", {}, parent, {})
+
     def flush(self) -> None:
         """Wait, for a bounded time, until all that was logged so far is written or spooled."""
         reached = threading.Event()
