@@ -60,11 +60,15 @@ def measure(preset: str, images: int, num_pictures: int) -> float:
         pictures.MAX_SHARE, job.PictureHook = limit, hook  # type: ignore[misc]
     intervals = trainer_of(whole).intervals
     every_images = pictures.picture_interval_images(whole, intervals, config.num_workers, on_gpu=False)
+    if every_images is None:
+        return 0.0
+    num_drawn = whole.training.images // every_images + 1
     # The first one warms up, as happens once in a training.
     of_picture_s = sorted(seconds)[-num_pictures:][: num_pictures - 1]
     steps_s = at_s[-1] - at_s[0] - sum(seconds[1:])
     of_image_s = steps_s / ((len(at_s) - 1) * few.batch_size) / config.num_workers
-    return round(sum(of_picture_s) / len(of_picture_s) / (every_images * of_image_s), 4)
+    of_pictures_s = num_drawn * sum(of_picture_s) / len(of_picture_s)
+    return round(of_pictures_s / (whole.training.images * of_image_s), 4)
 
 
 if __name__ == "__main__":

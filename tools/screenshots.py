@@ -1,6 +1,6 @@
 """Takes the pictures of docs/screens: MLflow, the live page, a report and this documentation, as a browser shows them.
 
-    make docs; python tools/screenshots.py FOLDER
+    make docs; python tools/screenshots.py FOLDER [report docs live mlflow]
 
 FOLDER is one in which a few runs were trained and scored, a MEME first and a remix among them; its name is not seen.
 
@@ -25,6 +25,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from orchestrator.tracking.writer import IMAGES_FOLDER, image_place
 
 ROOT = Path(__file__).parents[1]
 SCREENS = ROOT / "docs" / "screens"
@@ -69,13 +71,15 @@ class Camera:
             "if (key.includes('assistant.panelOpen')) localStorage.setItem(key, 'false')"
         )
 
-    def slide_to_the_end(self) -> None:
-        """Every slider."""
+    def slide_to(self, step: int) -> None:
+        """Every slider, by the number beside it."""
         time.sleep(SETTLE_S)
-        for thumb in self.browser.find_elements(By.CSS_SELECTOR, "[role='slider']"):
-            thumb.send_keys(Keys.END)
+        for number in self.browser.find_elements(By.CSS_SELECTOR, "[role='spinbutton'], input[type='number']"):
+            number.send_keys(Keys.CONTROL + "a")
+            number.send_keys(str(step), Keys.ENTER)
             time.sleep(0.5)
-        self.browser.execute_script("scrollTo(0, 0)")
+        first = self.browser.find_elements(By.CSS_SELECTOR, "[role='slider']")[0]
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", first)
 
     def take(self, name: str) -> None:
         """In few colours, for the pages are flat and the documentation is to stay small."""
@@ -121,12 +125,12 @@ def configurations(folder: Path) -> list[Run]:
     return runs
 
 
-def shoot_mlflow(camera: Camera, address: str, runs: list[Run], albums: dict[str, str]) -> None:
-    """The table of configurations, the page of each kind, and their comparison. albums: ids of runs of pictures."""
+def shoot_mlflow(camera: Camera, address: str, folder: Path, runs: list[Run]) -> None:
+    """The table of configurations, the page of each kind, and their comparison."""
     server, experiment = address.partition("#")[0].rstrip("/"), runs[0].info.experiment_id
     pages = f"{server}/#/experiments/{experiment}/runs"
     kind = "?workflowType=machine_learning"
-    names = [run.info.run_name for run in runs]
+    names, albums = [run.info.run_name for run in runs], albums_of(folder, experiment)
     camera.open(address, *names)
     camera.close_assistant()
     camera.open(address, *names)
@@ -138,12 +142,12 @@ def shoot_mlflow(camera: Camera, address: str, runs: list[Run], albums: dict[str
     camera.take("curves")
     for number, run in enumerate(runs[:2]):
         camera.open(f"{pages}/{albums[run.info.run_id]}/model-metrics{kind}", "denoised")
-        camera.slide_to_the_end()
+        camera.slide_to(last_step(folder, albums[run.info.run_id]))
         camera.take(f"pictures-{number}")
-    camera.open(f"{page}/system-metrics{kind}", "cpu_utilization_percentage")
+    camera.open(f"{page}/system-metrics{kind}", "system")
     camera.take("load")
     ids = json.dumps([run.info.run_id for run in runs], separators=(",", ":"))
-    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments=[%22{experiment}%22]", "Parallel")
+    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments=[%22{experiment}%22]", "Comparing")
     camera.take("comparison")
 
 
@@ -153,27 +157,48 @@ def albums_of(folder: Path, experiment_id: str) -> dict[str, str]:
     return {run.data.tags["mlflow.parentRunId"]: run.info.run_id for run in found}
 
 
-def main() -> None:
-    """All pictures, from the folder that is named."""
-    folder = Path(sys.argv[1])
-    runs = configurations(folder)
-    name = runs[0].info.run_name.rpartition("-")[0]
+def last_step(folder: Path, run_id: str) -> int:
+    """Of the series of pictures of a run."""
+    found = (image_place(item.path) for item in _client(folder).list_artifacts(run_id, IMAGES_FOLDER))
+    return max(place[1] for place in found if place is not None)
+
+
+def shoot_report(camera: Camera, folder: Path, name: str) -> None:
+    """In light and dark."""
     command = [sys.executable, "-m", "orchestrator.cli", "report", name]
     report = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    for theme in ("light", "dark"):
+        camera.theme(theme)
+        camera.open((folder / report).resolve().as_uri(), name)
+        camera.take(f"report-{theme}")
+    camera.theme("light")
+
+
+def shoot_live(camera: Camera, address: str, name: str) -> None:
+    """Without where it lies."""
+    camera.open(f"{address}#{name}", name, "finished")
+    camera.browser.execute_script("document.getElementById('where').textContent = 'runs'")
+    camera.take("live")
+
+
+def main() -> None:
+    """All pictures, or those of some pages."""
+    folder, pages = Path(sys.argv[1]), sys.argv[2:] or ["report", "docs", "live", "mlflow"]
+    runs = configurations(folder)
+    name = runs[0].info.run_name
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         camera = Camera(profile)
         try:
-            for theme in ("light", "dark"):
-                camera.theme(theme)
-                camera.open((folder / report).resolve().as_uri(), name)
-                camera.take(f"report-{theme}")
-            camera.theme("light")
-            camera.open((ROOT / "site" / "start.html").as_uri(), "Start in ten minutes")
-            camera.take("docs")
-            with served(folder) as (address, live):
-                camera.open(f"{live}", runs[0].info.run_name)
-                camera.take("live")
-                shoot_mlflow(camera, address, runs, albums_of(folder, runs[0].info.experiment_id))
+            if "report" in pages:
+                shoot_report(camera, folder, name.rpartition("-")[0])
+            if "docs" in pages:
+                camera.open((ROOT / "site" / "start.html").as_uri(), "Start in ten minutes")
+                camera.take("docs")
+            with served(folder) as (mlflow, live):
+                if "live" in pages:
+                    shoot_live(camera, live, name)
+                if "mlflow" in pages:
+                    shoot_mlflow(camera, mlflow, folder, runs)
         finally:
             camera.browser.quit()
 

@@ -222,6 +222,7 @@ class _Training:
         )
 
     def _pictures(self) -> list[Hook]:
+        """Those of the beginning are drawn."""
         if self._job.training.num_pictures == 0:
             return []
         hook = PictureHook(
@@ -235,6 +236,7 @@ class _Training:
             start_images=self._state.images_seen,
             before_write=self._insist,
         )
+        hook.begin(self._state)
         return [hook]
 
     def finish(self) -> None:

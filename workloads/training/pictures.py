@@ -54,15 +54,16 @@ def denoises_all(job: Job, intervals: Sequence[Interval]) -> bool:
     return intervals[0].lo == 0 and intervals[-1].hi == job.diffusion.num_timesteps
 
 
-def picture_interval_images(job: Job, intervals: Sequence[Interval], world_size: int, *, on_gpu: bool) -> int:
-    """Training images from one picture to the next.
+def picture_interval_images(job: Job, intervals: Sequence[Interval], world_size: int, *, on_gpu: bool) -> int | None:
+    """Training images from one picture to the next, the first being before training; None if it is too short for two.
 
     A GPU may take as long for few images as for a batch. All workers wait for the first.
     """
     num_passes = len(shown_of(intervals)) + NUM_STEPS * denoises_all(job, intervals)
     pass_images = max(NUM_IMAGES * world_size, job.training.batch_size if on_gpu else 0)
     cost_images = num_passes * pass_images / 3
-    return max(math.ceil(job.training.images / job.training.num_pictures), math.ceil(cost_images / MAX_SHARE))
+    num_later = min(job.training.num_pictures, math.floor(MAX_SHARE * job.training.images / cost_images) - 1)
+    return math.ceil(job.training.images / num_later) if num_later > 0 else None
 
 
 class PictureHook:
@@ -95,20 +96,25 @@ class PictureHook:
                 if images_seen > start_images:
                     file.unlink()
 
+    def begin(self, state: State) -> None:
+        """What an untrained network draws; MLflow's slider begins at step 0."""
+        if state.images_seen == 0 and self._every_images is not None:
+            self._draw(state)
+
     def __call__(self, state: State, loss: Tensor) -> None:  # noqa: ARG002
-        passed = state.images_seen // self._every_images > self._seen_images // self._every_images
-        self._seen_images = state.images_seen
-        if passed:
-            with torch.inference_mode(), autocast(self._device, self._job.training), state.averaged():
-                drawn = {SAMPLES: self._samples(state)} if self._draws else {}
-                drawn[DENOISED] = self._denoised(state)
-            self._before_write()
-            for kind, rows in drawn.items():
-                _write(
-                    self._place.picture(kind, state.images_seen),
-                    rows,
-                    is_latent=self._dataset.manifest.latent is not None,
-                )
+        seen_images, self._seen_images = self._seen_images, state.images_seen
+        every_images = self._every_images
+        if every_images is not None and state.images_seen // every_images > seen_images // every_images:
+            self._draw(state)
+
+    def _draw(self, state: State) -> None:
+        with torch.inference_mode(), autocast(self._device, self._job.training), state.averaged():
+            drawn = {SAMPLES: self._samples(state)} if self._draws else {}
+            drawn[DENOISED] = self._denoised(state)
+        self._before_write()
+        is_latent = self._dataset.manifest.latent is not None
+        for kind, rows in drawn.items():
+            _write(self._place.picture(kind, state.images_seen), rows, is_latent=is_latent)
 
     @cached_property
     def _examples(self) -> tuple[Tensor, Tensor, Tensor | None]:
