@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.data import AnyData
 from workloads.data.prepare import ensure_prepared
@@ -25,6 +24,7 @@ from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import check_protocol, evaluate_samples
 from workloads.files import new_file, write_text
+from workloads.grid import sample_grid
 from workloads.places import RunDir
 from workloads.progress import Progress
 from workloads.sealed import read_json, sealed, unsealed

@@ -9,6 +9,10 @@ from typing import NoReturn
 
 from workloads.errors import ConfigError
 
+SAMPLES, DENOISED = "samples", "denoised"
+PICTURE_KINDS = (SAMPLES, DENOISED)
+"""What a network draws in the course of training."""
+
 
 @dataclass(frozen=True)
 class JobDir:
@@ -35,6 +39,16 @@ class JobDir:
     def coefficients(self) -> Path:
         """Of a remix, over training."""
         return self.path / "coefficients.jsonl"
+
+    def picture(self, kind: str, images_seen: int) -> Path:
+        """What it drew in the course of training; not in a folder, so that it goes along with the records."""
+        return self.path / f"{kind}-{images_seen:012d}.png"
+
+    def pictures(self, kind: str) -> dict[int, Path]:
+        """Those there are, by images seen."""
+        digits = "[0-9]" * 12
+        files = sorted(self.path.glob(f"{kind}-{digits}.png"))
+        return {int(file.stem.rpartition("-")[2]): file for file in files}
 
     @property
     def checkpoints(self) -> Path:

@@ -41,11 +41,11 @@ def import_all() -> None:
     import torch.distributed
 
     import workloads.__main__
-    import workloads.analysis.grid
     import workloads.data.prepare
     import workloads.evaluation.extractors
     import workloads.evaluation.fashion_cnn
     import workloads.evaluation.score
+    import workloads.grid
     import workloads.models.build
     import workloads.models.dit
     import workloads.models.iunet

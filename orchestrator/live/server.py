@@ -17,8 +17,8 @@ from orchestrator.live.curves import Curves
 from orchestrator.live.views import picture_file, run_view, runs_view
 from orchestrator.plan.masking import masked
 from orchestrator.plan.places import RunsDir
-from workloads.analysis.grid import is_whole_png
 from workloads.errors import ConfigError, RememeError
+from workloads.grid import is_whole_png
 
 HOST = "127.0.0.1"
 """This machine alone: the server asks for no password."""

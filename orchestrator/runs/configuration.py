@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.load import watched_loads
 from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
@@ -21,7 +23,14 @@ from orchestrator.store.storage import Storage
 from orchestrator.terminal.experts import ExpertsDisplay
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
-from orchestrator.tracking.configuration import ExpertsLog, log_score, log_sizes, open_configuration
+from orchestrator.tracking.configuration import (
+    ExpertsLog,
+    log_loads,
+    log_model,
+    log_score,
+    log_sizes,
+    open_configuration,
+)
 from orchestrator.tracking.names import COMPARISON_TAG
 from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
 from workloads.config import ProtocolConfig, RunConfig
@@ -193,19 +202,22 @@ class _Session:
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
         self.status.doing("training")
         metrics = ClusterMetrics(self.work.run.path.name, plan.jobs)
-        with ExpertsDisplay(plan.jobs) as display:
+        every_s = plan.config.execution.node_metrics_every_s
+        with ExpertsDisplay(plan.jobs) as display, watched_loads(every_s, partial(log_loads, self.tracked)):
             outcome = self.work.train(dataset, [display, log, self.status, metrics])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
+        log.end()
         stand_somewhere(self.work.runs.path)
         return self.work.require_complete(outcome)
 
     def log_training(self, results: Sequence[JobResult], ensemble: Ensemble, dataset: PreparedDataset) -> None:
-        """Figures and sizes of the whole configuration."""
+        """Figures and sizes of the whole configuration, and what it is as a model."""
         for file in self.work.figures(results, ensemble, dataset, self.status.doing):
             self.tracked.log_artifact(file, "figures")
         log_sizes(self.tracked, self.work.plan, results)
+        log_model(self.tracked, ensemble)
 
     def score(
         self,

@@ -10,7 +10,6 @@ from orchestrator.runs.status import view_run
 from orchestrator.store.damage import damage_of_job
 from orchestrator.store.remote import INDEX
 from orchestrator.store.storage import STORED_BELOW, Storage
-from workloads.analysis.grid import is_whole_png
 from workloads.config.load import CONFIG_SHA256
 from workloads.data.found import read_found
 from workloads.data.prepare import FOUND
@@ -19,6 +18,7 @@ from workloads.ensemble import Ensemble
 from workloads.errors import RememeError
 from workloads.evaluation.samples import SampleStore
 from workloads.files import sha256_file
+from workloads.grid import is_whole_png
 from workloads.pipeline import read_scores
 from workloads.places import EnsembleDir, JobDir, RunDir
 from workloads.sealed import read_json

@@ -1,7 +1,9 @@
 """What a configuration and its experts log; for single runs and for studies."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +15,14 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.names import NOTE_TAG, PROTOCOL_TAG, RUN_ID, SCORE_TAG, TRUST_TAG
 from orchestrator.tracking.tracker import TrackedRun, Tracker, own_command
 from workloads.config import ProtocolConfig
+from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
-from workloads.training.records import TrainingRecord, read_records
+from workloads.places import PICTURE_KINDS, JobDir
+from workloads.training.records import read_records
 from workloads.training.result import JobResult
+
+MAX_SHOWN = 8
+"""Of more experts, so many have their pictures side by side, evenly from the clean end to the noisy one."""
 
 
 def open_configuration(
@@ -41,8 +48,9 @@ def open_expert(tracker: Tracker, parent: TrackedRun, job: PlannedJob) -> Tracke
     return tracker.expert(parent, job.name, f"{job.name} {job.interval}", job.key, flatten(job.job))
 
 
-def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRecord]) -> None:
+def log_expert(run: TrackedRun, result: JobResult, place: JobDir) -> None:
     """Everything about a finished expert; what is there already is not written again."""
+    records = read_records(place.records)
     run.records(records)
     # Not now: of two drivers that share the expert, each writes it down.
     ended_s = records[-1].written_s if records else None
@@ -50,6 +58,29 @@ def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRec
         run.log_metrics({"loss_by_timestep": loss}, step=timestep, measured_s=ended_s)
     run.log_metrics({"final_loss": result.final_loss, "train_s": result.train_s}, measured_s=ended_s)
     run.finish("FINISHED")
+
+
+def log_pictures(run: TrackedRun, place: JobDir) -> None:
+    """What an expert has drawn in the course of its training."""
+    for kind in PICTURE_KINDS:
+        for images_seen, file in place.pictures(kind).items():
+            run.log_image(file, kind, images_seen)
+
+
+def log_model(tracked: TrackedRun, ensemble: Ensemble) -> None:
+    """The ensemble of the run as a model, unless it is larger than execution.tracked_model_gb."""
+    folder = ensemble.path
+    size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size_bytes <= ensemble.config.execution.tracked_model_gb * 1e9:
+        tracked.log_model(folder.parent.name, ensemble.fingerprint)
+
+
+def log_loads(tracked: TrackedRun, loads: Mapping[str, Mapping[str, float]]) -> None:
+    """How busy nodes are now, values by name by node, where MLflow shows what its own monitor measures."""
+    now_s = time.time()
+    values = {f"system/{node}/{name}": value for node, load in loads.items() for name, value in load.items()}
+    # No two are measured in one second, also when the run goes on another day.
+    tracked.log_metrics(values, step=int(now_s), measured_s=now_s)
 
 
 def log_sizes(tracked: TrackedRun, plan: Plan, results: Sequence[JobResult]) -> None:
@@ -110,7 +141,12 @@ class ExpertsLog:
         self._places = runs
         self._parent = parent
         self._names = {job.key: job.name for job in plan.jobs}
+        self._shown = {job.key for job in plan.jobs[:: -(-len(plan.jobs) // MAX_SHOWN)]}
         self._runs = {job.key: open_expert(tracker, parent, job) for job in plan.jobs}
+        self._tracker = tracker
+        self._album: TrackedRun | None = None
+        """Of pictures; opened with the first."""
+        self._pictured: set[Path] = set()
 
     def __call__(self, event: ExpertEvent) -> None:
         run = self._runs[event.key]
@@ -118,6 +154,7 @@ class ExpertsLog:
             case events.Progressed(records=records):
                 run.records(records)
                 self._parent.losses(self._names[event.key], records)
+                self._log_pictures(event.key)
             case events.Failed(reason=reason):
                 run.finish("FAILED")
                 run.set_tags({"rememe.state": f"{event.state.value} {reason}"})
@@ -127,6 +164,27 @@ class ExpertsLog:
 
     def finish(self, key: str, result: JobResult) -> None:
         """What is known only in the end; all records again, for an expert that was trained for another run."""
-        records = read_records(self._places.job(key).records)
-        log_expert(self._runs[key], result, records)
-        self._parent.losses(self._names[key], records)
+        self._log_pictures(key)
+        place = self._places.job(key)
+        log_expert(self._runs[key], result, place)
+        self._parent.losses(self._names[key], read_records(place.records))
+
+    def end(self) -> None:
+        """All experts have ended."""
+        if self._album is not None:
+            self._album.finish("FINISHED")
+
+    def _log_pictures(self, key: str) -> None:
+        """What the expert has drawn since: on its page and, of some experts, beside those of the others."""
+        for kind in PICTURE_KINDS:
+            for images_seen, file in self._places.job(key).pictures(kind).items():
+                if file in self._pictured:
+                    continue
+                self._pictured.add(file)
+                # One that is trained from before a checkpoint again removes what it had drawn since.
+                with suppress(FileNotFoundError):
+                    self._runs[key].log_image(file, kind, images_seen)
+                    if key in self._shown:
+                        self._album = self._album or self._tracker.pictures(self._parent)
+                        series = kind if len(self._runs) == 1 else f"{kind}/{self._names[key]}"
+                        self._album.log_image(file, series, images_seen)

@@ -82,6 +82,15 @@ class ArtifactContent(_Content):
     folder: Annotated[str | None, AfterValidator(_within)]
 
 
+class ImageContent(_Content):
+    """One of a series of pictures, which MLflow shows by step."""
+
+    file: str
+    key: str = Field(pattern=r"^[\w./ -]{1,200}$")
+    step: _Whole
+    time_ms: _Whole
+
+
 class FinishContent(_Content):
     """A run ends."""
 
@@ -108,14 +117,34 @@ class DatasetContent(_Content):
     """Its shape, as JSON."""
 
 
-Content = OpenContent | MetricsContent | ArtifactContent | FinishContent | TagsContent | DatasetContent
+class ModelContent(_Content):
+    """A trained ensemble, which others load."""
+
+    run: str = Field(min_length=1, max_length=250)
+    """Name of the run's directory that has it."""
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{8,64}$")
+    """Of what it is to hold."""
+
+
+Content = (
+    OpenContent
+    | MetricsContent
+    | ArtifactContent
+    | ImageContent
+    | FinishContent
+    | TagsContent
+    | DatasetContent
+    | ModelContent
+)
 KINDS: dict[str, type[Content]] = {
     "open": OpenContent,
     "metrics": MetricsContent,
     "artifact": ArtifactContent,
+    "image": ImageContent,
     "finish": FinishContent,
     "tags": TagsContent,
     "dataset": DatasetContent,
+    "model": ModelContent,
 }
 
 

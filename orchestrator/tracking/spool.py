@@ -40,7 +40,10 @@ class LateFile(NamedTuple):
 
     identity: str
     name: str
-    folder: str | None
+    kind: str
+    """Of the note that uploads it."""
+    more: dict[str, object]
+    """What the note says besides."""
     write: Callable[[Path], object]
     """Puts it at a path."""
 
@@ -89,7 +92,7 @@ class Spool:
         while self._late:
             one = self._late[0]
             try:
-                self._memory.append(self.stage(one.identity, one.name, one.folder, one.write))
+                self._memory.append(self.stage(one))
             except FileNotFoundError as error:
                 self.rejected.append(Rejected(self.path, f"{one.name} is gone ({error})"))
             self._late.pop(0)
@@ -100,17 +103,17 @@ class Spool:
         """Notes that would be lost with the process."""
         return len(self._memory) + len(self._late)
 
-    def stage(self, identity: str, name: str, folder: str | None, write: Callable[[Path], object]) -> Note:
+    def stage(self, late: LateFile) -> Note:
         """Have a file to upload written into the spool; the note that uploads it."""
         place = self._files / f"{self._own.stem}-{uuid.uuid4().hex}"
         try:
             self._show_life()
             place.mkdir(parents=True)
-            write(place / name)
+            late.write(place / late.name)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
-        return Note("artifact", identity, {"file": f"{place.name}/{name}", "folder": folder})
+        return Note(late.kind, late.identity, {"file": f"{place.name}/{late.name}", **late.more})
 
     def staged(self, name: str) -> Path:
         """Where a file to upload lies. Raises RefusedNoteError for a path that leads anywhere else."""

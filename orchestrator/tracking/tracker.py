@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,23 @@ class TrackedRun:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file."""
         # Now, for the file may be changed or gone when it is written.
-        self._tracker.put_file(LateFile(self.identity, path.name, folder, lambda staged: shutil.copyfile(path, staged)))
+        self._put_file(path.name, "artifact", {"folder": folder}, lambda staged: shutil.copyfile(path, staged))
 
     def log_text(self, text: str, name: str) -> None:
         """A text file."""
-        self._tracker.put_file(LateFile(self.identity, name, None, lambda staged: staged.write_text(text)))
+        self._put_file(name, "artifact", {"folder": None}, lambda staged: staged.write_text(text))
+
+    def log_image(self, path: Path, key: str, step: int) -> None:
+        """A picture of the series `key`, made at a step; one that is there already is not written twice."""
+        more = {"key": key, "step": step, "time_ms": _ms(path.stat().st_mtime)}
+        self._put_file(path.name, "image", more, lambda staged: shutil.copyfile(path, staged))
+
+    def log_model(self, run: str, fingerprint: str) -> None:
+        """The ensemble in the directory of that run; one that is there already is not written twice."""
+        self._tracker.put("model", self.identity, {"run": run, "fingerprint": fingerprint})
+
+    def _put_file(self, name: str, kind: str, more: dict[str, object], write: Callable[[Path], object]) -> None:
+        self._tracker.put_file(LateFile(self.identity, name, kind, more, write))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Words that filters find."""
@@ -171,6 +183,10 @@ class Tracker:
         """
         return self._open(f"expert-{key}", title, {KEY_TAG: key}, parent, params, link=name, once=True)
 
+    def pictures(self, parent: TrackedRun) -> TrackedRun:
+        """A run below a configuration for its series of pictures: MLflow writes all parameters of a run over each."""
+        return self._open(f"pictures-of-{parent.identity}", "pictures", {}, parent, {})
+
     def flush(self) -> None:
         """Wait, for a bounded time, until all that was logged so far is written or spooled."""
         reached = threading.Event()
@@ -188,7 +204,7 @@ class Tracker:
     def put_file(self, file: LateFile) -> None:
         """Keep a copy of a file to upload and queue its note; without room on the disk, try again later."""
         try:
-            self._queue.put(self.spool.stage(*file))
+            self._queue.put(self.spool.stage(file))
         except OSError:
             self._queue.put(file)
 

@@ -57,7 +57,7 @@ def first_view(runs: "list[Run]") -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": ["attributes.`Duration`", "attributes.`Dataset`", *columns],
+        "selectedColumns": [*(f"attributes.`{name}`" for name in ("Duration", "Dataset", "Models")), *columns],
         "columnOrder": order,
         "columnWidths": {name: WIDTHS.get(name, WIDTH) for name in order},
         "runsExpanded": {},

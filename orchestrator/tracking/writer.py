@@ -4,6 +4,7 @@ Notes come at least once, perhaps from several processes, and an answer may be l
 sent. So nothing is written before the store was asked what it has, and after any error it is asked again.
 """
 
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from orchestrator.plan.errors import TrackingError
 from orchestrator.plan.places import RunsDir
 from orchestrator.tracking.address import open_client
 from orchestrator.tracking.faults import first_line, is_puzzling, is_refusal
+from orchestrator.tracking.models import log_ensemble
 from orchestrator.tracking.names import (
     DATASET_CONTEXT_TAG,
     EXPERIMENT_KIND_TAG,
@@ -26,7 +28,9 @@ from orchestrator.tracking.notes import (
     Content,
     DatasetContent,
     FinishContent,
+    ImageContent,
     MetricsContent,
+    ModelContent,
     Note,
     OpenContent,
     RefusedNoteError,
@@ -35,6 +39,8 @@ from orchestrator.tracking.notes import (
     new_points,
 )
 from orchestrator.tracking.spool import Spool
+from workloads.errors import ConfigError
+from workloads.grid import is_whole_png
 from workloads.locks import locked
 
 if TYPE_CHECKING:
@@ -46,6 +52,18 @@ MAX_BATCH_PARAMS, MAX_BATCH_METRICS = 100, 1000
 MAX_TRIES = 3
 """Of a note that fails while the store answers otherwise."""
 OLDEST_FIRST = ["attributes.start_time ASC", "attributes.run_id ASC"]
+
+
+IMAGES_FOLDER = "images"
+
+
+def image_place(path: str) -> tuple[str, int] | None:
+    """Series and step of a picture as MLflow's log_image names its files; None for the first of the two it writes.
+
+    Only with the second, which is small, is a picture whole.
+    """
+    match = re.fullmatch(rf"{IMAGES_FOLDER}/(.+)[+%]step[+%](\d+)[+%]timestamp[+%].+[+%]compressed\.webp", path)
+    return None if match is None else (match[1].replace("~", "/"), int(match[2]))
 
 
 class MlflowWriter:
@@ -60,6 +78,8 @@ class MlflowWriter:
         self._opened: MlflowClient | None = None
         self._points: dict[str, dict[str, dict[int, float]]] = {}
         """What runs have: values by metric and step."""
+        self._images: dict[str, set[tuple[str, int]]] = {}
+        """And pictures: series and steps."""
         self._made: set[str] = set()
         """Runs that had nothing when they were made here."""
         self._ended: set[str] = set()
@@ -93,6 +113,7 @@ class MlflowWriter:
         except Exception as error:
             # What was sent may have been taken all the same.
             self._points.clear()
+            self._images.clear()
             self._made.clear()
             if not (is_refusal(error) or is_puzzling(error)):
                 raise
@@ -151,11 +172,18 @@ class MlflowWriter:
             for content in contents:
                 assert isinstance(content, OpenContent)
                 self._apply_open(identity, content)
-        elif identity not in self._ended:
+        elif identity in self._ended:
+            for content in contents:
+                self._discard(content)
+        else:
             run_id = self._find(identity)
             self._apply_metrics(run_id, [content for content in contents if isinstance(content, MetricsContent)])
             for content in contents:
                 self._apply_other(run_id, content)
+
+    def _discard(self, content: Content) -> None:
+        if isinstance(content, ArtifactContent | ImageContent):
+            shutil.rmtree(self._spool.staged(content.file).parent, ignore_errors=True)
 
     def _apply_other(self, run_id: str, content: Content) -> None:
         match content:
@@ -165,13 +193,20 @@ class MlflowWriter:
                 if file.exists():
                     self._client.log_artifact(run_id, str(file), folder)
                     shutil.rmtree(file.parent)
+            case ImageContent():
+                self._log_image(run_id, content)
+            case ModelContent():
+                self._log_model(run_id, content)
             case TagsContent():
                 for key, value in content.model_dump().items():
                     self._client.set_tag(run_id, key, value.replace(RUN_ID, run_id))
             case DatasetContent():
                 self._log_dataset(run_id, content)
             case FinishContent(status=status, if_running=if_running):
+                # It may be opened again, and has something then.
                 self._points.pop(run_id, None)
+                self._images.pop(run_id, None)
+                self._made.discard(run_id)
                 if not if_running or self._client.get_run(run_id).info.status == "RUNNING":
                     self._client.set_terminated(run_id, status)
 
@@ -223,6 +258,33 @@ class MlflowWriter:
         dataset = Dataset(content.name, content.digest, "local", content.source, profile=content.profile)
         # The same name and digest again is the same input.
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, "training")])])
+
+    def _log_image(self, run_id: str, content: ImageContent) -> None:
+        from PIL import Image
+
+        file, place = self._spool.staged(content.file), (content.key, content.step)
+        # Else it was written before a crash, as with any file.
+        if not file.exists():
+            return
+        if not is_whole_png(file.read_bytes()):
+            raise RefusedNoteError(f"{file.name} is no whole PNG")
+        if run_id not in self._images:
+            rows = [] if run_id in self._made else self._client.list_artifacts(run_id, IMAGES_FOLDER)
+            self._images[run_id] = {found for row in rows if (found := image_place(row.path)) is not None}
+        if place not in self._images[run_id]:
+            with Image.open(file) as image:
+                self._client.log_image(run_id, image, key=content.key, step=content.step, timestamp=content.time_ms)
+            self._images[run_id].add(place)
+        shutil.rmtree(file.parent)
+
+    def _log_model(self, run_id: str, content: ModelContent) -> None:
+        try:
+            place = self._runs.run_named(content.run).ensemble
+        except ConfigError as error:
+            raise RefusedNoteError(str(error)) from None
+        if not place.index.is_file():
+            raise RefusedNoteError(f"{content.run} holds no ensemble any more")
+        log_ensemble(self._client, self.experiment_id, run_id, place.path, content)
 
     def _find(self, identity: str) -> str:
         """The id of a run opened before, perhaps by a process that has ended."""

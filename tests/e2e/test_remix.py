@@ -56,7 +56,7 @@ def test_scores_and_pictures_are_in_mlflow(folder: Path, run_dir: Path) -> None:
     experiment = client.get_experiment_by_name("rememe")
     runs = client.search_runs([experiment.experiment_id])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    (child,) = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    (child,) = [run for run in runs if "rememe.key" in run.data.tags]
     assert parent.data.metrics["fd-fashion-cnn"] > 0
     assert parent.data.params["strategy.num_bases"] == "4"
     figures = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "figures")}

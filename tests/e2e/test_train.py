@@ -19,8 +19,10 @@ from mlflow.entities import Run
 
 from orchestrator.live.server import LivePage
 from orchestrator.plan.places import RunsDir
+from orchestrator.tracking.writer import IMAGES_FOLDER, image_place
 from workloads.config import RunConfig
 from workloads.data.prepare import ensure_prepared
+from workloads.ensemble import Ensemble
 from workloads.training.job import train_job
 
 pytestmark = pytest.mark.e2e
@@ -36,7 +38,8 @@ def runs_of(folder: Path) -> list[Run]:
 
 
 def children(folder: Path, parent: Run) -> list[Run]:
-    found = [run for run in runs_of(folder) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    experts = [run for run in runs_of(folder) if "rememe.key" in run.data.tags]
+    found = [run for run in experts if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     return sorted(found, key=lambda run: run.info.run_name)
 
 
@@ -113,6 +116,36 @@ def test_mlflow_holds_the_configuration_and_its_experts(trained: Path, run_dir: 
         assert {"images_per_s", "loader_wait_share", "learning_rate", "final_loss"} <= expert.data.metrics.keys()
         curve = client.get_metric_history(expert.info.run_id, "loss_by_timestep")
         assert len({metric.step for metric in curve}) == len(curve) > 4
+
+
+def test_mlflow_shows_what_every_expert_draws_by_images_seen(trained: Path) -> None:
+    """Side by side in a run of their own, and on the expert's page."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
+    parent = parent_of(trained)
+    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' AND attributes.run_name = 'pictures'"
+    (album,) = client.search_runs([parent.info.experiment_id], below)
+    assert album.info.status == "FINISHED"
+    assert album.data.params == {}
+    series = {f"denoised/expert_0{number}" for number in range(4)}
+    # Ten images denoised take what 3.3 images of training do: twice is 0.7 % of 1,024, and three times 1 %.
+    assert places_of(client, album) == {(name, step) for name in series for step in (0, 1024)}
+    for expert in children(trained, parent):
+        assert places_of(client, expert) == {("denoised", step) for step in (0, 1024)}
+
+
+def places_of(client: MlflowClient, run: Run) -> set[tuple[str, int]]:
+    found = [image_place(item.path) for item in client.list_artifacts(run.info.run_id, IMAGES_FOLDER)]
+    whole = [place for place in found if place is not None]
+    assert len(set(whole)) == len(whole)
+    return set(whole)
+
+
+def test_mlflow_has_the_ensemble_as_a_model(trained: Path, run_dir: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
+    parent = parent_of(trained)
+    (model,) = client.search_logged_models([parent.info.experiment_id])
+    assert [output.model_id for output in parent.outputs.model_outputs] == [model.model_id]
+    assert model.tags["rememe.ensemble"] == Ensemble.load(run_dir).fingerprint
 
 
 def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe_here: Rememe, cluster: None) -> None:

@@ -18,9 +18,9 @@ from workloads.analysis.figures import (
     training_loss_figure,
     training_share,
 )
-from workloads.analysis.grid import GAP_PX, sample_grid
 from workloads.analysis.spectra import Spectra
 from workloads.config import Interval, IntervalTable
+from workloads.grid import GAP_PX, sample_grid
 from workloads.training.records import TrainingRecord
 
 TABLE = IntervalTable((40,), 100)

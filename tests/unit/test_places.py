@@ -29,6 +29,7 @@ OWNERS = {
     "orchestrator/store/experts.py": "claims, and what is damaged",
     "orchestrator/store/sites.py": "a job in a node's own directory",
     "orchestrator/store/storage.py": "what a node keeps of a storage",
+    "orchestrator/tracking/models.py": "what MLflow calls a model's files",
     "orchestrator/tracking/spool.py": "the spool",
 }
 

@@ -22,6 +22,10 @@ NOTES = [
 ]
 
 
+def late(identity: str, name: str, write: Callable[[Path], object]) -> LateFile:
+    return LateFile(identity, name, "artifact", {"folder": None}, write)
+
+
 def test_notes_come_back_in_order_and_together_where_they_belong_together(tmp_path: Path) -> None:
     spool, seen = Spool(tmp_path), []
     spool.append(NOTES[:2])
@@ -144,7 +148,7 @@ def test_only_what_was_staged_is_uploaded(tmp_path: Path, name: str) -> None:
     spool, outside = Spool(tmp_path / "spool"), tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("secret")
-    note = spool.stage("a", "grid.png", None, lambda file: file.write_text("grid"))
+    note = spool.stage(late("a", "grid.png", lambda file: file.write_text("grid")))
     assert spool.staged(note.content["file"]).read_text() == "grid"
     files = tmp_path / "spool" / "files"
     (files / "link").symlink_to(outside)
@@ -158,10 +162,10 @@ def test_a_living_process_keeps_its_notes_and_a_dead_one_leaves_its_will(tmp_pat
     writer = f"""
 from pathlib import Path
 from orchestrator.tracking.notes import Note
-from orchestrator.tracking.spool import Spool
+from orchestrator.tracking.spool import LateFile, Spool
 spool = Spool(Path({str(tmp_path)!r}))
 spool.append([Note("open", "a", {{}})])
-spool.stage("a", "of-no-note.txt", None, lambda file: file.touch())
+spool.stage(LateFile("a", "of-no-note.txt", "artifact", {{}}, lambda file: file.touch()))
 print("there", flush=True)
 input()
 """
@@ -184,13 +188,14 @@ def test_what_was_staged_for_no_note_goes_with_its_process(tmp_path: Path) -> No
     writer = f"""
 import os
 from pathlib import Path
-from orchestrator.tracking.spool import Spool
-Spool(Path({str(tmp_path)!r})).stage("a", "b.txt", None, lambda file: os.kill(os.getpid(), 9))
+from orchestrator.tracking.spool import LateFile, Spool
+late = LateFile("a", "b.txt", "artifact", {{}}, lambda file: os.kill(os.getpid(), 9))
+Spool(Path({str(tmp_path)!r})).stage(late)
 """
     subprocess.run([sys.executable, "-c", writer], check=False)
     assert len(list((tmp_path / "files").iterdir())) == 1
     living = Spool(tmp_path)
-    living.stage("a", "c.txt", None, lambda file: file.touch())
+    living.stage(late("a", "c.txt", lambda file: file.touch()))
     Spool(tmp_path).replay(lambda notes: None)
     assert [path.name for path in (tmp_path / "files").rglob("*.txt")] == ["c.txt"]
 
@@ -221,7 +226,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         spool.append(many)
     assert spool.num_in_memory() == 400
-    picture = LateFile("b", "late.png", None, lambda file: file.write_bytes(b"x" * 2000))
+    picture = late("b", "late.png", lambda file: file.write_bytes(b"x" * 2000))
     with pytest.raises(OSError, match="No space"):
         spool.append(NOTES[4:], [picture])
     # A store elsewhere takes them from memory.

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from workloads.analysis.grid import sample_grid
 from workloads.data.latents import load_first_stage
 from workloads.data.prepared import PreparedDataset
 from workloads.data.stream import BatchStream
+from workloads.grid import sample_grid
 
 MAX_ROWS = 16
 """Classes that are shown; of more, as many spread over all."""

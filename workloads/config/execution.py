@@ -89,5 +89,11 @@ class ExecutionConfig(StrictConfig):
     cache_size_gb: Real = Field(100.0, gt=0)
     """How much of a --storage each node keeps on its own disk; what was used least lately is removed first."""
 
+    tracked_model_gb: Real = Field(1.0, ge=0)
+    """A trained ensemble of no more than this is logged to MLflow as a model, a copy of its weights; 0: none is."""
+
+    node_metrics_every_s: Real = Field(30.0, ge=0)
+    """How often the load of each node that trains is logged to MLflow (CPU, memory, disk, network, GPUs); 0: never."""
+
     heartbeat_timeout_s: Real = Field(120.0, gt=0)
     """An expert that does not answer for this long is killed and restarted from its checkpoint."""

@@ -144,7 +144,7 @@ class Job(StrictConfig, ABC):
 
     def _determinants(self) -> dict[str, Any]:
         # How often something is written changes no weights.
-        passing = {"checkpoint_every_images", "log_every_images"}
+        passing = {"checkpoint_every_images", "log_every_images", "num_pictures"}
         determinants = self.model_dump(mode="json", exclude={"name": True, "training": passing, "initial": {"path"}})
         if self.data.held_out == 0:  # as before there was such a field, so that keys from then still match
             del determinants["data"]["held_out"]

@@ -66,3 +66,8 @@ class TrainingConfig(StrictConfig):
 
     log_every_images: Whole = Field(1_000, ge=1)
     """How often loss and speed are reported; does not change the result."""
+
+    num_pictures: Whole = Field(10, ge=0)
+    """How often, evenly over training, what a network draws is kept as a picture, besides once before: samples of the
+    same seeds, if it denoises all timesteps, and the same images denoised at its interval's middle. Fewer or none where
+    they would take more than 1 % of training; 0: never. Does not change the result."""

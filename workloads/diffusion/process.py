@@ -70,6 +70,13 @@ class DiffusionProcess:
             loss_B = loss_B + self.variational_bound(mean_BCHW.detach(), variance_BCHW, x0_BCHW, x_t_BCHW, t_B)
         return loss_B
 
+    def estimate(self, mean_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The x_0 that a prediction of the noise or v stands for."""
+        signal, noise = (self._posterior[name][t_B].view(-1, 1, 1, 1) for name in ("signal_scale", "noise_scale"))
+        if self.config.objective == "epsilon":
+            return (x_t_BCHW - noise * mean_BCHW) / signal
+        return signal * x_t_BCHW - noise * mean_BCHW
+
     def variational_bound(
         self, mean_BCHW: Tensor, variance_BCHW: Tensor, x0_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor
     ) -> Tensor:
@@ -82,10 +89,7 @@ class DiffusionProcess:
         log_posterior_B = of["log_variance"]
         share_BCHW = (variance_BCHW + 1) / 2
         log_variance_BCHW = share_BCHW * of["log_beta"] + (1 - share_BCHW) * log_posterior_B
-        if self.config.objective == "epsilon":
-            guess_BCHW = (x_t_BCHW - of["noise_scale"] * mean_BCHW) / of["signal_scale"]
-        else:
-            guess_BCHW = of["signal_scale"] * x_t_BCHW - of["noise_scale"] * mean_BCHW
+        guess_BCHW = self.estimate(mean_BCHW, x_t_BCHW, t_B)
         model_mean_BCHW = of["from_x_0"] * guess_BCHW + of["from_x_t"] * x_t_BCHW
         true_mean_BCHW = of["from_x_0"] * x0_BCHW + of["from_x_t"] * x_t_BCHW
         divergence = 0.5 * (

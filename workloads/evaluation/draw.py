@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from workloads.analysis.grid import sample_grid
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.load import validate
 from workloads.ensemble import Ensemble
@@ -17,6 +16,7 @@ from workloads.evaluation.features import TensorImages
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import write_images
 from workloads.files import clear_storage_errors
+from workloads.grid import sample_grid
 from workloads.progress import Progress
 
 # Axes: N images, C channels, H height, W width.

@@ -1,6 +1,7 @@
 """Weight averaging for sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -28,3 +29,18 @@ class WeightAverage:
         decay = 0.5 ** (batch_images / max(halflife, 1e-8))
         # One operation for all tensors, where one each would be a launch each.
         torch._foreach_lerp_(self.tensors, self._source, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averaged weights stand in for the trained ones during the block, which come back bit for bit."""
+        trained = [parameter.detach().clone() for parameter in self._source]
+        self._put(self.tensors)
+        try:
+            yield
+        finally:
+            self._put(trained)
+
+    @torch.no_grad()
+    def _put(self, tensors: Sequence[Tensor]) -> None:
+        for parameter, tensor in zip(self._source, tensors, strict=True):
+            parameter.copy_(tensor)

@@ -28,6 +28,7 @@ from workloads.seeding import derive_seed
 from workloads.training.hooks import CheckpointHook, RecordHook
 from workloads.training.loop import Hook, train
 from workloads.training.loss_by_timestep import NUM_BINS, Curve, loss_by_timestep, uniform_bins
+from workloads.training.pictures import PictureHook
 from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
 from workloads.training.result import JobResult, completed
@@ -196,7 +197,7 @@ class _Training:
         if workers.is_first:
             recorder = self._recorder(stream, report)
             # The saver last: records up to a checkpoint are never made again, so they are on disk before it.
-            hooks = [recorder, *self._trainer.hooks(self._place.path, start), saver]
+            hooks = [recorder, *self._pictures(), *self._trainer.hooks(self._place.path, start), saver]
         # Closed, so that the loader's thread ends when training raises.
         with closing(stream.iterate(start)) as batches:
             train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
@@ -219,6 +220,24 @@ class _Training:
             report=report,
             told_of=lambda images_seen: f"{self._job.name}'s {self._trainer.drawn_at(images_seen)}",
         )
+
+    def _pictures(self) -> list[Hook]:
+        """Those of the beginning are drawn."""
+        if self._job.training.num_pictures == 0:
+            return []
+        hook = PictureHook(
+            self._job,
+            self._trainer.intervals,
+            self._dataset,
+            self._place,
+            self._device,
+            self._workers,
+            indices=self._indices,
+            start_images=self._state.images_seen,
+            before_write=self._insist,
+        )
+        hook.begin(self._state)
+        return [hook]
 
     def finish(self) -> None:
         """Measure, save the averaged weights, and only then say that the job is done."""

@@ -1,7 +1,7 @@
 """Everything a training run must remember between two steps, and nothing else."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,12 @@ class State(Protocol):
 
     def networks(self) -> Iterator[tuple[Interval, nn.Module]]:
         """Networks and the timesteps they are to be judged at, each valid until the next is asked for."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights, if any, are in place during the block; training goes on as if nothing had been."""
+
+    def network_at(self, timestep: float) -> nn.Module:
+        """The network that denoises there, valid until another is asked for."""
 
     def save(self, work_dir: Path) -> Path:
         """Write what training yields, and return the file with the weights."""
@@ -144,6 +150,14 @@ class TrainState:
     def networks(self) -> Iterator[tuple[Interval, nn.Module]]:
         """The one network, judged at all timesteps."""
         yield Interval(0, self._num_timesteps), self.model
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights, if any, are in place during the block."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def network_at(self, timestep: float) -> nn.Module:  # noqa: ARG002
+        """The one network."""
+        return self.model
 
     def save(self, work_dir: Path) -> Path:
         """Write work_dir/expert as save_pretrained does."""

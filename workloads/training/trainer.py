@@ -1,7 +1,7 @@
 """What every kind of job has a trainer for: its cost, its start, its training, and its networks afterwards."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -65,6 +65,11 @@ class Trainer(ABC, Generic[AnyJob]):
     def num_networks(self) -> int:
         """How many networks are judged in the end."""
         return 1
+
+    @property
+    def intervals(self) -> Sequence[Interval]:
+        """Which of them denoises which timesteps, clean end first."""
+        return [self.job.interval]
 
     @abstractmethod
     def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:

@@ -12,13 +12,13 @@ from orchestrator.runs.comparing.rows import published_notes
 from orchestrator.runs.comparing.table import COLUMNS, ERRORS, cell, shown_columns
 from orchestrator.runs.configuration import Outcome
 from orchestrator.terminal.tables import wide_console
-from workloads.analysis.grid import sample_grid
 from workloads.analysis.intervals import shown_difference
 from workloads.config.comparison import Comparison, Published
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import samples_key
 from workloads.evaluation.samples import SampleStore
 from workloads.files import new_file
+from workloads.grid import sample_grid
 
 NUM_SHOWN = 20
 """Samples of each row, side by side."""

@@ -11,8 +11,8 @@ from orchestrator.search.study.options import FULL, QUICK
 from orchestrator.search.study.trial import metric_name
 from workloads.analysis.csv_text import Table
 from workloads.analysis.curves import newest_curve
-from workloads.analysis.grid import is_whole_png
 from workloads.analysis.study_figures import Strip, boundary_figure
+from workloads.grid import is_whole_png
 
 logger = logging.getLogger(__name__)
 

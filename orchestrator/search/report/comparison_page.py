@@ -9,8 +9,8 @@ from orchestrator.runs.comparing.table import COLUMNS, cell, figures_of, read_ta
 from orchestrator.search.report.pictures import Picture, csv_uri, picture_of, stored_picture
 from orchestrator.search.report.rendering import write_page
 from workloads.analysis.csv_text import Table
-from workloads.analysis.grid import is_whole_png
 from workloads.analysis.study_figures import rows_figure
+from workloads.grid import is_whole_png
 
 SAMPLES_WIDTH_PX, SAMPLES_MAX_PX = 990, 1_980
 

@@ -12,8 +12,8 @@ from orchestrator.search.report.pictures import Picture, csv_uri, stored_picture
 from orchestrator.search.report.rendering import write_page
 from orchestrator.terminal.status import driver_words, restart_sentence, restarts_words
 from orchestrator.terminal.words import duration, si
-from workloads.analysis.grid import is_whole_png
 from workloads.evaluation.protocol import Score
+from workloads.grid import is_whole_png
 from workloads.pipeline import read_scores
 from workloads.places import RunDir
 from workloads.sealed import read_json

@@ -10,11 +10,10 @@ from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Rung, Trial, factor_saved, metric_name, other_name
 from orchestrator.search.study.trial_plans import PlansOf
 from orchestrator.store.experts import ExpertStore
-from orchestrator.tracking.configuration import log_expert, open_configuration, open_expert
+from orchestrator.tracking.configuration import log_expert, log_pictures, open_configuration, open_expert
 from orchestrator.tracking.names import PROTOCOL_TAG, SCORE_TAG, STUDY_TAG, TRUST_TAG
 from orchestrator.tracking.notes import RunStatus
 from orchestrator.tracking.tracker import Tracker
-from workloads.training.records import read_records
 
 RUN_STATUS: dict[str, RunStatus] = {
     "finished": "FINISHED",
@@ -42,6 +41,7 @@ class StudyLog:
         space = {f"space.{path.replace('*', 'each')}": law.model_dump(mode="json") for path, law in study.space.items()}
         self.run = tracker.study(study.name, {**space, "sampler": study.sampler, "objectives": study.objectives})
         self._images = {trial.number: (trial.images_trained, trial.images_reused) for trial in known if trial.jobs}
+        self._pictured: set[str] = set()
         self._best = min((rung.value for trial in known if (rung := trial.rung(study.ladder.target))), default=None)
 
     def __call__(self, trial: Trial) -> None:
@@ -69,7 +69,11 @@ class StudyLog:
             # A configuration that failed has experts that are not there.
             if result is not None:
                 expert = open_expert(self._tracker, run, job)
-                log_expert(expert, result, read_records(self._runs.job(job.key).records))
+                # Configurations share experts.
+                if job.key not in self._pictured:
+                    log_pictures(expert, self._runs.job(job.key))
+                    self._pictured.add(job.key)
+                log_expert(expert, result, self._runs.job(job.key))
         metrics: dict[str, float] = {"images_trained": trial.images_trained, "images_reused": trial.images_reused}
         metrics |= {"num_parameters": trial.num_parameters, "macs": trial.macs}
         if trial.latency_s is not None:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
+from orchestrator.execution.load import Loads, watched_loads
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.execution.stopping import stop_signals
 from orchestrator.plan.errors import RunStoppedError
@@ -35,6 +36,7 @@ from orchestrator.store.experts import ExpertStore
 from orchestrator.store.remote import Lease
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.storage import Storage
+from orchestrator.tracking.configuration import log_loads
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.config import RunConfig
 from workloads.config.load import validate
@@ -91,7 +93,8 @@ def run_study(study: Study, runs_dir: Path, options: SearchOptions) -> list[Tria
             refuse_unfit_nodes(store.site)
             status.doing("searching")
             search = _Search(study, runs, ledger, plans_of, forecast, options, tracker, store, storage, lease)
-            with search.logged():
+            every_s = configurations.first()[1].execution.node_metrics_every_s
+            with search.logged(), watched_loads(every_s, search.log_loads):
                 search.carry_out()
                 search.conclude()
     return list(search.driver.trials.values())
@@ -191,6 +194,10 @@ class _Search:
             growth=Growth(study, runs) if study.warm_growth is not None else None,
             listeners=[self._log, self._display, self._keep],
         )
+
+    def log_loads(self, loads: Loads) -> None:
+        """On the page of the study, for nodes serve all of its configurations."""
+        log_loads(self._log.run, loads)
 
     def _keep(self, _: Trial) -> None:
         """Have what the ledger says in the storage too, from where another machine goes on."""

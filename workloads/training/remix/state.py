@@ -1,6 +1,7 @@
 """What training of a remix remembers between two steps."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,6 +125,15 @@ class RemixState:
         for index, interval in enumerate(self.job.intervals):
             self.bases.mix(table_NLK[index])
             yield interval, self.model
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights, if any, are in place during the block."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def network_at(self, timestep: float) -> nn.Module:
+        """The expert that owns the timestep, mixed."""
+        self.bases.mix(self.mixer.table()[self.job.intervals.expert_of(timestep)])
+        return self.model
 
     def save(self, work_dir: Path) -> Path:
         """Write work_dir/remix and return the file with the weights."""

@@ -1,6 +1,6 @@
 """The trainer of a remix."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -79,6 +79,11 @@ class RemixTrainer(Trainer[RemixJob]):
     def num_networks(self) -> int:
         """One per expert."""
         return len(self.job.intervals)
+
+    @property
+    def intervals(self) -> Sequence[Interval]:
+        """One per expert."""
+        return self.job.intervals
 
     def trained_networks(self, work_dir: Path, device: torch.device) -> Iterator[tuple[Interval, nn.Module]]:
         """Every expert, measured at the timesteps it owns."""
