@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -146,8 +147,8 @@ def shoot_mlflow(camera: Camera, address: str, folder: Path, runs: list[Run]) ->
         camera.take(f"pictures-{number}")
     camera.open(f"{page}/system-metrics{kind}", "system")
     camera.take("load")
-    ids = json.dumps([run.info.run_id for run in runs], separators=(",", ":"))
-    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments=[%22{experiment}%22]", "Comparing")
+    ids, experiments = (quote(json.dumps(one)) for one in ([run.info.run_id for run in runs], [experiment]))
+    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments={experiments}", names[0])
     camera.take("comparison")
 
 
