@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -130,7 +131,7 @@ def shoot_mlflow(camera: Camera, address: str, folder: Path, runs: list[Run]) ->
     server, experiment = address.partition("#")[0].rstrip("/"), runs[0].info.experiment_id
     pages = f"{server}/#/experiments/{experiment}/runs"
     kind = "?workflowType=machine_learning"
-    names, albums = [run.info.run_name for run in runs], albums_of(folder, experiment)
+    names, albums = [run.info.run_name for run in runs], runs_below(folder, experiment, "pictures")
     camera.open(address, *names)
     camera.close_assistant()
     camera.open(address, *names)
@@ -144,16 +145,17 @@ def shoot_mlflow(camera: Camera, address: str, folder: Path, runs: list[Run]) ->
         camera.open(f"{pages}/{albums[run.info.run_id]}/model-metrics{kind}", "denoised")
         camera.slide_to(last_step(folder, albums[run.info.run_id]))
         camera.take(f"pictures-{number}")
-    camera.open(f"{page}/system-metrics{kind}", "system")
+    nodes = runs_below(folder, experiment, "nodes")[runs[0].info.run_id]
+    camera.open(f"{pages}/{nodes}/system-metrics{kind}", "system")
     camera.take("load")
-    ids = json.dumps([run.info.run_id for run in runs], separators=(",", ":"))
-    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments=[%22{experiment}%22]", "Comparing")
+    ids, experiments = (quote(json.dumps(one)) for one in ([run.info.run_id for run in runs], [experiment]))
+    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments={experiments}", names[0])
     camera.take("comparison")
 
 
-def albums_of(folder: Path, experiment_id: str) -> dict[str, str]:
-    """Runs that hold series of pictures, by the id of their configuration's run."""
-    found = _client(folder).search_runs([experiment_id], "attributes.run_name = 'pictures'")
+def runs_below(folder: Path, experiment_id: str, name: str) -> dict[str, str]:
+    """Ids of the runs of a name, by the id of their configuration's run."""
+    found = _client(folder).search_runs([experiment_id], f"attributes.run_name = '{name}'")
     return {run.data.tags["mlflow.parentRunId"]: run.info.run_id for run in found}
 
 

@@ -203,12 +203,15 @@ class _Session:
         self.status.doing("training")
         metrics = ClusterMetrics(self.work.run.path.name, plan.jobs)
         every_s = plan.config.execution.node_metrics_every_s
-        with ExpertsDisplay(plan.jobs) as display, watched_loads(every_s, partial(log_loads, self.tracked)):
+        nodes = self.tracker.below(self.tracked, "nodes") if every_s else None
+        with ExpertsDisplay(plan.jobs) as display, watched_loads(every_s, partial(log_loads, nodes)):
             outcome = self.work.train(dataset, [display, log, self.status, metrics])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
         log.end()
+        if nodes is not None:
+            nodes.finish("FINISHED")
         stand_somewhere(self.work.runs.path)
         return self.work.require_complete(outcome)
 

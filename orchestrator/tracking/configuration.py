@@ -75,8 +75,10 @@ def log_model(tracked: TrackedRun, ensemble: Ensemble) -> None:
         tracked.log_model(folder.parent.name, ensemble.fingerprint)
 
 
-def log_loads(tracked: TrackedRun, loads: Mapping[str, Mapping[str, float]]) -> None:
+def log_loads(tracked: TrackedRun | None, loads: Mapping[str, Mapping[str, float]]) -> None:
     """How busy nodes are now, values by name by node, where MLflow shows what its own monitor measures."""
+    if tracked is None:
+        return
     now_s = time.time()
     values = {f"system/{node}/{name}": value for node, load in loads.items() for name, value in load.items()}
     # No two are measured in one second, also when the run goes on another day.
@@ -185,6 +187,6 @@ class ExpertsLog:
                 with suppress(FileNotFoundError):
                     self._runs[key].log_image(file, kind, images_seen)
                     if key in self._shown:
-                        self._album = self._album or self._tracker.pictures(self._parent)
+                        self._album = self._album or self._tracker.below(self._parent, "pictures")
                         series = kind if len(self._runs) == 1 else f"{kind}/{self._names[key]}"
                         self._album.log_image(file, series, images_seen)

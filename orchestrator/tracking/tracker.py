@@ -183,9 +183,12 @@ class Tracker:
         """
         return self._open(f"expert-{key}", title, {KEY_TAG: key}, parent, params, link=name, once=True)
 
-    def pictures(self, parent: TrackedRun) -> TrackedRun:
-        """A run below a configuration for its series of pictures: MLflow writes all parameters of a run over each."""
-        return self._open(f"pictures-of-{parent.identity}", "pictures", {}, parent, {})
+    def below(self, parent: TrackedRun, name: str) -> TrackedRun:
+        """A run below a configuration for what would be in the way on its page.
+
+        MLflow writes all parameters of a run over each of its pictures, and its comparisons begin with system metrics.
+        """
+        return self._open(f"{name}-of-{parent.identity}", name, {}, parent, {})
 
     def flush(self) -> None:
         """Wait, for a bounded time, until all that was logged so far is written or spooled."""
