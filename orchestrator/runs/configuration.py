@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.tables import print_result
 from orchestrator.tracking.configuration import (
     ExpertsLog,
-    log_loads,
+    LoadLog,
     log_model,
     log_score,
     log_sizes,
@@ -202,16 +201,17 @@ class _Session:
         log = ExpertsLog(plan, self.tracker, self.tracked, self.work.runs)
         self.status.doing("training")
         metrics = ClusterMetrics(self.work.run.path.name, plan.jobs)
-        every_s = plan.config.execution.node_metrics_every_s
-        nodes = self.tracker.below(self.tracked, "nodes") if every_s else None
-        with ExpertsDisplay(plan.jobs) as display, watched_loads(every_s, partial(log_loads, nodes)):
+        loads = LoadLog(self.tracker, self.tracked)
+        with (
+            ExpertsDisplay(plan.jobs) as display,
+            watched_loads(plan.config.execution.node_metrics_every_s, loads),
+        ):
             outcome = self.work.train(dataset, [display, log, self.status, metrics])
         # Before a failure is raised: what is finished is logged all the same.
         for key, result in outcome.completed.items():
             log.finish(key, result)
         log.end()
-        if nodes is not None:
-            nodes.finish("FINISHED")
+        loads.end()
         stand_somewhere(self.work.runs.path)
         return self.work.require_complete(outcome)
 

@@ -75,10 +75,8 @@ def log_model(tracked: TrackedRun, ensemble: Ensemble) -> None:
         tracked.log_model(folder.parent.name, ensemble.fingerprint)
 
 
-def log_loads(tracked: TrackedRun | None, loads: Mapping[str, Mapping[str, float]]) -> None:
+def log_loads(tracked: TrackedRun, loads: Mapping[str, Mapping[str, float]]) -> None:
     """How busy nodes are now, values by name by node, where MLflow shows what its own monitor measures."""
-    if tracked is None:
-        return
     now_s = time.time()
     values = {f"system/{node}/{name}": value for node, load in loads.items() for name, value in load.items()}
     # No two are measured in one second, also when the run goes on another day.
@@ -134,6 +132,24 @@ def _described(score: Score, protocol: ProtocolConfig, grid: Path) -> str:
         f"![samples](get-artifact?path={grid.name}&run_uuid={RUN_ID})\n\n"
         f"    {own_command()}\n"
     )
+
+
+class LoadLog:
+    """Hands on how busy nodes are, to a run below the configuration's that is opened with the first that is heard."""
+
+    def __init__(self, tracker: Tracker, parent: TrackedRun) -> None:
+        self._tracker, self._parent = tracker, parent
+        self._run: TrackedRun | None = None
+
+    def __call__(self, loads: Mapping[str, Mapping[str, float]]) -> None:
+        if loads:
+            self._run = self._run or self._tracker.below(self._parent, "nodes")
+            log_loads(self._run, loads)
+
+    def end(self) -> None:
+        """Nothing more is heard."""
+        if self._run is not None:
+            self._run.finish("FINISHED")
 
 
 class ExpertsLog:

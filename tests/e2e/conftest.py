@@ -111,7 +111,7 @@ def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str,
     return tiny_run | {"reference": few_images}
 
 
-SERVER_START_TIMEOUT_S = 90
+SERVER_START_TIMEOUT_S = 180
 
 
 class TrackingServer:

@@ -21,7 +21,7 @@ COMPOSE = Path(__file__).parents[2] / "clusters" / "compose.yaml"
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 BIN = Path(sys.executable).parent
 PORTS = (6379, 8265, 5000, 5432, 7070)
-TIMEOUT_S = 180
+TIMEOUT_S = 600
 
 pytestmark = [
     pytest.mark.e2e,

@@ -31,8 +31,8 @@ from workloads.training.result import completed
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 90
-JOB_TIMEOUT_S = 240
+START_TIMEOUT_S = 180
+JOB_TIMEOUT_S = 600
 
 
 def free_ports(count: int) -> list[int]:

@@ -21,7 +21,7 @@ SCRIPT = CLUSTERS / "slurm.sbatch"
 PROGRAMS = {
     name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("munged", "slurmctld", "slurmd")
 }
-TIMEOUT_S = 180
+TIMEOUT_S = 600
 
 needs_slurm = pytest.mark.skipif(
     None in PROGRAMS.values(), reason=f"Slurm is not installed here (apt install slurm-wlm munge): {PROGRAMS}"

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from orchestrator.plan.places import RunsDir
+from orchestrator.tracking.configuration import LoadLog
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.writer import IMAGES_FOLDER
 from workloads.config import RunConfig
@@ -183,3 +184,20 @@ def test_mlflow_models_predict_draws_in_a_process_of_its_own(
     rows = json.loads((tmp_path / "drawn.json").read_text())["predictions"]
     expected = ensemble.sample(2, seed=3).images_NCHW[:, 0]
     np.testing.assert_array_equal([pixels(row["png"]) for row in rows], expected)
+
+
+def test_the_load_of_nodes_has_a_run_from_the_first_that_is_measured(tmp_path: Path) -> None:
+    with Tracker(tmp_path / "runs") as tracker:
+        for name, heard in (("quick", [{}]), ("long", [{}, {"10.0.0.3": {"cpu_utilization_percentage": 93.5}}])):
+            run = tracker.configuration(name, name, {}, "")
+            log = LoadLog(tracker, run)
+            for loads in heard:
+                log(loads)
+            log.end()
+            run.finish("FINISHED")
+    client = MlflowClient(tracking_uri=tracker.uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (nodes,) = client.search_runs(experiments, "attributes.run_name = 'nodes'")
+    assert client.get_run(nodes.data.tags["mlflow.parentRunId"]).info.run_name == "long"
+    assert nodes.data.metrics == {"system/10.0.0.3/cpu_utilization_percentage": 93.5}
+    assert nodes.info.status == "FINISHED"

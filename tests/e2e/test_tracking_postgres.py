@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 
 NUM_DRIVERS, NUM_STEPS = 10, 40
 CURVES = ("loss", "images_per_s", "learning_rate", "loader_wait_share")
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 180
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres" if os.getuid() == 0 else None
 """PostgreSQL refuses to run as root."""

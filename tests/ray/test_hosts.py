@@ -42,7 +42,7 @@ pytestmark = pytest.mark.ray
 HOSTS = ("head", "left", "right")
 BIN = Path(sys.executable).parent
 PORT = 6379
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
 

@@ -11,7 +11,7 @@ from orchestrator.execution.load import Loads, node_loads, watched_loads
 
 pytestmark = pytest.mark.ray
 
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 180
 """Until every node has measured itself; a lonely one takes 17 s on a busy machine."""
 
 
