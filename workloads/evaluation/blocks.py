@@ -101,6 +101,8 @@ def extracted(
             file = folder / f"{extractor.name}-{_key(block_nCHW, extractor)}.safetensors"
             if read_arrays(file) is None:
                 write_arrays(file, _features(block_nCHW, extractor, pool, device))
+            else:
+                file.touch()  # in use: what nobody has touched for a day is taken for given up
             files.append(file)
             if advance is not None:
                 advance(len(indices))
