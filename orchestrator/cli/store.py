@@ -126,13 +126,13 @@ def store_gc(
     if json:
         told = [(f"{entry.state} job {entry.key}", entry.num_bytes) for entry in doomed]
         told += [(one.what, one.num_bytes) for one in others]
+        remove(paths if yes else [])
         print_json(
             [
                 {"path": str(path), "what": what, "num_bytes": num_bytes, "is_removed": yes}
                 for path, (what, num_bytes) in zip(paths, told, strict=True)
             ]
         )
-        remove(paths if yes else [])
         return
     for entry in doomed:
         print(f"{entry.key}  {entry.state:9} {si(entry.num_bytes):>8}B  last written {duration(entry.age_s or 0)} ago")

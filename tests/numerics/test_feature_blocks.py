@@ -1,5 +1,6 @@
 """No bit of a metric depends on the threads or batches it was made with, and a measurement that is killed goes on."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -159,7 +160,11 @@ def test_what_was_extracted_before_a_kill_is_not_extracted_again(
     (damaged, *_) = sorted(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     computed.clear()
+    for file in tmp_path.glob("*.safetensors"):
+        os.utime(file, (0, 0))
     with extracted(TensorImages(pixels), extractor, tmp_path) as features:
+        # All are in use now, and store gc goes by the time.
+        assert all(file.stat().st_mtime > 0 for file in tmp_path.glob("*.safetensors"))
         assert torch.equal(torch.cat(list(features["wide"])), whole)
         assert torch.equal(first(features["wide"], 100), whole[:100])
         assert torch.equal(first(features["logits"], 999), torch.cat(list(features["logits"])))

@@ -78,6 +78,9 @@ def test_the_score_comes_with_its_errors(run: Path) -> None:
     assert score["others"].keys() == score["others_stderr"].keys() == {"precision", "recall", "kid"}
     assert score["protocol"]["sampling"]["guidance_channels"] == 3
     assert score["stderr"] > 0
+    (kept,) = Ensemble.load(run).index.scores.values()
+    for name in ("value", "stderr", "others", "others_stderr", "protocol_hash"):
+        assert kept[name] == score[name]
 
 
 @pytest.mark.parametrize("change", [{"variance": "fixed"}, {"guidance_channels": None}, {"sampler": "ddim"}], ids=str)

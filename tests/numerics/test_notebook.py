@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from orchestrator.cli.app import app
 from orchestrator.runs.analysis.difference import difference_of
 from workloads.__main__ import main
+from workloads.analysis.loss_by_timestep import ensemble_loss
+from workloads.data.prepare import ensure_prepared
 from workloads.diffusion.sampling import sampling_timesteps
 from workloads.ensemble import Ensemble, swap_expert
 from workloads.errors import CheckpointError, ConfigError
 from workloads.models.build import WEIGHTS
 from workloads.places import EnsembleDir
+from workloads.training.remix.state import initial_coefficients
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
 NUM_SCORED = 40
@@ -128,6 +133,29 @@ def test_runs_differ_in_what_was_said_otherwise(folder: Path) -> None:
     said = found.to_json()
     assert said.keys() == {"left", "right", "configuration", "scores", "weights"}
     assert json.loads(json.dumps(said)) == said
+
+
+def test_runs_are_analyzed_by_name_on_the_command_line(folder: Path) -> None:
+    runs, names = folder / "runs", ("demo-meme-01234567", "demo-remix-01234567")
+
+    def told(*words: object) -> Any:
+        result = CliRunner().invoke(app, ["analyze", *map(str, words), "--runs-dir", str(runs), "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    losses = told("loss", *names, "--num-images", 3, "--seed", 5)
+    ensembles = [Ensemble.load(runs / name) for name in names]
+    dataset = ensure_prepared(ensembles[0].config.data, runs / "data")
+    assert [one["loss"] for one in losses] == [
+        ensemble_loss(ensemble, dataset, num_images=3, seed=5) for ensemble in ensembles
+    ]
+    (remix,) = told("coefficients", names[1])
+    begun_NK = initial_coefficients(ensembles[1].config, ensembles[1].data, 6).numpy()
+    distances = [
+        0.5 * np.abs(now - then).sum() for now, then in zip(ensembles[1].coefficients_NK, begun_NK, strict=True)
+    ]
+    assert remix["moved"] == pytest.approx(np.mean(distances), rel=1e-4)
+    assert remix["run"] == str(runs / names[1])
 
 
 def test_what_cannot_be_swapped_is_refused(folder: Path, tmp_path: Path) -> None:
