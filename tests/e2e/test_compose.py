@@ -207,7 +207,9 @@ def test_a_run_is_submitted_and_its_results_are_in_s3_and_mlflow(
     assert sum(re.fullmatch(r"storage/tiny-\w{8}/ensemble/ensemble.json", key) is not None for key in kept) == 1
     client = MlflowClient()
     experiment = client.get_experiment_by_name("rememe")
-    runs = client.search_runs([experiment.experiment_id])
+    found = client.search_runs([experiment.experiment_id])
+    # Whether there is anything to tell of nodes depends on how long it takes.
+    runs = [run for run in found if run.info.run_name not in {"pictures", "nodes"}]
     assert [run.info.status for run in runs] == ["FINISHED"] * 5
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert "grid.png" in {item.path for item in client.list_artifacts(parent.info.run_id)}
