@@ -57,10 +57,10 @@ class Waiter:
             time.sleep(1)
             seen = images * second // self.num_seconds
             records.append(TrainingRecord(seen, 1 / second, images / self.num_seconds, 1e-4, 0.0, time.time()))
-        return JobResult(job.key, images, 1 / self.num_seconds, self.num_seconds, 0, "", "", ()), records
+        return JobResult(job.key, images, 1 / self.num_seconds, self.num_seconds, 0, "", "", ()), records, []
 
     @ray.method(concurrency_group="control")
-    def poll(self, key: str, num_known: int) -> ActorReport:
+    def poll(self, key: str, num_known: int, _: int) -> ActorReport:
         records, context = self._records.get(key, []), ray.get_runtime_context()
         return ActorReport(os.getpid(), context.get_node_id(), "127.0.0.1", records[num_known:], 0, len(records))
 
