@@ -29,6 +29,12 @@ from workloads.training.job import train_job
 pytestmark = pytest.mark.e2e
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow makes a store where it stands when a model is loaded by its address."""
+    monkeypatch.chdir(tmp_path)
+
+
 def picture(file: Path, shade: int) -> Path:
     Image.new("L", (8, 8), shade).save(file)
     return file
