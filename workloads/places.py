@@ -266,6 +266,11 @@ class CacheDir:
         """Of reference images."""
         return self.path / "statistics"
 
+    @property
+    def features(self) -> Path:
+        """Of some of them."""
+        return self.path / "features"
+
 
 def require_ensemble(path: Path) -> EnsembleDir:
     """The ensemble of a run's directory, or the one that lies there itself. ConfigError if there is none."""

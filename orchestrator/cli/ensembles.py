@@ -132,9 +132,9 @@ def analyze_spectra(
     or one network, beside them at the same timesteps.
     """
     print_beginning(f"analyze {run}")
-    from orchestrator.runs.stored import find_run, run_at_hand
+    from orchestrator.runs.stored import find_trained_run, run_at_hand
 
-    controls = [find_run(one, runs_dir) for one in control or ()]
+    controls = [find_trained_run(one, runs_dir) for one in control or ()]
     with run_at_hand(run, runs_dir, storage, is_changed=True) as folder:
         from orchestrator.runs.analysis.spectra import plot_spectra
 
@@ -164,9 +164,9 @@ def analyze_coefficients(
     The remixes it is for are trained by: rememe compare coefficients
     """
     print_beginning(f"analyze {', '.join(map(str, runs))}")
-    from orchestrator.runs.stored import find_run
+    from orchestrator.runs.stored import find_trained_run
 
-    folders = [find_run(run, runs_dir) for run in runs]
+    folders = [find_trained_run(run, runs_dir) for run in runs]
     from orchestrator.runs.analysis.coefficients import coefficients_of, show_coefficients
 
     if json:
@@ -189,9 +189,9 @@ def analyze_loss(
     samples do not show, this does.
     """
     print_beginning(f"analyze {', '.join(map(str, runs))}")
-    from orchestrator.runs.stored import find_run
+    from orchestrator.runs.stored import find_trained_run
 
-    folders = [find_run(run, runs_dir) for run in runs]
+    folders = [find_trained_run(run, runs_dir) for run in runs]
     from orchestrator.runs.analysis.losses import losses_of, show_losses
 
     found = losses_of(folders, runs_dir, num_images=num_images, seed=seed)

@@ -72,9 +72,9 @@ def _print_key(one: "Explained") -> None:
 
 def diff(left: Run, right: Run, runs_dir: RunsDirOption = RUNS, json: AsJson = False) -> None:
     """Say how two runs differ: configuration, scores under the same protocol, weights to the last bit."""
-    from orchestrator.runs.stored import find_run
+    from orchestrator.runs.stored import find_trained_run
 
-    folders = [find_run(run, runs_dir) for run in (left, right)]
+    folders = [find_trained_run(run, runs_dir) for run in (left, right)]
     print_beginning(f"diff {left} {right}")
     from orchestrator.runs.analysis.difference import difference_of
 

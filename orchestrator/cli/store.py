@@ -21,8 +21,6 @@ def store_ls(
     runs_dir: RunsDirOption = RUNS, store: Store = None, storage: StandingStorage = None, json: AsJson = False
 ) -> None:
     """List trained experts: what they are, how large, and how many configurations use them."""
-    # `json` is the option here.
-    from json import dumps as to_text
     from tempfile import TemporaryDirectory
 
     from orchestrator.plan.places import RunsDir
@@ -38,7 +36,7 @@ def store_ls(
         if json:
             at = "" if remote is None else f"{place}/"
             rows = [{**vars(entry), "path": f"{at}{entry.key}" if at else str(entry.path)} for entry in entries]
-            print(to_text(rows, indent=2))
+            print_json(rows)
         else:
             print_store(place, entries)
 

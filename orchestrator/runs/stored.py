@@ -24,7 +24,7 @@ def run_at_hand(
     was measured. ConfigError if there is no such run, StorageError if the storage does not answer.
     """
     if storage is None:
-        yield find_run(run, runs_dir)
+        yield find_trained_run(run, runs_dir)
         return
     kept = Storage.at(storage)
     here = RunsDir(runs_dir).run_named(kept.name_of(str(run)))
@@ -38,7 +38,7 @@ def run_at_hand(
         kept.keep_run(here)
 
 
-def find_run(run: Path, runs_dir: Path) -> Path:
+def find_trained_run(run: Path, runs_dir: Path) -> Path:
     """A trained run as a user names it: a directory, or the name of one below runs_dir.
 
     ConfigError if there is none, with the nearest name; before torch and others are loaded, which takes long.

@@ -110,7 +110,7 @@ def drawn_features(
     num_images = min(number, num_images)
     whole = statistics_path(fingerprint, extractor, cache_dir)
     drawn = np.sort(np.random.default_rng(seed).choice(number, num_images, replace=False)).tolist()
-    path = cache_dir / "features" / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
+    path = CacheDir(cache_dir).features / f"{whole.stem}-{num_images}-seed{seed}.safetensors"
 
     def compute() -> dict[str, np.ndarray]:
         with extracted(Subset(images, drawn), extractor, CacheDir(cache_dir).blocks, device=device) as found:
