@@ -18,7 +18,7 @@ from workloads.config import ProtocolConfig
 from workloads.ensemble import Ensemble
 from workloads.evaluation.protocol import Score
 from workloads.places import PICTURE_KINDS, JobDir
-from workloads.training.records import read_records
+from workloads.training.records import TrainingRecord, read_records
 from workloads.training.result import JobResult
 
 MAX_SHOWN = 8
@@ -48,9 +48,8 @@ def open_expert(tracker: Tracker, parent: TrackedRun, job: PlannedJob) -> Tracke
     return tracker.expert(parent, job.name, f"{job.name} {job.interval}", job.key, flatten(job.job))
 
 
-def log_expert(run: TrackedRun, result: JobResult, place: JobDir) -> None:
+def log_expert(run: TrackedRun, result: JobResult, records: Sequence[TrainingRecord]) -> None:
     """Everything about a finished expert; what is there already is not written again."""
-    records = read_records(place.records)
     run.records(records)
     # Not now: of two drivers that share the expert, each writes it down.
     ended_s = records[-1].written_s if records else None
@@ -183,9 +182,9 @@ class ExpertsLog:
     def finish(self, key: str, result: JobResult) -> None:
         """What is known only in the end; all records again, for an expert that was trained for another run."""
         self._log_pictures(key)
-        place = self._places.job(key)
-        log_expert(self._runs[key], result, place)
-        self._parent.losses(self._names[key], read_records(place.records))
+        records = read_records(self._places.job(key).records)
+        log_expert(self._runs[key], result, records)
+        self._parent.losses(self._names[key], records)
 
     def end(self) -> None:
         """All experts have ended."""

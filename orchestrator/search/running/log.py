@@ -14,6 +14,7 @@ from orchestrator.tracking.configuration import log_expert, log_pictures, open_c
 from orchestrator.tracking.names import PROTOCOL_TAG, SCORE_TAG, STUDY_TAG, TRUST_TAG
 from orchestrator.tracking.notes import RunStatus
 from orchestrator.tracking.tracker import Tracker
+from workloads.training.records import read_records
 
 RUN_STATUS: dict[str, RunStatus] = {
     "finished": "FINISHED",
@@ -69,11 +70,12 @@ class StudyLog:
             # A configuration that failed has experts that are not there.
             if result is not None:
                 expert = open_expert(self._tracker, run, job)
+                place = self._runs.job(job.key)
                 # Configurations share experts.
                 if job.key not in self._pictured:
-                    log_pictures(expert, self._runs.job(job.key))
+                    log_pictures(expert, place)
                     self._pictured.add(job.key)
-                log_expert(expert, result, self._runs.job(job.key))
+                log_expert(expert, result, read_records(place.records))
         metrics: dict[str, float] = {"images_trained": trial.images_trained, "images_reused": trial.images_reused}
         metrics |= {"num_parameters": trial.num_parameters, "macs": trial.macs}
         if trial.latency_s is not None:
