@@ -103,7 +103,7 @@ def copy_folder(folder: Path) -> None:
         shutil.copytree(source, scratch / "vae")
 
 
-LARGE = {draw_grid, copy_folder}
+LARGE = (draw_grid, copy_folder)  # in an order: workers of xdist must collect the same
 WRITERS: list[Callable[[Path], None]] = [
     write_records_anew,
     add_record,
