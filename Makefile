@@ -13,7 +13,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-fast lint format check clean
+.PHONY: help setup demo docs test test-fast lint format check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ lint: check  ## ruff and mypy only
 format: setup  ## reformat and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup  ## measure every row of benchmarks/README.md, half an hour; PEERS=DIR has checkouts of the public code
+	$(BIN)/python -m benchmarks $(if $(PEERS),--peers $(PEERS))
 
 clean:  ## remove the virtual environment and caches (runs/ is kept)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -12,7 +12,7 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from workloads.config.base import StrictConfig, content_hash
+from workloads.config.base import StrictConfig
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.evaluation import SamplingConfig
 from workloads.config.intervals import IntervalTable
@@ -27,7 +27,7 @@ from workloads.models.build import NETWORK, WEIGHTS, load_model, new_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
 from workloads.places import EnsembleDir, JobDir, require_ensemble
 from workloads.progress import Progress
-from workloads.sealed import read_json, require_intact, write_json
+from workloads.sealed import content_hash, read_json, require_intact, write_json
 from workloads.training.result import completed
 
 if TYPE_CHECKING:

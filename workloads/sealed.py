@@ -3,6 +3,7 @@
 What counts is the content, not the layout. What earlier versions wrote has no checksum and is taken as it is.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workloads.config.base import content_hash
 from workloads.errors import DamagedFileError
 from workloads.files import clear_storage_errors, sha256_file, write_text
 
@@ -21,6 +21,13 @@ CHECKSUM = "checksum"
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 """What reading JSON of an unexpected form raises."""
+
+
+def content_hash(payload: Any) -> str:
+    """SHA-256 (hex) of JSON-like data, independent of the order of keys."""
+    # Never otherwise: the same data in another layout would be another key.
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

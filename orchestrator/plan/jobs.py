@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from workloads.config import AnyModel, DataSpec, Interval, Job, Resources, RunConfig
-from workloads.config.base import content_hash
 from workloads.config.data import AnyData
+from workloads.sealed import content_hash
 
 BACKWARD_FACTOR = 3
 """A training step costs about three forward passes: one forward, two backward."""

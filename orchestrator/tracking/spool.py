@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from orchestrator.tracking.notes import Note, RefusedNoteError, halves
-from workloads.config.base import content_hash
 from workloads.locks import Lock, try_lock
+from workloads.sealed import content_hash
 
 MAX_LINE_BYTES = 16 * 2**20
 """A run of a thousand experts has parameters of 2 MB."""

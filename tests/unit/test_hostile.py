@@ -215,9 +215,12 @@ def test_the_description_that_lies_with_a_run_is_the_one_it_was_made_of(
     copied = tmp_path / "config.yaml"
     copied.write_text(run.config.read_text())
     assert load_config(str(copied)) != config
-    run.plan.write_text("{torn")
-    assert load_config(str(run.config)) != config
-    assert "plan.json is damaged, so whether" in caplog.text
+    plan = run.plan.read_text()
+    for damaged in ("{torn", plan.replace(f'"{CONFIG_SHA256}": "', f'"{CONFIG_SHA256}": "0')):
+        caplog.clear()
+        run.plan.write_text(damaged)
+        assert load_config(str(run.config)) != config
+        assert "plan.json is damaged, so whether" in caplog.text
 
 
 def test_a_comparison_and_a_study_start_from_theirs(tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 
 from workloads.analysis.curves import LossCurve, read_curve
-from workloads.config.base import content_hash
 from workloads.config.evaluation import HeldOutSpec
 from workloads.config.intervals import Interval
 from workloads.config.job import Job
 from workloads.diffusion.process import DiffusionProcess
 from workloads.errors import CheckpointError, ConfigError
 from workloads.places import JobDir
-from workloads.sealed import write_json
+from workloads.sealed import content_hash, write_json
 from workloads.training.job import open_data
 from workloads.training.loss_by_timestep import loss_by_timestep, uniform_bins
 from workloads.training.result import completed

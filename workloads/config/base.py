@@ -1,7 +1,5 @@
 """What every part of the run description has in common."""
 
-import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -83,13 +81,6 @@ def _user_path(path: Path) -> Path:
 
 UserPath = Annotated[Path, AfterValidator(_user_path)]
 """A path as people write it."""
-
-
-def content_hash(payload: Any) -> str:
-    """SHA-256 (hex) of JSON-like data, independent of the order of keys."""
-    # Never otherwise: the same data in another layout would be another key.
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def merge(base: Any, update: Any) -> Any:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from workloads.config.base import Flag, Real, StrictConfig, Whole, content_hash
+from workloads.config.base import Flag, Real, StrictConfig, Whole
 from workloads.config.diffusion import DiffusionConfig
 from workloads.config.intervals import Interval
 from workloads.config.models import AnyModel
 from workloads.config.training import TrainingConfig
+from workloads.sealed import content_hash
 
 TRAINING_PATH_VERSION = 1
 """Raise it when a change to workloads changes the weights a job yields; old store entries then stop matching."""

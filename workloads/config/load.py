@@ -1,6 +1,5 @@
 """Read a run description: a preset or YAML file, then dotted overrides, then validation with one clear sentence."""
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from workloads.errors import ConfigError
 from workloads.files import sha256_file
 from workloads.places import RunDir
 from workloads.presets import FOLDERS, list_presets, text_of
+from workloads.sealed import UNREADABLE, load_json
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +137,8 @@ def _require_as_recorded(file: Path) -> None:
     if file.absolute() != run.config or not run.plan.is_file():
         return
     try:
-        recorded = json.loads(run.plan.read_text()).get(CONFIG_SHA256)
-    except (OSError, ValueError, AttributeError):
+        recorded = load_json(run.plan).get(CONFIG_SHA256)
+    except (OSError, *UNREADABLE):
         logger.warning("%s is damaged, so whether %s is what the run was made of is not known", run.plan, file)
         return
     if recorded is not None and sha256_file(file) != recorded:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workloads.config.base import content_hash
 from workloads.config.data import AnyData, LatentFilesData, PreparedData
 from workloads.data.decode import Block, decode_block
 from workloads.data.found import (
@@ -43,7 +42,7 @@ from workloads.errors import DataError
 from workloads.files import SCRATCH, write_text
 from workloads.locks import is_locked, locked
 from workloads.progress import Progress
-from workloads.sealed import load_json, write_json
+from workloads.sealed import content_hash, load_json, write_json
 
 logger = logging.getLogger(__name__)
 

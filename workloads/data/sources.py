@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workloads.config.base import StrictConfig, content_hash
+from workloads.config.base import StrictConfig
 from workloads.config.data import (
     AnyData,
     ArchiveData,
@@ -29,6 +29,7 @@ from workloads.data.tables import TableSource
 from workloads.data.tree_sources import archive_source, folder_source, is_archive
 from workloads.data.trees import files_signature
 from workloads.errors import DataError
+from workloads.sealed import content_hash
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

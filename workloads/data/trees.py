@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from workloads.config.base import content_hash
 from workloads.data.found import LeftOutFiles, printable
 from workloads.data.pictures import (
     MAX_FILE_BYTES,
@@ -23,6 +22,7 @@ from workloads.data.pictures import (
     require_file,
 )
 from workloads.errors import DataError
+from workloads.sealed import content_hash
 
 Parts = tuple[str, ...]
 """A relative path, name by name."""

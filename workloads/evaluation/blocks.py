@@ -19,10 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workloads.config.base import content_hash
 from workloads.evaluation.extractors import Extractor
 from workloads.files import clear_storage_errors, new_file
-from workloads.sealed import CHECKSUM
+from workloads.sealed import CHECKSUM, content_hash
 from workloads.threads import one_thread
 
 logger = logging.getLogger(__name__)

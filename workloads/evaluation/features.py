@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from workloads.config.base import content_hash
 from workloads.data.prepared import PreparedDataset
 from workloads.errors import DataError
 from workloads.evaluation.blocks import FEATURE_BATCH, extracted, read_arrays, write_arrays
@@ -17,6 +16,7 @@ from workloads.evaluation.moments import Statistics, feature_statistics
 from workloads.files import clear_storage_errors
 from workloads.locks import locked
 from workloads.places import CacheDir
+from workloads.sealed import content_hash
 
 # Axes: N images, n of them, B batch, C channels, H height, W width, D features.
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workloads.config.base import content_hash
 from workloads.config.evaluation import ProtocolConfig
 from workloads.errors import ConfigError
 from workloads.evaluation.estimates import Estimate
+from workloads.sealed import content_hash
 
 MAX_DIFFERENCES = 4
 """Named in an error message."""

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from workloads.config.base import content_hash
 from workloads.errors import ConfigError
 from workloads.files import sha256_file
+from workloads.sealed import content_hash
 
 INDEX = ".index.json"
 """Ending of the file that says in which of several parts each tensor is."""

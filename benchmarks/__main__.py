@@ -1,0 +1,168 @@
+"""Every measured ratio in one run: ours, the peer's on the same work, the machine's limit.
+
+    python -m benchmarks                        all, to benchmarks/results/bench.json and benchmarks/README.md
+    python -m benchmarks step "Frechet distance"    only these; the others' results stay
+    python -m benchmarks --peers DIR            DIR/DiT and DIR/Remix-DiT are checkouts of the public code
+    python -m benchmarks --render               the table and the plot again, from what was measured
+
+Each bench is a command of its own, shown in the table, and can be run alone.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import BENCHES, Bench, Row, found
+
+HERE = Path(__file__).resolve().parent
+RESULTS, TABLE, PLOT = HERE / "results" / "bench.json", HERE / "README.md", HERE / "results" / "bench.png"
+
+HEAD = """# Benchmarks
+
+`make bench` measures all of these, one after the other, and writes this page; `python -m benchmarks NAME` one of them.
+Ratios are measured side by side in one run. The public code is used as it is, from checkouts outside this tree
+(`make bench PEERS=DIR`, with `DIR/DiT` and `DIR/Remix-DiT`); without them its rows say so. Other measurements, some of
+them longer, are in [results](results).
+"""
+
+
+def command_of(bench: Bench, peers: Path | None) -> list[str]:
+    """Of the bench; without the interpreter."""
+    more = ["--peers", str(peers)] if bench.takes_peers and peers is not None else []
+    return [*bench.arguments, *more]
+
+
+def run(bench: Bench, peers: Path | None) -> dict[str, Any]:
+    """Its report, and what belongs to it. CalledProcessError if it prints none."""
+    started_s = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, *command_of(bench, peers)]
+    process = subprocess.run(command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, check=False)
+    printed = process.stdout.decode()
+    try:
+        report = json.loads(printed[printed.index("{\n") :])
+    except ValueError:  # a limit that is missed is exit code 1 and a report
+        raise subprocess.CalledProcessError(process.returncode, process.args, printed) from None
+    return {
+        # A directory of this machine is nobody else's.
+        "command": " ".join(["python", *(f'"{word}"' if " " in word else word for word in command_of(bench, None))]),
+        "peers": peers is not None and bench.takes_peers,
+        "elapsed_s": round(time.monotonic() - started_s),
+        "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
+        "machine": machine(),
+        "report": report,
+    }
+
+
+def git(*arguments: str) -> str:
+    """What git says of this tree."""
+    return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def machine() -> str:
+    """Processor and cores."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(": ")[2] if names else platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def verdict(row: Row, value: float) -> str:
+    """Whether the goal is reached."""
+    if row.goal is None:
+        return ""
+    is_reached = value >= row.goal if row.is_least else value <= row.goal
+    return f"{'>=' if row.is_least else '<='} {row.goal:g}" + ("" if is_reached else " (missed)")
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """The table, a line a row."""
+    made = ["| what | measured | goal | beside | command |", "|---|---|---|---|---|"]
+    for bench in BENCHES:
+        result = results.get(bench.name)
+        for row in bench.rows:
+            value = None if result is None else found(result["report"], row.figure)
+            if result is None:
+                told, goal = "not measured", ""
+            elif value is None:
+                told, goal = "peer absent", ""
+            else:
+                spread = " - ".join(f"{found(result['report'], figure):.4g}" for figure in row.spread)
+                told = f"{value:.4g}" + (f" ({spread})" if spread else "")
+                goal = verdict(row, value)
+            command = " ".join(["python", *bench.arguments])
+            made.append(f"| {row.what} | {told} | {goal} | {row.peer} | `{command}` |")
+    return made
+
+
+def render(results: dict[str, Any]) -> None:
+    """The page and its plot."""
+    runs = sorted({f"{one['machine']}; commit {one['commit']}, {one['measured']} UTC" for one in results.values()})
+    taken_s = sum(one["elapsed_s"] for one in results.values())
+    page = [HEAD, f"All of it took {taken_s / 60:.0f} minutes. In parentheses the least and most of the rounds.\n"]
+    page += [*lines(results), "", "![Each figure over its goal](results/bench.png)", "", "Measured on:", ""]
+    TABLE.write_text("\n".join([*page, *(f"- {run}" for run in runs)]) + "\n")
+    draw(results)
+
+
+def draw(results: dict[str, Any]) -> None:
+    """How each figure stands to its goal: left of the line is better."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = []
+    for bench in BENCHES:
+        for row in bench.rows:
+            value = found(results[bench.name]["report"], row.figure) if bench.name in results else None
+            if value is not None and row.goal:
+                points.append((row.what, row.goal / value if row.is_least else value / row.goal))
+    figure, axes = pyplot.subplots(figsize=(9, 0.32 * len(points) + 1), layout="constrained")
+    for place, (_, share) in enumerate(reversed(points)):
+        axes.plot(share, place, "o" if share <= 1 else "s", color="#0072b2" if share <= 1 else "#d55e00")
+    axes.set_yticks(range(len(points)), [what for what, _ in reversed(points)], fontsize=8)
+    axes.axvline(1, color="grey", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("over the goal; left of the line it is reached")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(PLOT, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(bench.name for bench in BENCHES))
+    parser.add_argument("--peers", type=Path, help="directory with checkouts of the public code")
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    if unknown := set(options.names) - {bench.name for bench in BENCHES}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {', '.join(one.name for one in BENCHES)}")
+    if options.peers is not None and not options.peers.is_dir():
+        parser.error(f"--peers {options.peers} is no directory; check the public code out there, or leave it out")
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    failed = []
+    for bench in BENCHES if not options.render else ():
+        if options.names and bench.name not in options.names:
+            continue
+        print(f"{bench.name}: {' '.join(bench.arguments)} (about {bench.minutes:g} minutes)", file=sys.stderr)
+        try:
+            results[bench.name] = run(bench, options.peers and options.peers.resolve())
+        except subprocess.CalledProcessError as error:
+            failed.append(bench.name)
+            print(f"{bench.name} ended with {error.returncode} and no report", file=sys.stderr)
+            continue
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")  # what is measured is kept, whatever comes after
+    render(results)
+    print("\n".join(lines(results)))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

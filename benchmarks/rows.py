@@ -1,0 +1,198 @@
+"""What `python -m benchmarks` measures: which command, and which of its figures is compared with what."""
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """A line of the table: a figure of a command's report."""
+
+    what: str
+    figure: tuple[str, ...]
+    """Where it stands in the report: names from the outside in."""
+
+    goal: float | None = None
+    is_least: bool = False
+    """Whether the goal is the least that will do; else it is the most."""
+
+    peer: str = ""
+    """Beside what it was measured in the same run."""
+
+    spread: tuple[tuple[str, ...], ...] = ()
+    """Where its least and most stand."""
+
+
+class Bench(NamedTuple):
+    """A command and what is read from the JSON that it prints."""
+
+    name: str
+    arguments: tuple[str, ...]
+    rows: tuple[Row, ...]
+    minutes: float
+    """That it takes on two cores, about."""
+
+    takes_peers: bool = False
+    """Whether it has `--peers`."""
+
+
+def _ratio(what: str, name: str, goal: float | None, peer: str, *, is_least: bool = False) -> Row:
+    spread = (("ratio", name, "least"), ("ratio", name, "most"))
+    return Row(what, ("ratio", name, "median"), goal, is_least, peer, spread)
+
+
+BENCHES = (
+    Bench(
+        "limits",
+        ("benchmarks/limits.py",),
+        (
+            Row("GFLOP/s of a product of matrices", ("matmul_gflops",)),
+            Row("GB/s of a copy in memory, read and written", ("copy_gb_per_s",)),
+            Row("JPEG photos of 500 x 375 decoded per second", ("jpeg_images_per_s",)),
+        ),
+        0.5,
+    ),
+    Bench(
+        "step",
+        ("benchmarks/training_step.py", "--rounds", "7"),
+        (
+            _ratio("step of DiT-S/2 over the public DiT's", "plain over public DiT", 0.8, "public DiT"),
+            _ratio(
+                "step of Remix-S/2 4-20, one expert per step, over the public Remix-DiT's",
+                "remix-1 over public Remix-DiT",
+                0.85,
+                "public Remix-DiT",
+            ),
+            _ratio(
+                "the same, four experts per step, over the public one's single",
+                "remix-4 over public Remix-DiT",
+                1.0,
+                "public Remix-DiT",
+            ),
+            _ratio("Remix step, one expert, over our plain step", "remix-1 over plain", 1.0, "plain DiT-S/2"),
+            _ratio("Remix step, four experts, over our plain step", "remix-4 over plain", 1.0, "plain DiT-S/2"),
+            _ratio("step of DiT-S/2, eager over compiled", "plain over plain-compiled", 1.3, "eager", is_least=True),
+            _ratio(
+                "step of Remix-S/2, one expert, eager over compiled",
+                "remix-1 over remix-1-compiled",
+                1.3,
+                "eager",
+                is_least=True,
+            ),
+            Row("graphs compiled while steps were timed, experts changing", ("graphs_while_timed",), 0),
+            Row("graph breaks", ("graph_breaks",), 0),
+            Row(
+                "share of the machine's product of matrices in a step of DiT-S/2",
+                ("share_of_product", "median"),
+                0.7,
+                True,
+                "torch.matmul",
+                (("share_of_product", "least"), ("share_of_product", "most")),
+            ),
+        ),
+        4,
+        takes_peers=True,
+    ),
+    Bench(
+        "step memory",
+        ("benchmarks/remix_step.py", "--rounds", "1"),
+        (
+            Row(
+                "peak memory of a Remix step beyond the bases' own state, over the plain step's",
+                ("memory_ratio", "remix-1"),
+                1.05,
+                peer="plain DiT-S/2",
+            ),
+        ),
+        2,
+    ),
+    Bench(
+        "sampling",
+        ("benchmarks/remix_latency.py", "--rounds", "3"),
+        (
+            Row("call of a baked expert over the plain network's", ("ratio", "baked"), 1.001, peer="plain DiT-S/2"),
+            Row("50 DDIM steps, mixed while sampling, over plain", ("ratio", "mixed"), 1.05, peer="plain DiT-S/2"),
+        ),
+        5,
+    ),
+    Bench(
+        "exchange",
+        ("benchmarks/remix_exchange.py",),
+        tuple(
+            Row(
+                f"bytes exchanged per step, {number} of 20 experts, over reducing every basis",
+                (f"experts_per_step={number}", "share_of_plain"),
+                0.337 if number == 1 else 1.0,
+                peer="one gradient per basis",
+            )
+            for number in (1, 2, 4, 8)
+        ),
+        2,
+    ),
+    Bench(
+        "four experts",
+        ("benchmarks/parallel_experts.py", "--seconds", "60"),
+        (Row("four equal experts on two slots over twice one alone", ("ratio",), 1.03, peer="one expert alone"),),
+        5,
+    ),
+    Bench(
+        "many experts",
+        ("benchmarks/thousand_experts.py",),
+        (
+            Row("makespan of 1,000 unequal experts on 256 GPUs over its lower bound", ("makespan_ratio",), 1.05),
+            Row("goodput of the same, half of the nodes spot", ("goodput",), 0.97, True),
+        ),
+        1,
+    ),
+    Bench(
+        "planning",
+        ("benchmarks/planning.py",),
+        (Row("seconds to plan 1,000 experts", ("elapsed_s",), 2), Row("MB that it takes", ("grown_mb",), 200)),
+        0.5,
+    ),
+    Bench(
+        "loader",
+        ("benchmarks/loader.py",),
+        (Row("share of a step spent waiting for data", ("loader_wait_share",), 0.02),),
+        1,
+    ),
+    Bench(
+        "prepare",
+        ("benchmarks/prepare.py", "--images", "1000"),
+        (
+            Row("images/s of data prepare over a plain loop's", ("ratio",), 3, True, "a plain loop with Pillow"),
+            Row("what cannot be passed with the same pixels", ("bound",)),
+        ),
+        1,
+    ),
+    Bench(
+        "Frechet distance",
+        ("benchmarks/frechet.py",),
+        (
+            Row("SciPy's seconds over ours, 2,048 features", ("rows", "SciPy sqrtm", "times_ours"), 20, True, "SciPy"),
+            Row(
+                "torch-fidelity's over ours",
+                ("rows", "torch-fidelity", "times_ours"),
+                20,
+                True,
+                "torch-fidelity",
+            ),
+            Row("ours less the closed form", ("rows", "rememe", "off_closed_form"), 1e-6),
+        ),
+        3,
+    ),
+    Bench(
+        "search",
+        ("benchmarks/search.py", "overhead"),
+        (Row("seconds of a configuration of a search beside its own work", ("each_s",), 0.05),),
+        1,
+    ),
+)
+"""In the order of the table."""
+
+
+def found(report: Any, figure: tuple[str, ...]) -> float | None:
+    """A figure of a report; None if it has none, as without a peer."""
+    for name in figure:
+        if not isinstance(report, dict) or name not in report:
+            return None
+        report = report[name]
+    return float(report)
