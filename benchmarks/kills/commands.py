@@ -36,6 +36,9 @@ DRAWN = (ID_FILE, JobDir(Path()).tenant.name)
 GONE_S = 60.0
 """Within which all processes of a killed driver are gone."""
 
+LOAD = "system/"
+"""Before the names of a node's load, which is measured as often as the clock says."""
+
 STAGES = ("starting", "training", "gathered", "sampling", "scored")
 """Of a run, as its files tell."""
 
@@ -168,6 +171,8 @@ def kept(folder: Path) -> dict[str, str]:
             "group by runs.run_uuid, metrics.key"
         ).fetchall()
     for identity, status, key, number, distinct in rows:
+        if key.startswith(LOAD) and number == distinct:
+            continue
         name = f"MLflow {identity} {key}"
         found[f"a second {name}" if name in found else name] = f"{status} {number} {distinct}"
     return found
