@@ -18,3 +18,5 @@ def prepare_ray_environment(address: str | None) -> None:
         # is not written into the home directory.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Or Ray's agents write their title over their environment, by whose token they are found when all else is dead.
+        os.environ["SPT_NOENV"] = "1"

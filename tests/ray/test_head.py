@@ -1,4 +1,4 @@
-"""A private cluster whose head dies: one sentence at once, and nothing is left."""
+"""A private cluster whose head or driver dies: nothing is left, and the driver says at once why it ends."""
 
 import os
 import signal
@@ -29,39 +29,53 @@ with connect(None, num_cpus=1):
     ray.get(task)
 """
 
+KINDS = ("gcs_server", "raylet/raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::wait")
+
 ANSWER_S = 30.0
 """Ray itself would take a minute."""
 
 
-def test_a_dead_head_ends_the_command_with_a_sentence() -> None:
+@pytest.mark.parametrize(
+    ("dies", "code", "sentence"), [("head", 1, "error: Ray's head process has ended"), ("driver", -signal.SIGKILL, "")]
+)
+def test_a_dead_cluster_leaves_nothing(dies: str, code: int, sentence: str) -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     head = int(driver.stdout.readline())
-    token = _token(head)
+    family = wait_for_all(driver.pid)
     killed_s = time.monotonic()
-    os.kill(head, signal.SIGKILL)
+    os.kill(head if dies == "head" else driver.pid, signal.SIGKILL)
     _, told = driver.communicate(timeout=120)
     assert time.monotonic() - killed_s < ANSWER_S
-    assert driver.returncode == 1
-    assert "error: Ray's head process has ended" in told
-    while left := _with(token):
+    assert driver.returncode == code
+    assert sentence in told
+    while left := {pid: name for pid, name in descendants(1).items() if family.get(pid) == name}:
         assert time.monotonic() - killed_s < 2 * ANSWER_S, left
         time.sleep(0.1)
 
 
-def _token(pid: int) -> bytes:
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next(variable for variable in variables if variable.startswith(b"RAY_AUTH_TOKEN="))
+def wait_for_all(driver: int) -> dict[int, str]:
+    """Its processes, once the agents and a worker are there."""
+    while True:
+        family = descendants(driver)
+        if all(any(kind in name for name in family.values()) for kind in KINDS):
+            return family
+        time.sleep(0.1)
 
 
-def _with(token: bytes) -> list[str]:
-    """Command lines of the processes of a cluster."""
-    found = []
+def descendants(root: int) -> dict[int, str]:
+    """Command lines by pid."""
+    parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if token in (entry / "environ").read_bytes():
-                    found.append((entry / "cmdline").read_bytes().decode())
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:  # ended meanwhile
                 continue
-    return found
+            if state != "Z":
+                parents[int(entry.name)], names[int(entry.name)] = int(parent), name
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: names[pid] for pid in found - {root} if pid in names}
