@@ -19,7 +19,7 @@ from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
 from orchestrator.plan.policies import FailureKind
 from orchestrator.runs.comparing.output import ComparisonRow, print_comparison, write_comparison
-from orchestrator.runs.comparing.table import COLUMNS, ERRORS, cell
+from orchestrator.runs.comparing.table import COLUMNS, ERRORS, SCORES, cell
 from orchestrator.runs.configuration import Outcome
 from orchestrator.runs.status import StatusFile
 from orchestrator.search.report.find import bring_reported, find_planned, write_report_of
@@ -182,7 +182,7 @@ def test_every_metric_of_a_comparison_is_told_with_its_interval(
     asked: str, heading: str, not_asked: str, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the terminal, in the file and on the page; over seeds, and over samples where there is one seed."""
-    comparison = load_comparison("demo", ["seeds=[0, 1]"])
+    comparison = load_comparison("remix-table1-small", ["seeds=[0, 1]"])
     metrics = {"inception_score": (4.0, 5.0), "precision": (0.6, 0.7), "recall": (0.2, 0.3), asked: (0.011, 0.013)}
     values = {"score": (9.0, 11.0), **metrics}
     outcomes = [
@@ -192,9 +192,10 @@ def test_every_metric_of_a_comparison_is_told_with_its_interval(
     missing = {"inception_score": "these weights have no classes"}
     bare = [scored(plan, tmp_path / "b", 12.0, {}, unavailable=missing, doubts=["8 samples are too few"])] * 2
     rows = []
-    for name, both in (("a", outcomes), ("b", bare)):
+    for name, both in (("independent-8", outcomes), ("continued", bare)):
         figures = dict.fromkeys([*COLUMNS, *ERRORS.values()], (math.nan, math.nan))
-        if name == "a":
+        figures |= {one: (123456.0, 234567.0) for one in COLUMNS if one not in SCORES}
+        if name == "independent-8":
             figures |= values | {ERRORS[one]: (0.1, 0.1) for one in values}
         else:
             figures |= {"score": (12.0, 12.0), ERRORS["score"]: (0.5, 0.5)}
@@ -209,8 +210,9 @@ def test_every_metric_of_a_comparison_is_told_with_its_interval(
             assert f"{statistics.mean(pair):.4g} +- {half:.2g}" in told
     assert heading in printed
     assert not_asked not in printed
-    assert "n/a: inception_score of b: these weights have no classes" in printed
-    assert "b is not trustworthy: 8 samples are too few" in printed
-    assert "b, seed 0, is not trustworthy: 8 samples are too few" in page
+    assert "…" not in printed  # however many columns there are
+    assert "n/a: inception_score of continued: these weights have no classes" in printed
+    assert "continued is not trustworthy: 8 samples are too few" in printed
+    assert "continued, seed 0, is not trustworthy: 8 samples are too few" in page
     alone = {name: pair[:1] for name, pair in rows[0].figures.items()}
     assert cell(asked, alone) == f"0.011 +- {scipy.stats.norm.ppf(0.975) * 0.1:.2g}"
