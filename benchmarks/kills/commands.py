@@ -30,8 +30,8 @@ from benchmarks.kills.tracer import ROOT
 from orchestrator.store.sites import ID_FILE
 from workloads.places import JobDir
 
-DRAWN = (ID_FILE, JobDir(Path()).tenant.name)
-"""Names of files that hold what is drawn at random."""
+DRAWN = (ID_FILE, JobDir(Path()).tenant.name, JobDir(Path()).first_for.name)
+"""Names of files that hold what is drawn at random, or tell which of two configurations that run at once began."""
 
 GONE_S = 60.0
 """Within which all processes of a killed driver are gone."""
