@@ -139,7 +139,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_parts_of_workloads_keep_to_their_order() -> None:
-    """Analysis looks at what training made, never the reverse; descriptions know each other, presets, errors and files."""
+    """Analysis looks at what training made, never the reverse; descriptions know each other and what lies below."""
     for file in (ROOT / "workloads" / "training").rglob("*.py"):
         assert not [one for one in imported(file) if one.startswith("workloads.analysis")], file
     parts = ("config", "errors", "files", "places", "presets", "sealed")
