@@ -161,12 +161,12 @@ class Ensemble:
         self._experts: dict[int, nn.Module] = {}
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu") -> "Ensemble":
+    def load(cls, path: Path | str, device: str = "cpu") -> "Ensemble":
         """From a run directory or its ensemble/ folder. Raises ConfigError if there is none.
 
         DamagedFileError if it says not what it said when it was written.
         """
-        place = require_ensemble(path)
+        place = require_ensemble(Path(path))
         return cls(place.path, read_json(place.index, EnsembleIndex.model_validate, MADE_ANEW), device)
 
     def keep_score(self, protocol_hash: str, score: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ def data_prepare(
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
     print_beginning(f"prepare {source}")
-    from orchestrator.runs.data import prepare_source
+    from orchestrator.runs.data import prepare_source, used_with
     from orchestrator.terminal.found import print_found
 
     summary = prepare_source(
@@ -128,9 +128,7 @@ def data_prepare(
     if made.latent is not None:
         latent = made.latent
         print(f"latents: mean {latent.mean:.3f}, std {latent.std:.3f} after scaling by {latent.scaling_factor:g}")
-    # A description whose guidance needs classes would refuse this data otherwise.
-    told = ", class_conditional: true" if len(made.class_names) > 1 else ""
-    print(f"use it with: data='{{kind: prepared, path: {out}, image_size: {made.shape[2]}{told}}}'")
+    print(f"use it with: {used_with(out, made)}")
 
 
 @app.command("show")

@@ -30,6 +30,9 @@ def sample(
 ) -> None:
     """Draw images from a trained ensemble."""
     print_beginning(f"sample {run}")
+    from orchestrator.runs.surroundings import require_places
+
+    require_places(grid, out)
     import rememe
 
     samples = rememe.sample(

@@ -94,9 +94,10 @@ def _print_difference(found: "Difference") -> None:
         print(f"  {key:44} {shown(left)}  |  {shown(right)}")
     print("scores" if found.scores else "scores: none under the same protocol")
     for score in found.scores:
-        words = {True: "a tie: inside the 95 % interval", False: "", None: "no interval known"}[score.is_tie]
+        no_verdict = "cannot be compared" if any(score.doubts) else "no interval known"
+        words = {True: "a tie: inside the 95 % interval", False: "", None: no_verdict}[score.is_tie]
         under = f"{score.name} ({score.protocol}, {score.protocol_hash[:8]})"
-        print(f"  {under:44} {score.left:.3f}  |  {score.right:.3f}  {words}")
+        print(f"  {under:44} {'  |  '.join(score.told)}  {words}")
     print("weights")
     for pair in found.weights:
         words = "the same" if pair.is_same else f"{(pair.left or 'none')[:12]}  |  {(pair.right or 'none')[:12]}"

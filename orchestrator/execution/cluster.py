@@ -26,6 +26,9 @@ OBJECT_STORE_BYTES = 200 * 2**20
 ANSWER_TIMEOUT_S = 10.0
 """Within which a head takes a connection, however busy it is."""
 
+STARTED_LATE = "timed out during startup"
+"""What Ray says of a node that was not there in its time."""
+
 START_TURN_TIMEOUT_S = 120.0
 """How long a private cluster waits for others of this user to have started; then it starts all the same."""
 
@@ -89,6 +92,13 @@ def connect(address: str | None, jobs: Sequence[PlannedJob] = (), **local_option
         # Errors of gRPC are of none of our kinds either.
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise unreachable(address or "local", error) from None
+        except Exception as error:  # of no kind of its own
+            if STARTED_LATE not in str(error):
+                raise
+            raise ClusterError(
+                "Ray did not start in its time on this machine, which is busy or short of memory; run the same command "
+                "again"
+            ) from None
         try:
             if address is not None:
                 refuse_infeasible(jobs, alive_nodes(), f"in the cluster at {address}")

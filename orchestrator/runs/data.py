@@ -2,7 +2,10 @@
 
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from orchestrator.plan.jobs import Plan, make_plan
 from orchestrator.plan.places import RunsDir
@@ -11,12 +14,12 @@ from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.progress import progress
 from workloads.config import DataSpec, RunConfig
 from workloads.config.base import StrictConfig
-from workloads.config.data import AnyData, LatentFilesData
+from workloads.config.data import AnyData, LatentFilesData, PreparedData
 from workloads.config.load import validate
 from workloads.data.found import SourceContents
 from workloads.data.labels import NO_LABELS
 from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepare
-from workloads.data.prepared import PreparedDataset
+from workloads.data.prepared import Manifest, PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
 from workloads.errors import DataError, StorageError
 
@@ -169,3 +172,15 @@ def show_prepared(path: Path, out: Path, num_images: int) -> "View":
     except (OSError, ValueError) as error:
         raise DataError(f"{out} cannot be written ({error}); choose a file that ends in .png") from None
     return view
+
+
+def used_with(prepared: Path, made: Manifest) -> str:
+    """What a command that takes a description is told to use prepared data, as a shell reads it."""
+    fields: dict[str, Any] = {"kind": "prepared", "path": str(prepared), "image_size": made.shape[2]}
+    if made.shape[0] != PreparedData.model_fields["channels"].default:
+        fields["channels"] = made.shape[0]
+    # A description whose guidance needs classes would refuse this data otherwise.
+    if len(made.class_names) > 1:
+        fields["class_conditional"] = True
+    text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf"))
+    return f"data={quote(text.strip())}"

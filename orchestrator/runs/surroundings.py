@@ -37,3 +37,17 @@ def shown(path: Path) -> Path:
     """Relative to where the user stands, where that is shorter."""
     here = working_directory()
     return path.relative_to(here) if here is not None and path.is_relative_to(here) else path
+
+
+def require_places(grid: Path, folder: Path | None) -> None:
+    """ConfigError unless samples may be written there: before they are drawn, which takes long."""
+    if grid.is_dir():
+        raise ConfigError(
+            f"{grid} is a directory, but --grid is one picture; name a file in it, for instance {grid / 'samples.png'}"
+        )
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, but --out is a folder for a picture each; give another name")
+    for place in (grid.parent, *([] if folder is None else [folder])):
+        existing = next(one for one in (place, *place.absolute().parents) if one.exists())
+        if not os.access(existing, os.W_OK):
+            raise ConfigError(f"{existing} cannot be written to; choose another place for the pictures")

@@ -350,7 +350,7 @@ def test_one_dit_is_diffusers_own_pipeline_and_draws_the_same(
     assert written.pipeline is DiTPipeline
     pipe = opened(DiTPipeline, tmp_path / "out")
     assert pipe.get_label_ids(["c"]) == [2]
-    alone = Ensemble.load(ensemble.path)
+    alone = Ensemble.load(str(ensemble.path))
     alone.intervals = IntervalTable((), 1000)
     alone._experts[0] = ensemble.expert(expert or 0)
     same = ensemble.config.evaluation.model_copy(

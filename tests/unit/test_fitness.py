@@ -127,6 +127,20 @@ def test_a_long_temporary_directory_is_one_sentence_before_ray_starts(monkeypatc
         raise AssertionError("connected")
 
 
+def test_a_start_that_takes_too_long_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", late)
+    with (
+        pytest.raises(ClusterError, match=r"Ray did not start in its time .*; run the same command again"),
+        connect(None),
+    ):
+        raise AssertionError("connected")
+
+
 def test_another_version_on_the_head_is_one_sentence() -> None:
     from ray._private.utils import check_version_info
 

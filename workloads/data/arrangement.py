@@ -89,11 +89,14 @@ def _give_the_path(where: str) -> str:
 
 def _about_classes(names: Sequence[str], inside: Sequence[tuple[int, Parts]], where: str) -> list[str]:
     remarks = []
-    below = {path[1] for _, path in inside if len(path) > 2}
+    depth = 1
+    while len(below := {path[depth] for _, path in inside if len(path) > depth + 1}) == 1:
+        depth += 1  # a folder that holds but one
     if len(names) == 1 and len(below) > 1:
+        above = next(path[depth - 1] for _, path in inside if len(path) > depth + 1)
         remarks.append(
             f"the only class, {printable(names[0])}, is made of folders ({_named(below)}); {_give_the_path(where)} "
-            f"of {printable(names[0])} to make each a class"
+            f"of {printable(above)} to make each a class"
         )
     return remarks
 

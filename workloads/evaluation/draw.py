@@ -41,7 +41,7 @@ class Samples:
         """The same as a PNG. StorageError if the disk is full."""
         with clear_storage_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            self.grid().save(file)
+            self.grid().save(file, format="png")
 
     def write(self, folder: Path) -> None:
         """Each as 000000.png, 000001.png, .... StorageError if the disk is full."""

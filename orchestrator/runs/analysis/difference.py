@@ -25,7 +25,22 @@ class ScorePair:
     left: float
     right: float
     is_tie: bool | None
-    """Whether the difference lies inside its 95 % interval; None if an interval is not known."""
+    """Whether the difference lies inside its 95 % interval; None without intervals, or if one is not trustworthy."""
+
+    stderrs: tuple[float | None, float | None] = (None, None)
+    """Of left and right, over the drawn samples."""
+
+    doubts: tuple[Sequence[str], Sequence[str]] = ((), ())
+    """Why they are not to be trusted."""
+
+    @property
+    def told(self) -> list[str]:
+        """Both, as they are shown: with half of the 95 % interval, and whether they can be trusted."""
+        sides = zip((self.left, self.right), self.stderrs, self.doubts, strict=True)
+        return [
+            f"{value:.4g}{Estimate(value, stderr).spread()}{' (not trustworthy)' if doubts else ''}"
+            for value, stderr, doubts in sides
+        ]
 
 
 @dataclass(frozen=True)
@@ -98,8 +113,11 @@ def _scores(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[ScorePair
     for key in left.keys() & right.keys():
         a, b = left[key], right[key]
         estimates = [Estimate(one["value"], one.get("stderr")) for one in (a, b)]
-        is_tie = None if any(one.stderr is None for one in estimates) else tied(*estimates)
-        pairs.append(ScorePair(a["name"], str(a["protocol"].get("name")), key, a["value"], b["value"], is_tie))
+        stderrs = (estimates[0].stderr, estimates[1].stderr)
+        doubts = (a.get("doubts", []), b.get("doubts", []))
+        is_tie = None if None in stderrs or any(doubts) else tied(*estimates)
+        named = (a["name"], str(a["protocol"].get("name")), key)
+        pairs.append(ScorePair(*named, a["value"], b["value"], is_tie, stderrs, doubts))
     return sorted(pairs, key=lambda pair: pair.protocol)
 
 
