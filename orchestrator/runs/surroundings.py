@@ -42,9 +42,7 @@ def shown(path: Path) -> Path:
 def require_places(grid: Path, folder: Path | None) -> None:
     """ConfigError unless samples may be written there: before they are drawn, which takes long."""
     if grid.is_dir():
-        raise ConfigError(
-            f"{grid} is a directory, but --grid is one picture; name a file in it, for instance {grid / 'samples.png'}"
-        )
+        raise ConfigError(f"{grid} is a directory, but --grid is one picture; name a file in it, as {grid}/samples.png")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, but --out is a folder for a picture each; give another name")
     for place in (grid.parent, *([] if folder is None else [folder])):

@@ -46,7 +46,7 @@ def test_classes_below_several_folders_are_hinted_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "folder", "said"),
     [
-        (".", None, r"is a directory, but --grid is one picture; name a file in it, for instance .*samples.png"),
+        (".", None, r"is a directory, but --grid is one picture; name a file in it, as .*samples.png"),
         ("a.png", "file", r"file is a file, but --out is a folder"),
     ],
 )
