@@ -51,8 +51,6 @@ def run(bench: Bench, peers: Path | None) -> dict[str, Any]:
     except ValueError:  # a limit that is missed is exit code 1 and a report
         raise subprocess.CalledProcessError(process.returncode, process.args, printed) from None
     return {
-        # A directory of this machine is nobody else's.
-        "command": " ".join(["python", *(f'"{word}"' if " " in word else word for word in command_of(bench, None))]),
         "peers": peers is not None and bench.takes_peers,
         "elapsed_s": round(time.monotonic() - started_s),
         "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
@@ -97,7 +95,7 @@ def lines(results: dict[str, Any]) -> list[str]:
                 spread = " - ".join(f"{found(result['report'], figure):.4g}" for figure in row.spread)
                 told = f"{value:.4g}" + (f" ({spread})" if spread else "")
                 goal = verdict(row, value)
-            command = " ".join(["python", *bench.arguments])
+            command = " ".join(["python", *command_of(bench, None)])  # a directory of this machine is nobody else's
             made.append(f"| {row.what} | {told} | {goal} | {row.peer} | `{command}` |")
     return made
 
@@ -106,7 +104,10 @@ def render(results: dict[str, Any]) -> None:
     """The page and its plot."""
     runs = sorted({f"{one['machine']}; commit {one['commit']}, {one['measured']} UTC" for one in results.values()})
     taken_s = sum(one["elapsed_s"] for one in results.values())
-    page = [HEAD, f"All of it took {taken_s / 60:.0f} minutes. In parentheses the least and most of the rounds.\n"]
+    page = [
+        HEAD,
+        f"What is measured took {taken_s / 60:.0f} minutes. In parentheses the least and most of the rounds.\n",
+    ]
     page += [*lines(results), "", "![Each figure over its goal](results/bench.png)", "", "Measured on:", ""]
     TABLE.write_text("\n".join([*page, *(f"- {run}" for run in runs)]) + "\n")
     draw(results)

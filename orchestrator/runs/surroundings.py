@@ -21,10 +21,14 @@ def require_writable(runs_dir: Path) -> None:
     """Make the runs directory if it is not there. ConfigError if nothing can be written into it."""
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
-        # Tried, for rights say nothing of a read-only disk or of what mounts there.
-        tempfile.TemporaryFile(dir=runs_dir).close()
+        _write_into(runs_dir)
     except OSError as error:
         raise ConfigError(f"--runs-dir {runs_dir} cannot be written ({error.strerror}); choose another") from None
+
+
+def _write_into(folder: Path) -> None:
+    """OSError unless it can be: tried, for rights say nothing of a read-only disk or of what mounts there."""
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def stand_somewhere(place: Path) -> None:
@@ -47,5 +51,9 @@ def require_places(grid: Path, folder: Path | None) -> None:
         raise ConfigError(f"{folder} is a file, but --out is a folder for a picture each; give another name")
     for place in (grid.parent, *([] if folder is None else [folder])):
         existing = next(one for one in (place, *place.absolute().parents) if one.exists())
-        if not os.access(existing, os.W_OK):
-            raise ConfigError(f"{existing} cannot be written to; choose another place for the pictures")
+        try:
+            _write_into(existing)
+        except OSError as error:
+            raise ConfigError(
+                f"{existing} cannot be written to ({error.strerror}); choose another place for the pictures"
+            ) from None

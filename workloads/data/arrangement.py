@@ -88,17 +88,18 @@ def _give_the_path(where: str) -> str:
 
 
 def _about_classes(names: Sequence[str], inside: Sequence[tuple[int, Parts]], where: str) -> list[str]:
-    remarks = []
+    if len(names) > 1:
+        return []
     depth = 1
     while len(below := {path[depth] for _, path in inside if len(path) > depth + 1}) == 1:
         depth += 1  # a folder that holds but one
-    if len(names) == 1 and len(below) > 1:
-        above = next(path[depth - 1] for _, path in inside if len(path) > depth + 1)
-        remarks.append(
-            f"the only class, {printable(names[0])}, is made of folders ({_named(below)}); {_give_the_path(where)} "
-            f"of {printable(above)} to make each a class"
-        )
-    return remarks
+    if not below:
+        return []
+    above = next(path[depth - 1] for _, path in inside if len(path) > depth + 1)
+    return [
+        f"the only class, {printable(names[0])}, is made of folders ({_named(below)}); {_give_the_path(where)} "
+        f"of {printable(above)} to make each a class"
+    ]
 
 
 def _of_split(pictures: list[tuple[int, Parts]], folders: set[Parts], where: str, wanted: str | None) -> _SplitPart:
