@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,11 +17,11 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from waiting import PATIENCE_S, wait_until
 
 from orchestrator.cli.app import main
 
 REMEME = Path(sys.executable).with_name("rememe")
-TIMEOUT_S = 480.0
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -44,7 +43,7 @@ def rememe() -> Run:
     def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
         command = [str(REMEME), *map(str, arguments)]
         return subprocess.run(
-            command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command, cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
 
     return run
@@ -111,9 +110,6 @@ def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str,
     return tiny_run | {"reference": few_images}
 
 
-SERVER_START_TIMEOUT_S = 180
-
-
 class TrackingServer:
     """mlflow server in a process group of its own, with its artifacts over HTTP."""
 
@@ -132,14 +128,14 @@ class TrackingServer:
             self._process = subprocess.Popen(
                 command, env=environment(changes), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        deadline_s = time.monotonic() + SERVER_START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError((self.folder / "log").read_text())
+        wait_until(self._answers, (self.folder / "log").read_text, process=self._process, interval_s=0.2)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return True
+        except OSError:
+            return False
 
     def kill(self) -> None:
         """As kill -9 does."""
@@ -167,7 +163,6 @@ def new_tracking_server(tmp_path: Path) -> Iterator[Callable[..., TrackingServer
         server.kill()
 
 
-BROWSER_WAIT_S = 60
 BROWSER_OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -206,7 +201,7 @@ def wait_for_text() -> Callable[..., str]:
             body = browser.find_element(By.TAG_NAME, "body").text
             return body if all(text in body for text in texts) else None
 
-        found: str = WebDriverWait(browser, BROWSER_WAIT_S, ignored_exceptions=[Exception]).until(shown)
+        found: str = WebDriverWait(browser, PATIENCE_S, ignored_exceptions=[Exception]).until(shown)
         return found
 
     return wait

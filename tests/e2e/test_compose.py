@@ -9,19 +9,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from waiting import PATIENCE_S, wait_until
 
 COMPOSE = Path(__file__).parents[2] / "clusters" / "compose.yaml"
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 BIN = Path(sys.executable).parent
 PORTS = (6379, 8265, 5000, 5432, 7070)
-TIMEOUT_S = 600
 
 pytestmark = [
     pytest.mark.e2e,
@@ -48,14 +47,6 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline_s, log.read_text()
-        time.sleep(0.5)
 
 
 class Services:
@@ -137,7 +128,7 @@ def start_postgres(services: Services) -> None:
         check = shlex.split(services.described["postgres"]["healthcheck"]["test"].replace("mlflow", database))
         return subprocess.run(check, env=login, capture_output=True, check=False).returncode == 0
 
-    wait_for(lambda: ready("postgres"), process, services.log("postgres"))
+    wait_until(lambda: ready("postgres"), services.log("postgres").read_text, process=process, interval_s=0.5)
     port = f"--port={services.ports[5432]}"
     create = ["createdb", port, f"--username={said['POSTGRES_USER']}", said["POSTGRES_DB"]]
     subprocess.run(create, env=login, check=True)
@@ -150,7 +141,7 @@ def start_s3(services: Services) -> None:
 
     server = [str(BIN / "moto_server"), "-H", services.address, "-p", str(services.ports[7070])]
     process = services.start("s3", server)
-    wait_for(lambda: services.listens(7070), process, services.log("s3"))
+    wait_until(lambda: services.listens(7070), services.log("s3").read_text, process=process, interval_s=0.5)
     (volume,) = services.described["s3"]["volumes"]
     bucket = Path(volume.split(":")[1]).name
     boto3.client(
@@ -172,11 +163,11 @@ def services() -> Iterator[Services]:
         head = services.start("head", [*services.command("head"), f"--ray-client-server-port={free_ports(1)[0]}"])
         start_postgres(services)
         mlflow = services.start("mlflow", services.command("mlflow"))
-        wait_for(lambda: services.listens(6379), head, services.log("head"))
+        wait_until(lambda: services.listens(6379), services.log("head").read_text, process=head, interval_s=0.5)
         for number in range(services.described["worker"]["deploy"]["replicas"]):
             services.start("worker", services.command("worker"), process=f"worker{number}")
-        wait_for(lambda: services.listens(8265), head, services.log("head"))
-        wait_for(lambda: services.listens(5000), mlflow, services.log("mlflow"))
+        wait_until(lambda: services.listens(8265), services.log("head").read_text, process=head, interval_s=0.5)
+        wait_until(lambda: services.listens(5000), services.log("mlflow").read_text, process=mlflow, interval_s=0.5)
         yield services
     finally:
         services.stop()
@@ -190,7 +181,13 @@ def test_a_run_is_submitted_and_its_results_are_in_s3_and_mlflow(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(quick_run))
     command = shlex.split(services.here(told).replace("demo-meme", "tiny.yaml"))
     result = subprocess.run(
-        command, cwd=tmp_path, env=services.variables("head"), capture_output=True, text=True, timeout=240, check=False
+        command,
+        cwd=tmp_path,
+        env=services.variables("head"),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "fd-fashion-cnn = " in result.stdout

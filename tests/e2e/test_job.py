@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from waiting import PATIENCE_S, wait_until
 
 from orchestrator.plan.jobs import make_plan
 from orchestrator.plan.places import RunsDir
@@ -31,8 +31,6 @@ from workloads.training.result import completed
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 180
-JOB_TIMEOUT_S = 600
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,15 +73,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def _wait_until_up(process: "subprocess.Popen[bytes]", environment: dict[str, str], log: Path) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s and process.poll() is None:
-        listed = subprocess.run(
-            [str(BIN / "ray"), "job", "list"], env=environment, capture_output=True, timeout=60, check=False
-        )
-        if listed.returncode == 0:
-            return
-        time.sleep(1)
-    raise AssertionError(f"the head node did not come up:\n{log.read_text()}")
+    command = [str(BIN / "ray"), "job", "list"]
+
+    def is_up() -> bool:
+        listed = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=False)
+        return listed.returncode == 0
+
+    wait_until(is_up, log.read_text, process=process, interval_s=1)
 
 
 @pytest.fixture
@@ -98,11 +94,8 @@ def spare_node(head: dict[str, str], tmp_path: Path) -> Iterator[Callable[[], Ca
         log = tmp_path / f"node-{len(started)}.log"
         with log.open("w") as file:
             started.append(subprocess.Popen(command, env=head, stdout=file, stderr=subprocess.STDOUT))
-        node, deadline_s = started[-1], time.monotonic() + START_TIMEOUT_S
-        while "Ray runtime started" not in log.read_text():
-            assert node.poll() is None, log.read_text()
-            assert time.monotonic() < deadline_s, log.read_text()
-            time.sleep(0.2)
+        node = started[-1]
+        wait_until(lambda: "Ray runtime started" in log.read_text(), log.read_text, process=node, interval_s=0.2)
         return lambda: os.kill(_raylet_of(node.pid), signal.SIGKILL)
 
     yield start
@@ -135,7 +128,7 @@ def submit(
         command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--"]
         command += ["rememe", "train", "tiny.yaml", *overrides, "--runs-dir", str(tmp_path / "runs")]
         return subprocess.run(
-            command, cwd=project, env=head | changes, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
+            command, cwd=project, env=head | changes, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
 
     return run
@@ -155,9 +148,7 @@ def test_a_job_trains_scores_and_ends_with_zero(
 def rememe(head: dict[str, str], *arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """The command as a user who has the address and the token in the environment runs it."""
     command = [str(BIN / "rememe"), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=head, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
-    )
+    return subprocess.run(command, cwd=cwd, env=head, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def begin(head: dict[str, str], description: dict[str, Any], runs: Path) -> str:
@@ -169,13 +160,9 @@ def begin(head: dict[str, str], description: dict[str, Any], runs: Path) -> str:
     return begun.stdout.split()[1].rstrip(";")
 
 
-def wait_for(runs: Path, pattern: str) -> Path:
+def first_file(runs: Path, pattern: str) -> Path:
     """The first such file of a run's store."""
-    deadline_s = time.monotonic() + JOB_TIMEOUT_S
-    while not (found := sorted((runs / "store").glob(pattern))):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-    return found[0]
+    return wait_until(lambda: sorted((runs / "store").glob(pattern)))[0]
 
 
 def test_a_remix_outlives_its_node_while_a_study_finishes_beside_it(
@@ -202,7 +189,7 @@ def test_a_remix_outlives_its_node_while_a_study_finishes_beside_it(
         "budget": {"num_configurations": 2},
     }
     job, beside = begin(head, remix, tmp_path / "remix"), begin(head, study, tmp_path / "study")
-    wait_for(tmp_path / "remix", "*/checkpoints/[0-9]*")
+    first_file(tmp_path / "remix", "*/checkpoints/[0-9]*")
     kill()
     spare_node()
     ended = rememe(head, "logs", job, "--follow", cwd=tmp_path)
@@ -222,14 +209,12 @@ def test_a_submitted_run_is_stopped_with_a_checkpoint_and_goes_on_to_the_same_we
     long = tiny_run | {"name": "long", "training": training, "strategy": {"kind": "single"}}
     runs = tmp_path / "runs"
     job = begin(head, long, runs)
-    wait_for(runs, "*/records.jsonl")
+    first_file(runs, "*/records.jsonl")
     seen = rememe(head, "status", job, cwd=tmp_path)  # from its own runs directory, which nobody has named here
     assert re.search(r"long-\w{8} \(single\): running.*job " + job, seen.stdout, re.DOTALL), seen.stdout + seen.stderr
     # The driver hears of the first record a little later than it is written.
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not re.search(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ", seen.stdout):
-        assert time.monotonic() < deadline_s, seen.stdout
-        seen = rememe(head, "status", job, cwd=tmp_path)
+    in_training = re.compile(r"expert_00 +\[0, 1000\) +training +[\d.]+ +[\d,]+ +\d+% ")
+    wait_until(lambda: in_training.search(rememe(head, "status", job, cwd=tmp_path).stdout))
     assert "long-" in rememe(head, "status", "--runs-dir", runs, cwd=tmp_path).stdout
     assert "writes checkpoints and ends" in rememe(head, "stop", job, cwd=tmp_path).stdout
     followed = rememe(head, "logs", job, "--follow", cwd=tmp_path)

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from waiting import wait_until
 
 from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import Ledger
@@ -69,18 +69,16 @@ def command_of(pid: int) -> bytes:
 
 def wait_until_gone(pids: list[int]) -> None:
     """Ray's agents are the last; by its own settings they stay for a minute."""
-    deadline_s = time.monotonic() + 30
-    while left := [command for pid in pids if b"ray" in (command := command_of(pid))]:
-        assert time.monotonic() < deadline_s, left
-        time.sleep(0.2)
+
+    def left() -> list[bytes]:
+        return [command for pid in pids if b"ray" in (command := command_of(pid))]
+
+    wait_until(lambda: not left(), left, timeout_s=30)
 
 
 def wait_for_a_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
-    deadline_s = time.monotonic() + 120
-    while not list((folder / "runs" / "store").glob("*/checkpoints/*")):
-        assert time.monotonic() < deadline_s
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    store = folder / "runs" / "store"
+    wait_until(lambda: list(store.glob("*/checkpoints/*")), process=process)
 
 
 def test_a_study_survives_kill_and_trains_each_expert_once(

@@ -8,20 +8,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from waiting import wait_until
 
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 SCRIPT = CLUSTERS / "slurm.sbatch"
 PROGRAMS = {
     name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("munged", "slurmctld", "slurmd")
 }
-TIMEOUT_S = 600
 
 needs_slurm = pytest.mark.skipif(
     None in PROGRAMS.values(), reason=f"Slurm is not installed here (apt install slurm-wlm munge): {PROGRAMS}"
@@ -64,13 +63,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(condition: Callable[[], Any], what: Callable[[], str]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, what()
-        time.sleep(0.5)
-
-
 class Slurm:
     """The commands of Slurm, as a user with an activated environment gives them in `folder`."""
 
@@ -94,7 +86,7 @@ class Slurm:
         return file.read_text() if file.is_file() else ""
 
     def wait_for_log(self, job: str, pattern: str) -> None:
-        wait_for(lambda: re.search(pattern, self.log(job)), lambda: f"{pattern!r} is not in:\n{self.log(job)}")
+        wait_until(lambda: re.search(pattern, self.log(job)), lambda: f"{pattern!r} is not in:\n{self.log(job)}")
 
     def wait_for_end(self, job: str) -> dict[str, str]:
         """What Slurm says of a job that has ended."""
@@ -103,7 +95,7 @@ class Slurm:
             return dict(pair.split("=", 1) for pair in self("scontrol", "show", "job", job).split() if "=" in pair)
 
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-        wait_for(lambda: job_now()["JobState"] in over, lambda: f"{job_now()}\n{self.log(job)}")
+        wait_until(lambda: job_now()["JobState"] in over, lambda: f"{job_now()}\n{self.log(job)}")
         return job_now()
 
 
@@ -144,14 +136,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, user_variables: dict[str, st
         for command in commands:
             daemons.append(subprocess.Popen(command, env=slurm.variables, stdout=log, stderr=log))
             if command is commands[0]:
-                wait_for((root / "munge.socket").exists, (root / "log").read_text)
+                wait_until((root / "munge.socket").exists, (root / "log").read_text)
         idle = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
 
         def up() -> bool:
             asked = subprocess.run(idle, env=slurm.variables, capture_output=True, text=True, check=False)
             return asked.stdout.strip() == "2"
 
-        wait_for(up, (root / "log").read_text)
+        wait_until(up, (root / "log").read_text)
         yield slurm
     finally:
         for daemon in reversed(daemons):
@@ -186,7 +178,7 @@ def test_of_two_jobs_on_the_same_nodes_one_is_cancelled_the_other_requeued_and_e
     assert len(scratch_of(cancelled)) == 2
     slurm("scancel", cancelled)
     assert slurm.wait_for_end(cancelled)["JobState"] == "CANCELLED"
-    wait_for(lambda: not processes_of(cancelled), lambda: "\n".join(processes_of(cancelled)))
+    wait_until(lambda: not processes_of(cancelled), lambda: "\n".join(processes_of(cancelled)))
     assert not scratch_of(cancelled)
 
     slurm.wait_for_log(job, "images/s")
@@ -202,7 +194,7 @@ def test_of_two_jobs_on_the_same_nodes_one_is_cancelled_the_other_requeued_and_e
         assert images == sorted(set(images))  # nothing was trained twice
         assert 0 < images_before < images[-1] == 6_000
     assert len(list(slurm.folder.glob("runs/store/*/result.json"))) == 2
-    wait_for(lambda: not processes_of(job), lambda: "\n".join(processes_of(job)))
+    wait_until(lambda: not processes_of(job), lambda: "\n".join(processes_of(job)))
     assert not scratch_of(job)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from waiting import wait_until
 
 from orchestrator.tracking import tracker as tracking
 from orchestrator.tracking.tracker import Tracker
@@ -36,13 +37,6 @@ def steps(server: Any, name: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-
-
 def test_a_server_that_dies_and_returns_loses_nothing(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +54,7 @@ def test_a_server_that_dies_and_returns_loses_nothing(
         started_s = time.monotonic()
         expert.records([record(3)])
         run.log_artifact(grid)
-        assert time.monotonic() - started_s < 1  # training does not wait for the tracker
+        assert time.monotonic() - started_s < 5  # training does not wait for the tracker
         grid.unlink()  # the tracker has its own copy
         wait_until(lambda: "does not answer" in capsys.readouterr().err)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from waiting import PATIENCE_S, wait_until
 
 from orchestrator.plan.errors import TrackingError
 from orchestrator.tracking.address import count_experiments
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.e2e
 
 NUM_DRIVERS, NUM_STEPS = 10, 40
 CURVES = ("loss", "images_per_s", "learning_rate", "loader_wait_share")
-START_TIMEOUT_S = 180
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres" if os.getuid() == 0 else None
 """PostgreSQL refuses to run as root."""
@@ -99,7 +99,7 @@ def postgres() -> Iterator[str]:
     options = ["-D", folder / "data", "-p", str(port), "-k", folder, "-c", "fsync=off"]
     process = subprocess.Popen([PROGRAMS[-1] / "postgres", *options], **common)
     address = f"postgresql+psycopg2://rememe:s3cret@127.0.0.1:{port}/postgres"
-    wait_until(lambda: is_up(address), timeout_s=START_TIMEOUT_S)
+    wait_until(lambda: is_up(address))
     yield address
     process.send_signal(signal.SIGINT)  # SIGTERM would wait for MLflow's idle connections
     process.wait()
@@ -121,13 +121,6 @@ def rows(address: str, query: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall()
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-
-
 def test_ten_drivers_and_a_server_that_is_killed(
     postgres: str,
     tmp_path: Path,
@@ -146,14 +139,14 @@ def test_ten_drivers_and_a_server_that_is_killed(
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: len(list(runs.glob("half-*"))) == NUM_DRIVERS, timeout_s=180)
+    wait_until(lambda: len(list(runs.glob("half-*"))) == NUM_DRIVERS)
     (runs / "down").touch()
     time.sleep(0.3)  # in the middle of what is being written
     server.kill()
     time.sleep(2)
     server.start()
     (runs / "up").touch()
-    told = drivers.communicate(timeout=180)[1]
+    told = drivers.communicate(timeout=PATIENCE_S)[1]
     assert drivers.returncode == 0, told
     # What a driver had no time for, the next one writes.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)

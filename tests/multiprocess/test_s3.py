@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from s3fs import S3FileSystem
+from waiting import wait_until
 
 from orchestrator.store import remote as remote_store
 from orchestrator.store.experts import ExpertStore
@@ -141,7 +142,7 @@ def test_a_fault_is_one_sentence_and_nothing_half_is_there(
     started_s = time.monotonic()
     with pytest.raises(StorageError, match=said) as caught:
         store.publish("k", finished)
-    assert time.monotonic() - started_s < 20
+    assert time.monotonic() - started_s < 60
     assert str(caught.value).startswith(f"{uri}/k/")
     assert "\n" not in str(caught.value)
     proxy.fault = ""
@@ -173,7 +174,7 @@ def test_a_port_where_nobody_listens_is_named_soon_and_training_goes_on(
         claim = store.claim("k")
         assert claim is not None  # the disk's
         claim.release()
-    assert time.monotonic() - started_s < 20
+    assert time.monotonic() - started_s < 60
     assert len(caplog.messages) == 1  # and it is not asked again at once
 
 
@@ -228,9 +229,6 @@ def test_a_lease_outlives_an_outage_shorter_than_itself(proxy: FaultyProxy, monk
         time.sleep(0.5)
     proxy.fault = ""
     count = lease._count
-    deadline_s = time.monotonic() + 10
-    while lease._count < count + 2:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(lambda: lease._count >= count + 2)
     assert lease.is_held()
     lease.release()

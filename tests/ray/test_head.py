@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 from orchestrator.execution.head import HEAD
 
@@ -45,7 +46,7 @@ def test_a_dead_cluster_leaves_nothing(dies: str, code: int, sentence: str) -> N
     family = wait_for_all(driver.pid)
     killed_s = time.monotonic()
     os.kill(head if dies == "head" else driver.pid, signal.SIGKILL)
-    _, told = driver.communicate(timeout=120)
+    _, told = driver.communicate(timeout=PATIENCE_S)
     assert time.monotonic() - killed_s < ANSWER_S
     assert driver.returncode == code
     assert sentence in told

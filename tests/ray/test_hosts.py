@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import PATIENCE_S, wait_until
 
 from orchestrator.plan.jobs import make_plan
 from orchestrator.store.experts import ExpertStore
@@ -42,7 +43,6 @@ pytestmark = pytest.mark.ray
 HOSTS = ("head", "left", "right")
 BIN = Path(sys.executable).parent
 PORT = 6379
-TIMEOUT_S = 600.0
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
 
@@ -140,6 +140,12 @@ class Hosts:
         self.processes.append(process)
         return process
 
+    def log(self, name: str) -> Path:
+        return self.scratch / f"{name}.log"
+
+    def head_is_up(self) -> bool:
+        return "Ray runtime started" in self.log("head").read_text()
+
     def serve(self, name: str) -> None:
         """What the service manager of a host does: start Ray there, and again whenever it has ended."""
         command = [BIN / "ray", "start", "--block", f"--node-ip-address={self.addresses[name]}"]
@@ -149,7 +155,7 @@ class Hosts:
         else:
             command += [f"--address={self.address}", "--num-cpus=1"]
         again = ["bash", "-c", 'while :; do "$@"; sleep 1; done', "serve"]
-        self.run(name, *again, *command, log=self.scratch / f"{name}.log")
+        self.run(name, *again, *command, log=self.log(name))
 
     def close(self) -> None:
         self.switch.is_over = True
@@ -184,17 +190,10 @@ def hosts() -> Iterator[Hosts]:
         for name in HOSTS:
             made.serve(name)
             if name == "head":
-                wait_for(lambda: "Ray runtime started" in (made.scratch / "head.log").read_text(), "the head")
+                wait_until(made.head_is_up, made.log(name).read_text)
         yield made
     finally:
         made.close()
-
-
-def wait_for(holds: Callable[[], Any], what: str, timeout_s: float = 90.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.2)
 
 
 class Driver:
@@ -217,7 +216,7 @@ class Driver:
             self._lines.put(line)
         self._lines.put("")
 
-    def until(self, holds: Callable[[dict[str, Any]], bool], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    def until(self, holds: Callable[[dict[str, Any]], bool], timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Listen until it says so."""
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -268,7 +267,7 @@ def undisturbed(remix: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
 
         def waited() -> Path:
-            said, _ = process.communicate(timeout=TIMEOUT_S)
+            said, _ = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 0, said
             return folder
 
@@ -293,7 +292,7 @@ def test_the_experts_of_a_host_that_is_cut_off_move_and_it_keeps_none(
     cut_s = time.monotonic()
     lost = driver.until(is_event("Restarting"))
     print(f"a host behind a cut link was given up after {lost['at_s'] - cut_s:.0f} s")
-    wait_for(lambda: tenant.read_text() != name, "its expert on the other host", TIMEOUT_S)
+    wait_until(lambda: tenant.read_text() != name, lambda: "its expert is not on the other host")
     os.kill(begun["pid"], signal.SIGCONT)
     assert driver.to_the_end()["failed"] == {}
     assert {said["cause"] for said in driver.of("Restarting")} == {"NODE_LOST"}

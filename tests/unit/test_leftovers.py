@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from waiting import wait_until
 
 DRIVER = """
 import os, subprocess
@@ -28,10 +29,7 @@ def start() -> tuple["subprocess.Popen[str]", int, int]:
 
 
 def ends(pid: int) -> bool:
-    deadline_s = time.monotonic() + 20
-    while lives(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    return not lives(pid)
+    return wait_until(lambda: not lives(pid))
 
 
 def lives(pid: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from orchestrator.store import sites, tenancy
 from orchestrator.store.remote_files import RemoteFiles
@@ -59,20 +60,13 @@ def known(site: StorageSite) -> list[int]:
     return [int(name) for name in sites._known_checkpoints(site.storage.store, "k")]
 
 
-def wait_for(condition: Any) -> None:
-    deadline_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
 def test_a_stopped_job_goes_on_elsewhere_from_its_last_checkpoint(site: StorageSite) -> None:
     sent: list[int] = []
     with stopped_job(site, sent.append) as place:
         for images_seen in (16, 32, 48):
             checkpoint(place.path, images_seen)
             place.on_checkpoint(images_seen)
-            wait_for(lambda images_seen=images_seen: sent[-1:] == [images_seen])
+            wait_until(lambda images_seen=images_seen: sent[-1:] == [images_seen])
         checkpoint(place.path, 64)
         place.on_checkpoint(64)
     assert sent == [16, 32, 48, 64]
@@ -91,7 +85,7 @@ def test_a_damaged_checkpoint_is_skipped(site: StorageSite, tmp_path: Path) -> N
         for images_seen in (16, 32):
             checkpoint(place.path, images_seen)
             place.on_checkpoint(images_seen)
-            wait_for(lambda images_seen=images_seen: images_seen in known(site) and known(site)[0] == images_seen)
+            wait_until(lambda images_seen=images_seen: images_seen in known(site) and known(site)[0] == images_seen)
     (damaged,) = (tmp_path / "remote").rglob(f"{32:012d}/attempt-*/checkpoints/*/state.safetensors")
     damaged.write_bytes(b"rubbish")
     with stopped_job(site, ignore) as place:
@@ -104,7 +98,7 @@ def test_training_does_not_wait_for_a_slow_storage_and_only_the_newest_is_sent(
     go_on, upload, sent = threading.Event(), RemoteFiles.upload, []
 
     def slowly(files: RemoteFiles, source: Path, name: str) -> None:
-        go_on.wait(10)
+        go_on.wait(60)
         upload(files, source, name)
 
     monkeypatch.setattr(RemoteFiles, "upload", slowly)
@@ -114,8 +108,8 @@ def test_training_does_not_wait_for_a_slow_storage_and_only_the_newest_is_sent(
             checkpoint(place.path, images_seen)
             place.on_checkpoint(images_seen)
             if images_seen == 16:
-                wait_for(lambda: (place.path.with_suffix(".outgoing")).is_dir())
-        assert time.monotonic() - started_s < 5
+                wait_until(lambda: (place.path.with_suffix(".outgoing")).is_dir())
+        assert time.monotonic() - started_s < 30
         go_on.set()
     assert sent[-1] == 160
     assert len(sent) <= 3
@@ -136,9 +130,9 @@ def test_an_outage_costs_nothing_but_the_checkpoints_of_its_time(
         is_out.set()
         checkpoint(place.path, 16)
         place.on_checkpoint(16)
-        wait_for(lambda: "no answer" in caplog.text)
+        wait_until(lambda: "no answer" in caplog.text)
         is_out.clear()
-        wait_for(lambda: sent == [16])  # without a new one
+        wait_until(lambda: sent == [16])  # without a new one
         JobDir(place.path).result.write_text("{}")
     assert site.storage.store.index("k") is not None
     is_out.set()
@@ -159,11 +153,11 @@ def test_a_node_that_was_cut_off_sends_nothing_after_its_heir(site: StorageSite)
         place = first.enter_context(site.job("k", ignore, "first"))
         checkpoint(place.path, 16)
         place.on_checkpoint(16)
-        wait_for(lambda: known(site) == [16])
+        wait_until(lambda: known(site) == [16])
         with site.job("k", ignore, "heir") as heir:
             assert JobDir(heir.path).checkpointed_images() == 16
             with pytest.raises(TakenOverError, match="another node has taken over the training of k; this one ends"):
-                wait_for(lambda: go_on(place))
+                wait_until(lambda: go_on(place))
             assert known(site) == [16]
             JobDir(heir.path).result.write_text("heir")
         published = site.storage.store.index("k")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from waiting import wait_until
 
 from orchestrator.plan import events
 from orchestrator.plan.errors import RunStoppedError
@@ -71,13 +72,6 @@ def quick_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.runs.status.WRITE_INTERVAL_S", 0.05)
 
 
-def wait_for(check: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
 def text_of(renderable: Any) -> str:
     console = Console(width=200)
     with console.capture() as capture:
@@ -90,7 +84,7 @@ def test_a_driver_that_is_killed_is_gone_at_once_and_what_it_said_stays(
 ) -> None:
     run = RunDir(tmp_path / "a-12345678")
     driver = start_driver(run)
-    wait_for(lambda: (view := view_run(run)) and view.status.total)
+    wait_until(lambda: (view := view_run(run)) and view.status.total)
     view = view_run(run)
     assert view is not None
     assert (view.driver, view.status.pid) == (DriverState.RUNS, driver.pid)
@@ -126,7 +120,7 @@ def test_experts_are_shown_with_node_speed_and_what_restarts_cost(plan: Plan, tm
             events.Progressed(key, (TrainingRecord(512, 0.5, 64.0, 1e-3, 0.0),)),
         ):
             status(event)
-        wait_for(lambda: (view := view_run(run)) and view.status.experts and view.status.experts[2].images_seen)
+        wait_until(lambda: (view := view_run(run)) and view.status.experts and view.status.experts[2].images_seen)
         view = view_run(run)
         assert view is not None
         text = text_of(run_lines(view.status, view.driver))
@@ -161,14 +155,14 @@ def test_the_second_driver_of_a_run_writes_when_the_first_is_gone(
     monkeypatch.setattr("orchestrator.runs.status.LIFE_INTERVAL_S", 0.05)
     run = RunDir(tmp_path / "x")
     first = start_driver(run)
-    wait_for(lambda: view_run(run))
+    wait_until(lambda: view_run(run))
     with StatusFile(run, "meme"):
         time.sleep(0.3)
         assert (view := view_run(run))
         assert view.status.pid == first.pid
         first.kill()
         first.wait()
-        wait_for(lambda: (view := view_run(run)) and view.status.pid == os.getpid())
+        wait_until(lambda: (view := view_run(run)) and view.status.pid == os.getpid())
 
 
 def test_what_cannot_be_written_stops_nothing_and_is_told_once(
