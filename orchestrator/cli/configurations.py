@@ -66,6 +66,7 @@ def plan(
     """
     if config is None:
         teach("plan", "", "comparisons", "studies")
+    print_beginning(f"plan {config}")
     from orchestrator.search.study.find import find_study
 
     # A study first, for its name would be unknown to load_config.

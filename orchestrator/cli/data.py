@@ -103,6 +103,9 @@ def data_prepare(
 ) -> None:
     """Write memory-mapped shards with checksums. The same command continues an interrupted run."""
     print_beginning(f"prepare {source}")
+    from orchestrator.runs.surroundings import require_makeable
+
+    require_makeable(None if out.is_dir() else out)  # what is prepared already may lie on a disk that is read only
     from orchestrator.runs.data import prepare_source, used_with
     from orchestrator.terminal.found import print_found
 
@@ -141,6 +144,9 @@ def data_show(
 ) -> None:
     """Draw what the trainer will see, a row per class, and print the range of its numbers."""
     print_beginning(f"show {prepared}")
+    from orchestrator.runs.surroundings import require_makeable
+
+    require_makeable(out)
     from orchestrator.runs.data import show_prepared
     from orchestrator.terminal.found import print_found
     from workloads.data.found import read_found

@@ -32,7 +32,7 @@ def sample(
     print_beginning(f"sample {run}")
     from orchestrator.runs.surroundings import require_places
 
-    require_places(grid, out)
+    require_places(grid, out, num)
     import rememe
 
     samples = rememe.sample(
@@ -62,6 +62,9 @@ def bake(
 ) -> None:
     """Write a remix's experts out as plain networks, an ensemble that samples at no extra cost."""
     print_beginning(f"bake {run}")
+    from orchestrator.runs.surroundings import require_makeable
+
+    require_makeable(out)
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
@@ -99,6 +102,9 @@ def export(
     diffusers' own DiTPipeline, which needs nothing of rememe.
     """
     print_beginning(f"export {run}")
+    from orchestrator.runs.surroundings import require_makeable
+
+    require_makeable(out)
     from orchestrator.runs.stored import run_at_hand
     from orchestrator.terminal.progress import progress
 
@@ -135,6 +141,9 @@ def analyze_spectra(
     or one network, beside them at the same timesteps.
     """
     print_beginning(f"analyze {run}")
+    from orchestrator.runs.surroundings import require_makeable
+
+    require_makeable(out)
     from orchestrator.runs.stored import find_trained_run, run_at_hand
 
     controls = [find_trained_run(one, runs_dir) for one in control or ()]

@@ -97,6 +97,10 @@ def report(
 
     Every figure comes with its numbers as CSV, tables sort, and nothing is loaded: the page can be sent as it is.
     """
+    print_beginning(f"report {named}")
+    from orchestrator.runs.surroundings import require_makeable
+
+    require_makeable(out)
     from orchestrator.search.report.find import bring_reported, write_report_of
 
     if storage is not None:

@@ -85,6 +85,13 @@ def generate_samples(
     in_flight: dict[ray.ObjectRef, int] = {}
     # Taken from the end, so that batches are drawn in their order.
     waiting = list(reversed(missing))
+
+    def tell() -> None:
+        if on_progress is not None:
+            on_progress(min(num_done * protocol.batch_size, protocol.num_samples), protocol.num_samples)
+
+    if waiting:
+        tell()
     while waiting or in_flight:
         while waiting and len(in_flight) < num_ahead:
             index = waiting.pop()
@@ -94,8 +101,7 @@ def generate_samples(
         for reference in _ended(in_flight, resources, wait_timeout_s):
             out.write(in_flight.pop(reference), _take(reference))
             num_done += 1
-        if on_progress is not None:
-            on_progress(min(num_done * protocol.batch_size, protocol.num_samples), protocol.num_samples)
+        tell()
 
 
 def _ended(references: Iterable[ray.ObjectRef], resources: Resources, wait_timeout_s: float) -> list[ray.ObjectRef]:

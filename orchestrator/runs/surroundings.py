@@ -43,17 +43,34 @@ def shown(path: Path) -> Path:
     return path.relative_to(here) if here is not None and path.is_relative_to(here) else path
 
 
-def require_places(grid: Path, folder: Path | None) -> None:
-    """ConfigError unless samples may be written there: before they are drawn, which takes long."""
-    if grid.is_dir():
-        raise ConfigError(f"{grid} is a directory, but --grid is one picture; name a file in it, as {grid}/samples.png")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, but --out is a folder for a picture each; give another name")
-    for place in (grid.parent, *([] if folder is None else [folder])):
-        existing = next(one for one in (place, *place.absolute().parents) if one.exists())
+def require_makeable(*places: Path | None) -> None:
+    """ConfigError unless a file or a folder can be made at each of these: before the work, which may take long."""
+    for place in places:
+        if place is None:
+            continue
+        folder = place.absolute() if place.is_dir() else place.absolute().parent
+        existing = next(one for one in (folder, *folder.parents) if one.exists())
         try:
             _write_into(existing)
         except OSError as error:
             raise ConfigError(
-                f"{existing} cannot be written to ({error.strerror}); choose another place for the pictures"
+                f"{place} cannot be made: {existing} takes no files ({error.strerror}); choose another place"
             ) from None
+
+
+def require_places(grid: Path, folder: Path | None, num: int) -> None:
+    """ConfigError unless num samples may be written there, and only they will be: before they are drawn."""
+    if grid.is_dir():
+        raise ConfigError(f"{grid} is a directory, but --grid is one picture; name a file in it, as {grid}/samples.png")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, but --out is a folder for a picture each; give another name")
+    require_makeable(grid, folder)
+    if folder is None:
+        return
+    from workloads.evaluation.samples import pictures_beyond  # with torch, which is slow to load
+
+    if others := pictures_beyond(folder, num):
+        raise ConfigError(
+            f"{folder} holds {len(others)} other picture(s), as {others[0]}, which would be taken for samples; "
+            "name another folder for --out, or empty this one"
+        )

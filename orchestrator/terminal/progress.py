@@ -1,5 +1,6 @@
 """A progress bar for work that takes a while; lines now and then where the output is a log."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ PLAIN_INTERVAL_S = 10.0
 
 FIRST_AFTER_S = 2.0
 """When a log hears for the first time of work that is not done by then."""
+
+SILENCE_S = 60.0
+"""After so long the line before is said again: it lives, and has come no further."""
 
 ProgressListener = Callable[[str, int, int], None]
 """Hears what is done, how much of it and of how much."""
@@ -65,13 +69,14 @@ def progress(
     finally:
         if task is not None:
             bar.stop()
-            plain.finish()
+        plain.finish()
 
 
 class _PlainLines:
     """Rich draws a bar in a log only when all is done; whoever follows a job wants to see that it moves.
 
-    The last line says how far it came, whatever it ended by.
+    Lines come from a thread of their own too, for a first batch may take a minute. The last says how far it came,
+    whatever it ended by.
     """
 
     def __init__(self, title: str, unit: str, console: Console) -> None:
@@ -80,27 +85,51 @@ class _PlainLines:
         self._next_s = self._started_s + FIRST_AFTER_S
         self._done_before: int | None = None
         self._last: tuple[int, int] | None = None
-        """What was done and of how much, as long as no line has said so."""
+        """What is done and of how much; None before the first word of it."""
+
+        self._is_told = False
+        self._lock, self._over = threading.Lock(), threading.Event()
+        if not console.is_terminal:
+            threading.Thread(target=self._keep_telling, name=f"tells of {title}", daemon=True).start()
 
     def finish(self) -> None:
         """Say how far it came, if the lines before have not."""
-        if self._last is not None and not self._console.is_terminal:
-            done, total = self._last
+        self._over.set()
+        with self._lock:
+            if self._last is None or self._is_told or self._console.is_terminal:
+                return
             took = duration(time.monotonic() - self._begun_s)
-            print_line(f"{self._title}: {done:,} of {total:,} {self._unit}, took {took}", self._console)
+            self._print(f", took {took}")
 
     def advance(self, done: int, total: int) -> None:
-        now_s = time.monotonic()
-        if self._done_before is None:  # what an earlier call did took no time of this one
-            self._done_before, self._started_s = done, now_s
-        self._last = (done, total)
+        with self._lock:
+            now_s = time.monotonic()
+            if self._done_before is None:  # what an earlier call did took no time of this one
+                self._done_before, self._started_s = done, now_s
+            self._is_told, self._last = self._is_told and self._last == (done, total), (done, total)
+            self._tell_if_due(now_s)
+
+    def _keep_telling(self) -> None:
+        while not self._over.wait(FIRST_AFTER_S):
+            with self._lock:
+                if not self._over.is_set():
+                    self._tell_if_due(time.monotonic())
+
+    def _tell_if_due(self, now_s: float) -> None:
         # That all is done is told by finish().
-        if self._console.is_terminal or now_s < self._next_s or done >= total:
+        if self._last is None or self._console.is_terminal or self._last[0] >= self._last[1]:
             return
-        self._last = None
-        self._next_s = now_s + PLAIN_INTERVAL_S
-        left = ""
-        if done > self._done_before:
+        if now_s < self._next_s + (SILENCE_S - PLAIN_INTERVAL_S if self._is_told else 0.0):
+            return
+        done, total = self._last
+        self._next_s, left = now_s + PLAIN_INTERVAL_S, ""
+        if self._done_before is not None and done > self._done_before:
             left_s = (total - done) * (now_s - self._started_s) / (done - self._done_before)
             left = f", {duration(left_s)} left"
-        print_line(f"{self._title}: {done:,} of {total:,} {self._unit}{left}", self._console)
+        self._print(left)
+
+    def _print(self, end: str) -> None:
+        assert self._last is not None
+        done, total = self._last
+        self._is_told = True
+        print_line(f"{self._title}: {done:,} of {total:,} {self._unit}{end}", self._console)

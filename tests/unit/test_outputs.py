@@ -1,5 +1,7 @@
 """What a command says of its results, and where they may go."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from shlex import split
 
@@ -8,7 +10,7 @@ from PIL import Image
 
 from orchestrator.runs.analysis.difference import ScorePair
 from orchestrator.runs.data import used_with
-from orchestrator.runs.surroundings import require_places
+from orchestrator.runs.surroundings import require_makeable, require_places
 from workloads.config.data import FolderData
 from workloads.config.load import load_config
 from workloads.data.prepare import check, prepare
@@ -48,17 +50,33 @@ def test_classes_below_several_folders_are_hinted_at(tmp_path: Path) -> None:
     [
         (".", None, r"is a directory, but --grid is one picture; name a file in it, as .*samples.png"),
         ("a.png", "file", r"file is a file, but --out is a folder"),
+        ("a.png", "older", r"older holds 2 other picture\(s\), as 000004.png, .* or empty this one"),
     ],
 )
 def test_where_samples_cannot_go_is_said_before_they_are_drawn(
     grid: str, folder: str | None, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "older").mkdir()
+    for index in range(6):
+        (tmp_path / "older" / f"{index:06d}.png").touch()
     with pytest.raises(ConfigError, match=said):
-        require_places(tmp_path / grid, None if folder is None else tmp_path / folder)
-    require_places(tmp_path / "new" / "a.png", tmp_path / "other" / "new")
+        require_places(tmp_path / grid, None if folder is None else tmp_path / folder, 4)
+    require_places(tmp_path / "new" / "a.png", tmp_path / "other" / "new", 4)
 
 
 def test_scores_of_two_runs_stand_with_intervals_and_doubts() -> None:
     pair = ScorePair("fid", "small", "c" * 16, 11.166, 15.011, None, (0.5, None), (["8 samples are too few"], []))
     assert pair.told == ["11.17 +- 0.98 (not trustworthy)", "15.01"]
+
+
+def test_a_place_that_takes_nothing_is_named_before_the_work(tmp_path: Path, mounted: Callable[[str], Path]) -> None:
+    require_makeable(None, tmp_path, tmp_path / "new" / "deep")
+    disk = mounted("1m")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for place in (disk, disk / "new", disk / "new" / "deep.html"):
+        with pytest.raises(ConfigError, match=rf"{place} cannot be made: .* \(Read-only file system\); choose another"):
+            require_makeable(place)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/new cannot be made: .*file takes no files \(Not a directory\)"):
+        require_makeable(tmp_path / "file" / "new")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from waiting import wait_until
 
 from orchestrator.plan import events
 from orchestrator.plan.events import ExpertEvent
@@ -113,6 +114,22 @@ def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch
             now_s[0] += 30.0
     scored = [line.partition(" ")[2] for line in log.getvalue().splitlines() if "scoring" in line]
     assert scored == ["scoring: 1,000 of 1,000 images, took 1:00"]
+
+
+def test_a_log_hears_of_work_whose_first_part_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and again after a silence; nothing is said of what is not begun, nor after the end."""
+    for name, seconds in {"FIRST_AFTER_S": 0.02, "PLAIN_INTERVAL_S": 0.05, "SILENCE_S": 0.1}.items():
+        monkeypatch.setattr(f"orchestrator.terminal.progress.{name}", seconds)
+    log = io.StringIO()
+    with progress("sampling", "images", console=Console(file=log)) as advance:
+        time.sleep(0.1)
+        assert not log.getvalue()
+        advance(0, 64)
+        wait_until(lambda: len(unstamped(log)) > 1)
+        advance(64, 64)
+    *before, last = unstamped(log)
+    assert set(before) == {"sampling: 0 of 64 images"}
+    assert last == "sampling: 64 of 64 images, took 0:00"
 
 
 @pytest.mark.parametrize("total", [2, 120])

@@ -21,6 +21,7 @@ def ensemble_loss_by_timestep(
     process = DiffusionProcess(ensemble.diffusion, ensemble.device)
     bins = aligned_bins(ensemble.intervals, num_bins)
     curves = []
+    on_progress(0, len(ensemble.intervals))
     for index in range(len(ensemble.intervals)):
         curves.append(
             loss_by_timestep(

@@ -71,6 +71,7 @@ def sampling_protocol(config: RunConfig, num: int, seed: int, sampling: dict[str
 def draw(ensemble: Ensemble, protocol: ProtocolConfig, on_progress: Progress) -> Samples:
     """All images of a protocol, in memory."""
     parts = []
+    on_progress(0, protocol.num_samples)
     for indices in batch_indices(protocol):
         images_BCHW, _ = generate_batch(ensemble, protocol, indices)
         parts.append(images_BCHW.numpy())

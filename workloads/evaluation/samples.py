@@ -142,10 +142,20 @@ class SampleImages(Dataset[Tensor]):
         return [self[index] for index in indices]
 
 
+def pictures_beyond(folder: Path, num_images: int) -> list[str]:
+    """Names of PNG files there that write_images would leave beside so many of its own."""
+    own = {_picture_name(index) for index in range(num_images)}
+    return sorted(file.name for file in folder.glob("*.png") if file.name not in own)
+
+
+def _picture_name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
 def write_images(images: ImageSet, folder: Path) -> None:
     """Each image as 000000.png, 000001.png, ...: what other FID tools read. StorageError if the disk is full."""
     with clear_storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(len(images)):
             pixels_HWC = images[index].permute(1, 2, 0).contiguous().numpy()
-            Image.fromarray(pixels_HWC).save(folder / f"{index:06d}.png")
+            Image.fromarray(pixels_HWC).save(folder / _picture_name(index))

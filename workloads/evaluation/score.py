@@ -238,6 +238,7 @@ class _Counter:
 
     def __init__(self, on_progress: Progress | None, total: int) -> None:
         self.on_progress, self.total, self.done = on_progress, total, 0
+        self.advance(0)
 
     def advance(self, num_images: int) -> None:
         self.done = min(self.done + num_images, self.total)
