@@ -1,6 +1,7 @@
 """Runs that lie in a storage: brought into the runs directory, used like any other, and what changed sent back."""
 
 import atexit
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.store.storage import Storage
 from workloads.config.explain import nearest
 from workloads.errors import ConfigError
-from workloads.places import require_ensemble
+from workloads.places import RunDir, require_ensemble
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -39,18 +42,33 @@ def run_at_hand(
 
 
 def find_trained_run(run: Path, runs_dir: Path) -> Path:
-    """A trained run as a user names it: a directory, or the name of one below runs_dir.
+    """A trained run as a user names it: a directory, or the name of one below runs_dir, with or without its hash.
 
     ConfigError if there is none, with the nearest name; before torch and others are loaded, which takes long.
     """
     if not run.exists() and (len(run.parts) == 1 or run.is_relative_to(runs_dir)):
-        run = runs_dir / run.name
+        planned = find_planned(run.name, RunsDir(runs_dir))
+        run = runs_dir / (planned.path.name if planned else run.name)
         if not run.is_dir():
             near = nearest(run.name, [one.path.name for one in RunsDir(runs_dir).all_plans()])
             if near is not None:
                 raise ConfigError(f"{run} does not exist; did you mean {runs_dir / near}?")
     require_ensemble(run)
     return run
+
+
+def find_planned(named: str, runs: RunsDir) -> RunDir | None:
+    """A run by its directory or name; by its name without the hash, the one whose plan was written last."""
+    given = RunDir(Path(named).absolute())
+    if given.plan.is_file():
+        return given
+    plans = runs.all_plans()
+    found = [run for run in plans if run.path.name == named]
+    found = found or [run for run in plans if run.path.name.rpartition("-")[0] == named]
+    last = max(found, key=lambda run: run.plan.stat().st_mtime, default=None)
+    if last is not None and len(found) > 1:
+        logger.warning("%d runs are named %s; this is the last, %s", len(found), named, last.path.name)
+    return last
 
 
 def runs_to_look_at(runs_dir: Path, storage: str | None) -> RunsDir:

@@ -75,6 +75,9 @@ def test_a_single_network_is_one_job_whatever_its_specialisation(tiny_run: dict[
     ("override", "expected"),
     [
         ("trainin.x=1", "trainin: unknown key; did you mean 'training'?"),
+        ("name=a/b", "it must be letters, digits, '.', '_' and '-', and begin with a letter or a digit"),
+        ("strategy.experts=[]", "strategy.experts is []; it must have at least 1 item(s)"),
+        ("evaluation.inception_sha256=abc", "it must be 64 hexadecimal digits, in small letters"),
         ("training.learning_rte=1", "training.learning_rte: unknown key; did you mean 'learning_rate'?"),
         ("training.batch_size=0", "training.batch_size is 0; it must be greater than or equal to 1"),
         ("training.batch_size=many", "training.batch_size is 'many'"),

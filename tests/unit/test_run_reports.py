@@ -22,7 +22,8 @@ from orchestrator.runs.comparing.output import ComparisonRow, print_comparison, 
 from orchestrator.runs.comparing.table import COLUMNS, ERRORS, SCORES, cell
 from orchestrator.runs.configuration import Outcome
 from orchestrator.runs.status import StatusFile
-from orchestrator.search.report.find import bring_reported, find_planned, write_report_of
+from orchestrator.runs.stored import find_planned
+from orchestrator.search.report.find import bring_reported, write_report_of
 from orchestrator.search.report.pictures import stored_picture
 from orchestrator.store.storage import Storage
 from workloads.config import DataSpec, RunConfig

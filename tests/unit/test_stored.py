@@ -1,6 +1,7 @@
 """Runs that lie in a storage: found by name, brought here, and what a command adds to them is there afterwards."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from orchestrator.plan.standing import DriverState
 from orchestrator.runs import status as run_status
 from orchestrator.runs.damage import examine_directory, examine_in_storage
 from orchestrator.runs.status import StatusFile, find_run, view_runs
-from orchestrator.runs.stored import run_at_hand, runs_to_look_at
+from orchestrator.runs.stored import find_trained_run, run_at_hand, runs_to_look_at
 from orchestrator.store import remote as remote_store
 from orchestrator.store.storage import Storage
 from workloads.ensemble import Ensemble
@@ -47,6 +48,24 @@ def test_a_run_is_at_hand_by_its_name_and_what_is_added_goes_back(uri: str, tmp_
         assert folder == tmp_path / "made" / "demo-0123abcd"
     with pytest.raises(ConfigError, match=r"made holds no ensemble"), run_at_hand(tmp_path / "made", tmp_path, None):
         pass
+
+
+def test_of_several_runs_of_a_name_the_last_is_meant_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for age_s, name in enumerate(("demo-00000001", "demo-0123abcd", "demo-large-00000002")):
+        run = RunDir(tmp_path / name)
+        run.ensemble.path.mkdir(parents=True)
+        run.ensemble.index.write_text("{}")
+        run.plan.write_text("{}")
+        os.utime(run.plan, (1000 + age_s, 1000 + age_s))
+    assert find_trained_run(Path("demo"), tmp_path) == tmp_path / "demo-0123abcd"
+    assert caplog.messages == ["2 runs are named demo; this is the last, demo-0123abcd"]
+    assert find_trained_run(Path("demo-00000001"), tmp_path) == tmp_path / "demo-00000001"
+    assert find_trained_run(Path("demo-large"), tmp_path) == tmp_path / "demo-large-00000002"
+    assert len(caplog.messages) == 1
+    with pytest.raises(ConfigError, match=r"did you mean .*/demo-large-00000002\?"):
+        find_trained_run(Path("demo-larg"), tmp_path)
 
 
 def test_the_doctor_looks_into_a_storage_and_what_it_advises_helps(

@@ -59,7 +59,10 @@ class GrownConfig(StrictConfig):
         return {name: value for name, value in write(self).items() if name not in unset}
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+SHA256_PATTERN = "^[0-9a-f]{64}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=200)]
 """Becomes part of the names of files."""
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from workloads.config.base import GrownConfig, Name, Real, StrictConfig, UserPath, Whole
+from workloads.config.base import SHA256_PATTERN, GrownConfig, Name, Real, StrictConfig, UserPath, Whole
 from workloads.config.explain import short
 
 OWN_SAMPLERS = ("ddim", "dpm++", "ddpm")
@@ -124,13 +124,13 @@ class ProtocolConfig(GrownConfig):
     """File with the Inception weights in torch-fidelity's format. None: $REMEME_INCEPTION, then the package
     of the extra rememe[inception]."""
 
-    inception_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    inception_sha256: str | None = Field(None, pattern=SHA256_PATTERN)
     """What the SHA-256 of inception_weights must be; required with it unless it is torch-fidelity's own file."""
 
     dinov2_weights: UserPath | None = None
     """Meta's dinov2_vitl14_pretrain.pth, or the same tensors as .safetensors. None: $REMEME_DINOV2."""
 
-    dinov2_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    dinov2_sha256: str | None = Field(None, pattern=SHA256_PATTERN)
     """What the SHA-256 of that file must be."""
 
     @model_validator(mode="after")

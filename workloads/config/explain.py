@@ -8,6 +8,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from workloads.config.base import NAME_PATTERN, SHA256_PATTERN
+
 LONGEST = 60
 """Characters of a value in a message."""
 
@@ -30,6 +32,11 @@ PLAIN_WORDS = {
     "float_type": "it must be a number",
 }
 """What pydantic says in the words of Python's types."""
+
+PATTERN_WORDS = {
+    NAME_PATTERN: "it must be letters, digits, '.', '_' and '-', and begin with a letter or a digit",
+    SHA256_PATTERN: "it must be 64 hexadecimal digits, in small letters",
+}
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = LONGEST
@@ -72,7 +79,13 @@ def _sentence(details: ErrorDetails, path: str, owner: type[BaseModel] | None) -
         return f"{path}.kind is {short(context['tag'])}{suggest(str(context['tag']), tags)}"
     if kind == "value_error":
         return f"{path}: {details['ctx']['error']}" if path else str(details["ctx"]["error"])
-    allowed = PLAIN_WORDS.get(kind) or message.replace("Input should be", "it must be", 1)
+    if kind == "string_pattern_mismatch":
+        allowed = PATTERN_WORDS.get(details["ctx"]["pattern"], message)
+    elif kind in {"too_short", "too_long"}:
+        bound, least = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        allowed = f"it must have at {bound} {details['ctx'][least]} item(s)"
+    else:
+        allowed = PLAIN_WORDS.get(kind) or message.replace("Input should be", "it must be", 1)
     return f"{path} is {short(value)}; {allowed[0].lower()}{allowed[1:]}"
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from orchestrator.plan.places import RunsDir
+from orchestrator.runs.stored import find_planned
 from orchestrator.search.study.ledger import list_studies
 from orchestrator.search.study.stored import bring_study
 from orchestrator.store.storage import Storage
 from workloads.errors import ConfigError
-from workloads.places import RunDir
 
 MAX_NAMED = 5
 """In an error message."""
@@ -53,12 +53,3 @@ def bring_reported(named: str, runs_dir: Path, storage: str) -> str:
     run = runs.run_named(kept.name_of(named))
     kept.restore_run(run)
     return str(run.path)
-
-
-def find_planned(named: str, runs: RunsDir) -> RunDir | None:
-    """A run by its directory or name; by its name without the hash, the one whose plan was written last."""
-    given = RunDir(Path(named).absolute())
-    if given.plan.is_file():
-        return given
-    found = [run for run in runs.all_plans() if named in {run.path.name, run.path.name.rpartition("-")[0]}]
-    return max(found, key=lambda run: run.plan.stat().st_mtime, default=None)
