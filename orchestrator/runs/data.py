@@ -1,5 +1,6 @@
 """The data of a configuration: made ready on first use, and what a plan needs to know of it."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
@@ -12,6 +13,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.runs.surroundings import require_writable
 from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.progress import progress
+from orchestrator.terminal.words import si
 from workloads.config import DataSpec, RunConfig
 from workloads.config.base import StrictConfig
 from workloads.config.data import AnyData, LatentFilesData, PreparedData
@@ -39,7 +41,15 @@ def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     if config.initial_weights is not None and not config.initial_weights.exists():
         print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")
         config, spec = config.model_copy(update={"initial_weights": None}), spec.model_copy(update={"fingerprint": ""})
-    return make_plan(config, spec)
+    plan = make_plan(config, spec)
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    largest = max(plan.jobs, key=lambda job: job.memory_bytes)
+    if largest.resources.num_gpus == 0 and largest.memory_bytes > has:
+        print_note(
+            f"{largest.name} takes about {si(largest.memory_bytes)}B of memory and this machine has {si(has)}B: "
+            "make model or training.batch_size smaller, or train on a cluster (--address)"
+        )
+    return plan
 
 
 def check_network(config: RunConfig) -> None:

@@ -223,3 +223,11 @@ def test_a_network_that_does_not_fit_is_told_before_its_data_is_made(pictures: P
     assert not (tmp_path / "runs").exists()
     fitting = load_config("demo-meme", [f"data={{{data}, image_size: 28}}"])
     assert plan_as_far_as_known(fitting, tmp_path / "runs").jobs[0].key
+
+
+def test_a_plan_that_this_machine_cannot_hold_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for batch_size, expected in ((16, ""), (10**9, "B of memory and this machine has ")):
+        plan_as_far_as_known(load_config("demo-meme", [f"training.batch_size={batch_size}"]), tmp_path / "runs")
+        told = capsys.readouterr().err
+        assert ("of memory" in told) == bool(expected)
+        assert expected in told
