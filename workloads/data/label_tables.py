@@ -73,7 +73,7 @@ class PictureNames:
 
 
 def label_table(content: bytes, path: Parts, place: str, pictures: PictureNames) -> LabelTable | None:
-    """What a file says about pictures; None if it names none of them, or is no table."""
+    """What a file says about pictures; None if it names none of them, or is no table. DataError without a header."""
     columns = _parsed(content, PurePosixPath(path[-1]).suffix.lower())
     if not columns:
         return None
@@ -85,6 +85,11 @@ def label_table(content: bytes, path: Parts, place: str, pictures: PictureNames)
     found = [pictures.find(value, path[:-1]) for value in columns[files]] if hits[files] else []
     if not any(found):
         return None
+    if pictures.find(files, path[:-1]) is not None:
+        raise DataError(
+            f"{place} has no header: its first row names a picture, {printable(files)}; write the names of its columns "
+            "above it, such as file_name and label"
+        )
     return LabelTable(place, PurePosixPath(path[-1]).stem.lower() == METADATA, columns, found, files)
 
 
