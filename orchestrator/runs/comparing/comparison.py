@@ -1,8 +1,9 @@
 """`rememe compare`: several strategies under one budget and one protocol, in one table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
@@ -19,6 +20,7 @@ from orchestrator.runs.sampling import default_device
 from orchestrator.runs.surroundings import open_for_results
 from orchestrator.store.storage import Storage
 from orchestrator.terminal.notes import print_note
+from orchestrator.terminal.progress import progress
 from workloads.analysis.latency import latency_s
 from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
@@ -43,7 +45,7 @@ def run_comparison(comparison: Comparison, runs_dir: Path, *, address: str | Non
             start = str(base.run.ensemble.expert(0))
             for row in comparison.rows:
                 outcomes[row].append(train(row, seed, start))
-    rows = [ComparisonRow(name, found, _figures(found)) for name, found in outcomes.items()]
+    rows = _measured(outcomes)
     print_comparison(comparison, rows)
     file, picture = runs.table(comparison.name), runs.picture(comparison.name)
     write_comparison(file, comparison, rows)
@@ -71,7 +73,17 @@ def _train(
     )
 
 
-def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+def _measured(outcomes: Mapping[str, Sequence[Outcome]]) -> list[ComparisonRow]:
+    num_done, num_runs = count(1), sum(map(len, outcomes.values()))
+    with progress("measuring", "runs") as advance:
+        advance(0, num_runs)
+        return [
+            ComparisonRow(name, found, _figures(found, lambda: advance(next(num_done), num_runs)))
+            for name, found in outcomes.items()
+        ]
+
+
+def _figures(outcomes: Sequence[Outcome], on_measured: Callable[[], None]) -> dict[str, list[float]]:
     figures: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *ERRORS.values())}
     for outcome in outcomes:
         score, plan = outcome.score, outcome.plan
@@ -93,4 +105,5 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
         }
         for name, found in figures.items():
             found.append(values.get(name, math.nan))
+        on_measured()
     return figures
