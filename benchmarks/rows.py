@@ -114,6 +114,15 @@ BENCHES = (
         5,
     ),
     Bench(
+        "MEME",
+        ("benchmarks/meme_latency.py", "--rounds", "3", "--steps", "20"),
+        (
+            _ratio("call of LDM-L over one of MEME's experts, paper sizes", "call", 3.3, "LDM-L", is_least=True),
+            _ratio("20 DDIM steps of LDM-L over MEME's, experts changing", "trajectory", 3.3, "LDM-L", is_least=True),
+        ),
+        5,
+    ),
+    Bench(
         "exchange",
         ("benchmarks/remix_exchange.py",),
         tuple(
@@ -126,6 +135,22 @@ BENCHES = (
             for number in (1, 2, 4, 8)
         ),
         2,
+    ),
+    Bench(
+        "Ray",
+        ("benchmarks/ray_train.py", "--workers", "2", "--images", "12800"),
+        (Row("images/s of two workers under Ray over torchrun's", ("ratio",), 0.99, True, "torchrun"),),
+        4,
+    ),
+    Bench(
+        "first step",
+        ("benchmarks/first_step.py", "--rounds", "3"),
+        (
+            Row("seconds from the command to the first eight steps", ("elapsed_s", "first_record"), 8),
+            Row("of these until all is planned and Ray runs", ("elapsed_s", "planned_and_ray_started")),
+            Row("of these until the first process has imported all", ("elapsed_s", "first_process_is_up")),
+        ),
+        3,
     ),
     Bench(
         "four experts",
