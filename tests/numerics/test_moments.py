@@ -105,6 +105,18 @@ def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
+def test_it_does_not_matter_which_of_two_is_of_lower_rank() -> None:
+    rng = np.random.default_rng(5)
+    full, thin = rng.normal(size=(30, 30)), rng.normal(size=(30, 4))
+    a, b = Statistics(rng.normal(size=30), full @ full.T), Statistics(rng.normal(size=30), thin @ thin.T)
+    # The square roots of the eigenvalues of the product are the singular values of full^T thin; those that are 0 are
+    # known to 1e-16 of the largest, and their roots to 1e-8.
+    shared = np.linalg.svd(full.T @ thin, compute_uv=False).sum()
+    expected = np.sum((a.mu - b.mu) ** 2) + np.trace(a.sigma) + np.trace(b.sigma) - 2 * shared
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-7)
+
+
 def test_a_covariance_of_lower_rank_is_no_obstacle() -> None:
     """Fewer samples than features: the closed form holds, by another root, and the error is finite."""
     features_ND = np.random.default_rng(3).normal(size=(20, 50)).astype(np.float32)
