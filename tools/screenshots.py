@@ -2,12 +2,14 @@
 
     make docs; python tools/screenshots.py FOLDER [report docs live mlflow]
 
-FOLDER is one in which a few runs were trained and scored, a MEME first and a remix among them; its name is not seen.
+FOLDER is one in which a few runs were trained and scored, a MEME first and a remix among them; the live page shows its
+name, as that of a folder in somebody's home.
 
 Needs chromium and chromedriver.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -98,7 +100,8 @@ def served(folder: Path) -> Iterator[tuple[str, str]]:
     """Addresses of MLflow's first page and of the live page, while rememe ui runs."""
     ports = ["--port", str(PORTS[0]), "--live-port", str(PORTS[1])]
     command = [sys.executable, "-m", "orchestrator.cli", "ui", *ports]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    at_home = os.environ | {"HOME": str(folder.absolute().parent)}
+    process = subprocess.Popen(command, cwd=folder, env=at_home, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         found: dict[str, str] = {}

@@ -33,13 +33,19 @@ def runs_view(runs: RunsDir) -> dict[str, Any]:
     """All runs and studies, the last begun first."""
     views = view_runs(runs)
     return {
-        "where": runs.shown,
+        "where": _below_home(runs.shown),
         "left_out": max(0, len(views) - MAX_RUNS),
         "runs": [
             {"name": view.run.path.name, "driver": view.driver.name.lower(), "cells": run_cells(*view[1:])}
             for view in views[:MAX_RUNS]
         ],
     }
+
+
+def _below_home(shown: str) -> str:
+    """~/clothes/runs: shorter, and pages are shown to others."""
+    path = Path(shown)
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else shown
 
 
 def run_view(runs: RunsDir, name: str, curves: Curves) -> dict[str, Any]:

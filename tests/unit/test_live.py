@@ -317,6 +317,13 @@ def test_watching_in_a_terminal_shows_the_table_of_status(runs: RunsDir) -> None
     assert re.search(r"expert_02 +\[500, 750\) +done +10.0.0.8 +1,024 +100% ", file.getvalue())
 
 
+def test_a_directory_at_home_is_shown_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for folder, shown in ((tmp_path / "me" / "runs", "~/runs"), (tmp_path / "mean", str(tmp_path / "mean"))):
+        folder.mkdir(parents=True)
+        assert runs_view(RunsDir(folder))["where"] == shown
+
+
 def test_a_directory_without_runs_is_served_too(tmp_path: Path) -> None:
     assert runs_view(RunsDir(tmp_path / "none"))["runs"] == []
     assert not list(tmp_path.iterdir())
