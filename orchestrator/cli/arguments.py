@@ -88,7 +88,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 RunPath = Annotated[
     Path,
     typer.Argument(
-        help="A run directory (runs/NAME-HASH) or its name, or an ensemble.",
+        help="A run's directory (runs/NAME-HASH), its name with the hash or without (the last one), or an ensemble.",
         show_default=False,
         autocompletion=complete_run,
     ),

@@ -20,7 +20,9 @@ MAX_READERS = 8
 Run = Annotated[
     Path,
     typer.Argument(
-        help="A run's directory, or its name in --runs-dir.", show_default=False, autocompletion=complete_run
+        help="A run's directory, or its name in --runs-dir, with or without its hash.",
+        show_default=False,
+        autocompletion=complete_run,
     ),
 ]
 
