@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damaging import damage
 from PIL import Image
 from torch import Tensor, nn
 
@@ -158,7 +159,7 @@ def test_what_was_extracted_before_a_kill_is_not_extracted_again(
     with pytest.raises(KeyboardInterrupt), extracted(TensorImages(pixels), extractor, tmp_path, advance=killed):
         pass
     (damaged, *_) = sorted(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    damage(damaged)
     computed.clear()
     for file in tmp_path.glob("*.safetensors"):
         os.utime(file, (0, 0))

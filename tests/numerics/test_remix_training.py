@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from damaging import damage
 from torch import Tensor
 
 from workloads.config import DataSpec, RemixJob, RunConfig
@@ -329,6 +330,6 @@ def test_loading_an_ensemble_twice_gives_the_same_experts(dataset: PreparedDatas
     for timestep in (900, 100, 500, 900, 0):
         assert torch.equal(two.denoise(x, timestep, label), expected[timestep])
     (file,) = (tmp_path / "run" / "ensemble" / "remix").glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
+    damage(file)
     with pytest.raises(DamagedFileError, match="damaged"):
         Ensemble.load(tmp_path / "run").expert(0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from damaging import damage
 from filelock import FileLock
 
 from orchestrator.plan.errors import ExpertFailedError
@@ -151,7 +152,7 @@ def test_a_damaged_checkpoint_costs_time_but_not_the_result(
     with pytest.raises(TrainingStopped):
         train_job(job, dataset.path, broken, should_stop=stop_after(5))
     newest = max((broken / "checkpoints").iterdir()) / "state.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-8] + b"\x00" * 8)
+    damage(newest)
     train_job(job, dataset.path, broken)
     assert_same(weights(unbroken), weights(broken))
 
@@ -175,7 +176,7 @@ def test_a_finished_job_is_not_trained_again_and_damage_is_noticed(dataset: Prep
     first = train_job(job, dataset.path, tmp_path)
     assert train_job(job, Path("/nowhere"), tmp_path) == first  # the data is not even opened
     file = tmp_path / "expert" / WEIGHTS
-    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    damage(file)
     with pytest.raises(DamagedFileError, match="damaged"):
         completed(tmp_path)
 
@@ -340,7 +341,7 @@ def test_the_ensemble_looks_up_the_expert_that_owns_the_timestep(
             direct = ensemble.expert(index)(x, torch.full((3,), timestep), class_labels=labels).sample
             assert torch.equal(ensemble.denoise(x, timestep, labels), direct)
     damaged = tmp_path / "run" / "ensemble" / "expert_01" / WEIGHTS
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
+    damage(damaged)
     with pytest.raises(DamagedFileError, match="expert_01"):
         Ensemble.load(tmp_path / "run").expert(1)
     with pytest.raises(ConfigError, match="holds no ensemble"):
