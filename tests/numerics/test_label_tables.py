@@ -65,6 +65,13 @@ def test_each_picture_has_the_label_of_its_row(pictures: Path, tmp_path: Path, f
     assert kinds_of(pictures, tmp_path) == KIND
 
 
+def test_a_column_may_be_called_like_a_picture(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "a.png").rename(pictures / "image.png")
+    text = rows(header="image,class", suffix="").replace("\na,", "\nimage,")
+    (pictures / "labels.csv").write_text(text)
+    assert kinds_of(pictures, tmp_path) == KIND
+
+
 def test_a_column_of_another_name_is_asked_for(pictures: Path, tmp_path: Path) -> None:
     text = rows(header="file_name,species")
     (pictures / "labels.csv").write_text(text)
@@ -85,10 +92,11 @@ def test_rows_of_another_split_are_not_read(pictures: Path, tmp_path: Path) -> N
     ("text", "said"),
     [
         (rows().partition("\n")[2], r"labels.csv has no header: its first row names a picture, c.png; write the names"),
+        (rows().partition("\n")[2].replace("c.png", "./c.png"), r"labels.csv has no header"),
         (rows() + "\na.png,dog", r"row 4 gives a.png the label dog, which had cat before; leave one of them"),
         ("file_name,label,class\na.png,1,2\nb.png,1,2", r"clearly the labels \(label, class\)"),
     ],
-    ids=["no header", "two labels", "two columns"],
+    ids=["no header", "no header, a path", "two labels", "two columns"],
 )
 def test_what_a_table_leaves_open_is_named(pictures: Path, tmp_path: Path, text: str, said: str) -> None:
     (pictures / "labels.csv").write_text(text)

@@ -85,7 +85,8 @@ def label_table(content: bytes, path: Parts, place: str, pictures: PictureNames)
     found = [pictures.find(value, path[:-1]) for value in columns[files]] if hits[files] else []
     if not any(found):
         return None
-    if pictures.find(files, path[:-1]) is not None:
+    # A column may be called image beside a picture image.png.
+    if ("." in files or files.isdecimal()) and pictures.find(files, path[:-1]) is not None:
         raise DataError(
             f"{place} has no header: its first row names a picture, {printable(files)}; write the names of its columns "
             "above it, such as file_name and label"
