@@ -54,7 +54,7 @@ def test_a_server_that_dies_and_returns_loses_nothing(
         started_s = time.monotonic()
         expert.records([record(3)])
         run.log_artifact(grid)
-        assert time.monotonic() - started_s < 5  # training does not wait for the tracker
+        assert time.monotonic() - started_s < 1  # training does not wait for the tracker
         grid.unlink()  # the tracker has its own copy
         wait_until(lambda: "does not answer" in capsys.readouterr().err)
 

@@ -142,7 +142,7 @@ def test_a_fault_is_one_sentence_and_nothing_half_is_there(
     started_s = time.monotonic()
     with pytest.raises(StorageError, match=said) as caught:
         store.publish("k", finished)
-    assert time.monotonic() - started_s < 60
+    assert time.monotonic() - started_s < 20
     assert str(caught.value).startswith(f"{uri}/k/")
     assert "\n" not in str(caught.value)
     proxy.fault = ""
@@ -174,7 +174,7 @@ def test_a_port_where_nobody_listens_is_named_soon_and_training_goes_on(
         claim = store.claim("k")
         assert claim is not None  # the disk's
         claim.release()
-    assert time.monotonic() - started_s < 60
+    assert time.monotonic() - started_s < 20
     assert len(caplog.messages) == 1  # and it is not asked again at once
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from waiting import PATIENCE_S
 
 from orchestrator.execution.tasks import generate_samples
 from orchestrator.plan.errors import ClusterError
@@ -115,7 +114,7 @@ def test_a_cluster_that_dies_is_an_error_not_a_wait(ensemble: Ensemble, tmp_path
             protocol,
             SampleStore(tmp_path),
             resources=Resources(),
-            wait_timeout_s=PATIENCE_S,
+            wait_timeout_s=600,
             on_progress=kill,
         )
-    assert time.monotonic() - started_s < PATIENCE_S
+    assert time.monotonic() - started_s < 60

