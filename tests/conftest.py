@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import TINY_IUNET
 
 from orchestrator.execution.environment import prepare_ray_environment
 
@@ -62,18 +63,7 @@ def tiny_run() -> dict[str, Any]:
     return {
         "name": "tiny",
         "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
-        "model": {
-            "kind": "iunet",
-            "channels": 8,
-            "channel_mult": [1, 2],
-            "num_res_blocks": 1,
-            "attention_levels": [1],
-            "head_dim": 4,
-            "norm_groups": 4,
-            "mixer_levels": [1],
-            "attention_share": ["1/2"],
-            "pool_sizes": [1],
-        },
+        "model": TINY_IUNET,
         "strategy": {
             "kind": "meme",
             "experts": [

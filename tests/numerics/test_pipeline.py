@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, DiTPipeline
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from networks import TINY_IUNET
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -183,18 +184,6 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DIT = {"kind": "dit", "hidden_size": 16, "depth": 2, "num_heads": 2}
-IUNET = {
-    "kind": "iunet",
-    "channels": 8,
-    "channel_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attention_levels": [1],
-    "head_dim": 4,
-    "norm_groups": 4,
-    "mixer_levels": [1],
-    "attention_share": ["1/2"],
-    "pool_sizes": [1],
-}
 
 
 @pytest.fixture
@@ -266,7 +255,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize(("model", "latent"), [(DIT, True), (DIT | {"frequency_shift": 0}, False), (IUNET, False)])
+@pytest.mark.parametrize(("model", "latent"), [(DIT, True), (DIT | {"frequency_shift": 0}, False), (TINY_IUNET, False)])
 def test_the_pipeline_draws_what_rememe_sample_draws(
     name: str, model: dict[str, Any], latent: bool, new_ensemble: NewEnsemble, tmp_path: Path
 ) -> None:
@@ -293,7 +282,7 @@ def files_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["diffusers", "wan"])
-@pytest.mark.parametrize(("model", "latent"), [(DIT, True), (DIT | {"frequency_shift": 0}, True), (IUNET, False)])
+@pytest.mark.parametrize(("model", "latent"), [(DIT, True), (DIT | {"frequency_shift": 0}, True), (TINY_IUNET, False)])
 def test_saved_and_loaded_it_is_the_same_bit_for_bit(
     form: str, model: dict[str, Any], latent: bool, new_ensemble: NewEnsemble, tmp_path: Path
 ) -> None:
@@ -311,7 +300,7 @@ def test_saved_and_loaded_it_is_the_same_bit_for_bit(
     assert drawn[0].std() > 0.01
 
 
-@pytest.mark.parametrize(("model", "latent"), [(DIT, True), (IUNET, False)])
+@pytest.mark.parametrize(("model", "latent"), [(DIT, True), (TINY_IUNET, False)])
 def test_two_experts_in_the_form_of_wan(
     model: dict[str, Any], latent: bool, new_ensemble: NewEnsemble, tmp_path: Path
 ) -> None:
@@ -384,7 +373,7 @@ def test_a_latent_scale_that_is_no_power_of_two_costs_a_last_bit(new_ensemble: N
 
 def test_networks_that_stock_diffusers_lacks_it_refuses(new_ensemble: NewEnsemble, tmp_path: Path) -> None:
     """It passes over settings that it does not know, so that a network of random weights would come of them."""
-    exported(new_ensemble(IUNET, latent=False), tmp_path / "out")
+    exported(new_ensemble(TINY_IUNET, latent=False), tmp_path / "out")
     for folder in (tmp_path / "out" / "experts" / "expert_00", tmp_path / "run" / "ensemble" / "expert_00"):
         with pytest.raises(ValueError, match="InceptionDownBlock2D does not exist"):
             diffusers.UNet2DModel.from_pretrained(folder)
@@ -399,7 +388,7 @@ def test_networks_that_stock_diffusers_lacks_it_refuses(new_ensemble: NewEnsembl
 
 
 def test_an_iunet_saved_before_is_exported_so_too(new_ensemble: NewEnsemble, tmp_path: Path) -> None:
-    ensemble = new_ensemble(IUNET, num_experts=1, latent=False)
+    ensemble = new_ensemble(TINY_IUNET, num_experts=1, latent=False)
     file = ensemble.path / "expert_00" / "config.json"
     file.write_text(file.read_text().replace("InceptionDownBlock2D", "AttnDownBlock2D"))
     expected = ensemble.denoise(torch.ones(1, 1, 8, 8), 500, torch.tensor([1])).detach()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from damaging import damage
+from networks import TINY_IUNET
 from torch import Tensor
 
 from workloads.config import DataSpec, RemixJob, RunConfig
@@ -273,10 +274,7 @@ def test_the_default_mixes_what_the_paper_mixes(dataset: PreparedDataset) -> Non
 
 def test_a_u_net_can_be_remixed(dataset: PreparedDataset, tmp_path: Path) -> None:
     raw = run_config().model_dump(mode="json")
-    raw["model"] = {
-        "kind": "iunet", "channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_levels": [1],
-        "head_dim": 4, "norm_groups": 4, "mixer_levels": [1], "attention_share": ["1/2"], "pool_sizes": [1],
-    }  # fmt: skip
+    raw["model"] = TINY_IUNET  # fmt: skip
     raw["strategy"]["mixed"] = ["*conv*", "*mixer*"]
     config = RunConfig.model_validate(raw)
     (job,) = config.jobs(dataset.spec(config.data))

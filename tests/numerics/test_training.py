@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from damaging import damage
 from filelock import FileLock
+from networks import TINY_UNET
 
 from orchestrator.plan.errors import ExpertFailedError
 from workloads.checkpoint import CheckpointFolder
@@ -49,15 +50,7 @@ def run_config(**training: object) -> RunConfig:
         {
             "name": "tiny",
             "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
-            "model": {
-                "kind": "ldm_unet",
-                "channels": 8,
-                "channel_mult": [1, 2],
-                "num_res_blocks": 1,
-                "attention_levels": [1],
-                "head_dim": 8,
-                "norm_groups": 4,
-            },
+            "model": TINY_UNET,
             "strategy": {"kind": "independent", "num_experts": 2, "specialisation": 0.8},
             "training": {
                 "images": 96,

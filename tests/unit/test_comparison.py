@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import TINY_UNET
 
 from orchestrator.runs.comparing.comparison import run_comparison
 from orchestrator.runs.comparing.output import difference
@@ -16,16 +17,6 @@ from workloads.config.comparison import Comparison
 from workloads.config.load import find_comparison, load_comparison, load_config, validate
 from workloads.errors import ConfigError
 from workloads.presets import list_presets
-
-UNET = {
-    "kind": "ldm_unet",
-    "channels": 8,
-    "channel_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attention_levels": [1],
-    "head_dim": 8,
-    "norm_groups": 4,
-}
 
 
 def changed(**changes: Any) -> Comparison:
@@ -39,7 +30,7 @@ def changed(**changes: Any) -> Comparison:
         ({"evaluation": {"name": "demo", "seed": 7}}, "another evaluation than the base"),
         ({"diffusion": {"num_timesteps": 10}}, "num_steps 20 exceeds"),
         ({"data": {"class_conditional": False}}, "needs data.class_conditional"),
-        ({"model": UNET}, "another .model.kind ldm_unet, not dit.; say initial_weights: null"),
+        ({"model": TINY_UNET}, "another .model.kind ldm_unet, not dit.; say initial_weights: null"),
         ({"model": {"depth": 5}}, "another .model.depth 5, not 4."),
         ({"data": {"image_size": 16}}, "its data are .*16.*the base's .*20"),
         ({"initial_weights": "/nowhere/x.safetensors"}, "/nowhere/x.safetensors does not exist"),
@@ -54,7 +45,7 @@ def test_a_row_that_cannot_be_compared_is_named(change: dict[str, Any], expected
 
 
 def test_a_comparison_is_checked_before_anything_is_written(tmp_path: Path) -> None:
-    rows = load_comparison("demo").rows | {"last": {"strategy": {"kind": "single"}, "model": UNET}}
+    rows = load_comparison("demo").rows | {"last": {"strategy": {"kind": "single"}, "model": TINY_UNET}}
     with pytest.raises(ConfigError, match=r"rows\.last"):
         run_comparison(changed(rows=rows), tmp_path / "runs", address=None)
     assert not (tmp_path / "runs").exists()
@@ -65,7 +56,9 @@ def test_a_meme_row_has_networks_of_its_own_only_if_it_starts_from_nothing() -> 
     row: dict[str, Any] = {"strategy": {"kind": "meme", "experts": experts}}
     with pytest.raises(ConfigError, match=r"rows\.meme .*model\.depth 3, not 4"):
         check_rows(changed(rows={"meme": row}))
-    free = changed(rows={"meme": row | {"initial_weights": None}, "unet": {"initial_weights": None, "model": UNET}})
+    free = changed(
+        rows={"meme": row | {"initial_weights": None}, "unet": {"initial_weights": None, "model": TINY_UNET}}
+    )
     check_rows(free)
     assert not free.starts_from_base("meme")
     run = free.row_run("meme", 0, "/base")
