@@ -77,6 +77,26 @@ BENCHES = (
                 "eager",
                 is_least=True,
             ),
+            _ratio("step of DiT-S/2, float32 over bf16", "plain over plain-bf16", 1.5, "float32", is_least=True),
+            _ratio(
+                "step of Remix-S/2, one expert, float32 over bf16",
+                "remix-1 over remix-1-bf16",
+                1.5,
+                "float32",
+                is_least=True,
+            ),
+            _ratio(
+                "step of DiT-S/2, bf16 and compiled, over the public DiT's in float32",
+                "plain-bf16-compiled over public DiT",
+                0.8,
+                "public DiT",
+            ),
+            _ratio(
+                "step of Remix-S/2, one expert, bf16, over the public Remix-DiT's in float32",
+                "remix-1-bf16 over public Remix-DiT",
+                0.85,
+                "public Remix-DiT",
+            ),
             Row("graphs compiled while steps were timed, experts changing", ("graphs_while_timed",), 0),
             Row("graph breaks", ("graph_breaks",), 0),
             Row(

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Training steps of DiT-S/2 and Remix-DiT-S/2 4-20: ours, compiled, beside the public code's and the machine's limit.
+"""Training steps of DiT-S/2 and Remix-DiT-S/2 4-20: ours, compiled, in bf16, beside the public code's and the limit.
 
     python benchmarks/training_step.py --rounds 5
     python benchmarks/training_step.py --peers DIR      DIR/DiT and DIR/Remix-DiT are checkouts of the public code
 
 Equal work: the embedded images at 32 x 32 x 3 (256 tokens), the same batch, learned variance, label dropout, AdamW,
-weight averaging, no clipping, float32. Steps take turns, and each ratio is the median over rounds, so that a machine
+weight averaging, no clipping, float32 where nothing else is said. Steps take turns, and each ratio is the median over rounds, so that a machine
 that slows down slows all. The public steps are those of their train.py, with the networks, diffusion and update_ema as
 they are, without DDP. A step's arithmetic is three times the forward pass (rememe plan), its limit a product of
 2048 x 2048 matrices that takes turns with it.
@@ -32,6 +32,20 @@ from workloads.data.stream import Batch, BatchStream
 from workloads.training.processes import Workers
 from workloads.training.trainers import trainer_of
 
+KINDS = (
+    *("plain", "remix-1", "remix-4"),
+    *("plain-compiled", "remix-1-compiled"),
+    *("plain-bf16", "remix-1-bf16", "plain-bf16-compiled"),
+)
+PAIRS = (
+    *(("plain", "public DiT"), ("plain-bf16-compiled", "public DiT")),
+    *(("remix-1", "public Remix-DiT"), ("remix-4", "public Remix-DiT"), ("remix-1-bf16", "public Remix-DiT")),
+    *(("remix-1", "plain"), ("remix-4", "plain")),
+    *(("plain", "plain-compiled"), ("remix-1", "remix-1-compiled")),
+    *(("plain", "plain-bf16"), ("remix-1", "remix-1-bf16")),
+)
+"""Whose time is divided by whose."""
+
 Step = Callable[[], float]
 """Takes one step; its seconds."""
 
@@ -42,8 +56,8 @@ PUBLIC_MODULES = ("models", "diffusion", "remix_dit", "train", "download")
 
 
 def configuration(kind: str, batch_size: int) -> RunConfig:
-    """Of plain, remix-1 (experts per step) or the like, with "-compiled" behind."""
-    name = kind.removesuffix("-compiled")
+    """Of plain, remix-1 (experts per step) or the like, with "-bf16", "-compiled" or both behind."""
+    name = kind.removesuffix("-compiled").removesuffix("-bf16")
     strategy: dict[str, Any] = {"kind": "single"}
     if name != "plain":
         strategy = {"kind": "remix", "num_experts": NUM_EXPERTS, "num_bases": NUM_BASES}
@@ -60,6 +74,7 @@ def configuration(kind: str, batch_size: int) -> RunConfig:
                 "batch_size": batch_size,
                 "clip_grad_norm": None,
                 "compile": kind.endswith("-compiled"),
+                "precision": "bf16" if "-bf16" in kind else "fp32",
             },
             "evaluation": "demo",
         }
@@ -156,7 +171,7 @@ def main() -> None:
     steps: dict[str, Step] = {}
     macs: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("plain", "remix-1", "remix-4", "plain-compiled", "remix-1-compiled"):
+        for kind in KINDS:
             step, macs[kind] = ours(kind, options.batch_size, Path(folder))
             steps[kind] = timed(step)
         batch = first_batch(Path(folder), options.batch_size)
@@ -174,9 +189,6 @@ def main() -> None:
             for kind, run in steps.items():
                 times_s[kind].append(run())
     compiled = torch._dynamo.utils.counters
-    pairs = [("plain", "public DiT"), ("remix-1", "public Remix-DiT"), ("remix-4", "public Remix-DiT")]
-    pairs += [("remix-1", "plain"), ("remix-4", "plain")]
-    pairs += [("plain", "plain-compiled"), ("remix-1", "remix-1-compiled")]
     macs_per_s = [PRODUCT_SIDE**3 / taken for taken in times_s["product"]]
     least_s = [macs["plain"] / speed for speed in macs_per_s]
     report = {
@@ -184,7 +196,7 @@ def main() -> None:
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
         "step_s": {kind: round(statistics.median(taken), 4) for kind, taken in times_s.items()},
-        "ratio": {f"{a} over {b}": ratio(times_s[a], times_s[b]) for a, b in pairs if b in times_s},
+        "ratio": {f"{a} over {b}": ratio(times_s[a], times_s[b]) for a, b in PAIRS if b in times_s},
         "product_gflops": round(2e-9 * statistics.median(macs_per_s), 1),
         "share_of_product": ratio(least_s, times_s["plain"]),
         "graphs": compiled["stats"]["unique_graphs"],

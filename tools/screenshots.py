@@ -79,7 +79,7 @@ class Camera:
         time.sleep(SETTLE_S)
         for number in self.browser.find_elements(By.CSS_SELECTOR, "[role='spinbutton'], input[type='number']"):
             number.send_keys(Keys.CONTROL + "a")
-            number.send_keys(str(step), Keys.ENTER)
+            number.send_keys(str(step), Keys.ENTER, Keys.TAB)  # the slider moves when the number is left
             time.sleep(0.5)
         first = self.browser.find_elements(By.CSS_SELECTOR, "[role='slider']")[0]
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", first)
