@@ -5,10 +5,10 @@
     python benchmarks/training_step.py --peers DIR      DIR/DiT and DIR/Remix-DiT are checkouts of the public code
 
 Equal work: the embedded images at 32 x 32 x 3 (256 tokens), the same batch, learned variance, label dropout, AdamW,
-weight averaging, no clipping, float32 where nothing else is said. Steps take turns, and each ratio is the median over rounds, so that a machine
-that slows down slows all. The public steps are those of their train.py, with the networks, diffusion and update_ema as
-they are, without DDP. A step's arithmetic is three times the forward pass (rememe plan), its limit a product of
-2048 x 2048 matrices that takes turns with it.
+weight averaging, no clipping, float32 where nothing else is said. Steps take turns, and each ratio is the median over
+rounds, so that a machine that slows down slows all. The public steps are those of their train.py, with the networks,
+diffusion and update_ema as they are, without DDP. A step's arithmetic is three times the forward pass (rememe plan),
+its limit a product of 2048 x 2048 matrices that takes turns with it.
 """
 
 import argparse

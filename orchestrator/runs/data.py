@@ -33,7 +33,10 @@ PREPARING = "preparing data"
 
 def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     """What would run. Works without data and initial weights too; keys are then unknown."""
-    from workloads.diffusion.sampling import make_scheduler  # brings torch and diffusers, which data does without
+    import torch  # and diffusers, which data does without
+
+    from workloads.diffusion.sampling import make_scheduler
+    from workloads.training.state import slow_precision
 
     check_network(config)
     make_scheduler(config.diffusion, config.evaluation.sampling)  # refuses what `train` would
@@ -49,6 +52,8 @@ def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
             f"{largest.name} takes about {si(largest.memory_bytes)}B of memory and this machine has {si(has)}B: "
             "make model or training.batch_size smaller, or train on a cluster (--address)"
         )
+    if largest.resources.num_gpus == 0 and (remark := slow_precision(torch.device("cpu"), config.training)):
+        print_note(remark)
     return plan
 
 

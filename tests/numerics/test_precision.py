@@ -19,6 +19,7 @@ from workloads.training.job import train_job
 from workloads.training.processes import Workers
 from workloads.training.records import read_records
 from workloads.training.result import TrainingStopped
+from workloads.training.state import slow_precision
 from workloads.training.trainers import trainer_of
 
 BF16_EPS = 2.0**-8
@@ -113,3 +114,24 @@ def test_weights_stay_in_float32_and_a_resumed_run_is_the_unbroken_run(
     )
     assert unbroken.keys() == broken.keys()
     assert all(value.dtype == torch.float32 and torch.equal(value, broken[name]) for name, value in unbroken.items())
+
+
+@pytest.mark.parametrize(
+    ("precision", "features", "is_slow"),
+    [
+        ("bf16", {"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": True}, True),
+        ("bf16", {"architecture": "x86_64", "amx_bf16": True}, False),
+        ("bf16", {"architecture": "aarch64"}, False),
+        ("fp32", {"architecture": "x86_64", "amx_bf16": False}, False),
+    ],
+)
+def test_a_processor_that_is_slow_at_it_is_named(
+    dataset: PreparedDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    features: dict[str, Any],
+    is_slow: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    config = job_of(dataset, precision, TINY_DIT, SINGLE).training
+    assert ("use fp32" in slow_precision(torch.device("cpu"), config)) == is_slow

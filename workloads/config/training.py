@@ -50,7 +50,7 @@ class TrainingConfig(StrictConfig):
     """Probability of hiding the class, for classifier-free guidance; used when data.class_conditional."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast the forward pass; weights and optimiser stay fp32."""
+    """bf16: autocast the forward pass; weights and optimiser stay fp32. On a CPU faster only with AMX, else slower."""
 
     channels_last: Flag = False
     """Lay convolution tensors out channels-last; faster on most hardware."""

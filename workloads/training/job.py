@@ -1,6 +1,7 @@
 """Train one job from start to finish; run again, it goes on from its last checkpoint."""
 
 import gc
+import logging
 import math
 import resource
 import uuid
@@ -32,7 +33,10 @@ from workloads.training.pictures import PictureHook
 from workloads.training.processes import Workers
 from workloads.training.records import TrainingRecord, read_records, write_records
 from workloads.training.result import JobResult, completed
+from workloads.training.state import slow_precision
 from workloads.training.trainers import trainer_of
+
+logger = logging.getLogger(__name__)
 
 LINGERING_TIMEOUT_S = 120.0
 """A process whose driver was killed may write for a little while yet; half a minute to a minute was measured."""
@@ -163,6 +167,8 @@ class _Training:
         self._place = JobDir(work_dir)
         self._checkpoints = CheckpointFolder(self._place.checkpoints, job.key)
         self._trainer = trainer_of(job)
+        if workers.is_first and (remark := slow_precision(device, job.training)):
+            logger.warning("%s", remark)
         self._state, self._step = self._trainer.begin(device, workers)
         if (checkpoint := _start(self._checkpoints, workers)) is not None:
             self._state.restore(checkpoint)
