@@ -152,7 +152,7 @@ def shoot_mlflow(camera: Camera, address: str, folder: Path, runs: list[Run]) ->
     camera.open(f"{pages}/{nodes}/system-metrics{kind}", "system")
     camera.take("load")
     ids, experiments = (quote(json.dumps(one)) for one in ([run.info.run_id for run in runs], [experiment]))
-    camera.open(f"{server}/#/compare-runs{kind}&runs={ids}&experiments={experiments}", names[0])
+    camera.open(f"{server}/#/compare-runs?runs={ids}&experiments={experiments}{kind.replace('?', '&')}", names[0])
     camera.take("comparison")
 
 

@@ -81,7 +81,8 @@ def cells(file: Path, num_rows: int) -> np.ndarray:
     grid = np.asarray(Image.open(file).convert("L"))
     cell_px = (grid.shape[0] - GAP_PX) // num_rows
     scale = (cell_px - GAP_PX) // SIZE
-    left = grid.shape[1] - GAP_PX - pictures.NUM_IMAGES * cell_px
+    num_columns = pictures.NUM_IMAGES // (1 if file.name.startswith(DENOISED) else 2)
+    left = grid.shape[1] - GAP_PX - num_columns * cell_px
     starts = range(left + GAP_PX, grid.shape[1] - GAP_PX, cell_px)
     rows = [grid[GAP_PX + row * cell_px :][: SIZE * scale : scale] for row in range(num_rows)]
     return np.stack([np.stack([row[:, x : x + SIZE * scale : scale] for x in starts]) for row in rows])
@@ -119,7 +120,7 @@ def test_the_last_samples_are_those_of_the_ensemble(dataset: PreparedDataset, tm
         drawn = ensemble.sample(
             pictures.NUM_IMAGES, seed=job.seed, sampler="dpm++", num_steps=pictures.NUM_STEPS, guidance_scale=1
         )
-        shown = cells(JobDir(tmp_path / strategy).picture(SAMPLES, 96), 1)[0]
+        shown = cells(JobDir(tmp_path / strategy).picture(SAMPLES, 96), 2).reshape(-1, SIZE, SIZE)
         np.testing.assert_array_equal(shown, drawn.images_NCHW[:, 0])
 
 

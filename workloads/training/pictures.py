@@ -166,11 +166,15 @@ class PictureHook:
 
 
 def _write(file: Path, rows: Rows, *, is_latent: bool) -> None:
-    """A row of images each. Of latents, the first channels as colours: no decoder is needed to see what they are of."""
+    """A row of images each, and one alone as two, for MLflow shows pictures in a square.
+
+    Of latents, the first channels as colours: no decoder is needed to see what they are of.
+    """
     x_NCHW = torch.cat(list(rows.values())).float()
     if is_latent:
         x_NCHW = x_NCHW[:, : 3 if x_NCHW.shape[1] >= 3 else 1] / LATENT_BOUND
     images_NCHW = ((x_NCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
     labels = list(rows) if len(rows) > 1 else None
+    num_columns = NUM_IMAGES if labels else NUM_IMAGES // 2
     with new_file(file) as scratch:
-        sample_grid(images_NCHW, num_columns=NUM_IMAGES, labels=labels).save(scratch, format="png")
+        sample_grid(images_NCHW, num_columns=num_columns, labels=labels).save(scratch, format="png")
