@@ -76,7 +76,8 @@ def verdict(row: Row, value: float) -> str:
     """Whether the goal is reached."""
     if row.goal is None:
         return ""
-    is_reached = value >= row.goal if row.is_least else value <= row.goal
+    shown = float(f"{value:.3g}")  # goals have as many digits
+    is_reached = shown >= row.goal if row.is_least else shown <= row.goal
     return f"{'>=' if row.is_least else '<='} {row.goal:g}" + ("" if is_reached else " (missed)")
 
 

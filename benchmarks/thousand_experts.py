@@ -320,6 +320,7 @@ def simulate(jobs: Sequence[PlannedJob], world: World) -> dict[str, float]:
         patch.object(supervisor, "staying_nodes", world.alive_nodes),
         patch.object(supervisor, "leaving_nodes", set),
         patch.object(supervisor, "dead_nodes", world.dead_nodes),
+        patch.object(supervisor, "died_with_node", lambda _: False),  # dead_nodes has them
         patch.object(supervisor, "ExpertProcesses", lambda *_: world),
     ):
         outcome = supervisor.train_experts(jobs, Path(), world, ExecutionConfig(), [count])  # type: ignore[arg-type]
