@@ -27,6 +27,7 @@ class Loss:
     def __call__(self, trial: Trial, report: ReportTrial) -> Trial:
         starts = self.folder / f"{trial.number}.starts"
         starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+        (self.folder / f"{trial.number}.cwd").write_text(str(Path.cwd()))
         if trial.number == self.raise_at:
             raise RuntimeError("nobody expected this")
         for share in (0.25, 0.5, 1.0):
@@ -76,6 +77,16 @@ def test_every_configuration_is_run_and_told_once(tmp_path: Path, carry_out: Cal
     last = {trial.number: trial for trial in desk.told}
     assert [last[number].rungs[-1].value for number in range(3)] == [3.0, 1.0, 2.0]
     assert len([trial for trial in desk.told if trial.state == "running"]) == 9
+
+
+def test_relative_paths_are_the_commands(
+    tmp_path: Path, carry_out: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is used again is where the command is, not where the last one or Tune was."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    carry_out([1.0, 2.0], Loss(tmp_path))
+    assert {file.read_text() for file in tmp_path.glob("*.cwd")} == {str(tmp_path / "elsewhere")}
 
 
 def test_asha_stops_what_is_behind(tmp_path: Path, carry_out: Callable[..., Desk]) -> None:

@@ -8,6 +8,7 @@ goes on from its ledger.
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def run_trials(
     options = {"reuse_actors": True, "num_samples": -1, "max_concurrent_trials": max_concurrent}
     # A process that is used again costs a tenth of a second per configuration, a new one ten seconds of imports.
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_run_one, run=run), _resources(is_here=is_here)),
+        tune.with_resources(tune.with_parameters(_run_one, run=run, directory=Path.cwd()), _resources(is_here=is_here)),
         tune_config=tune.TuneConfig(
             search_alg=_searcher(_InThisProcess(ask, tell)), scheduler=_scheduler(early_stop, first_percent), **options
         ),
@@ -78,9 +79,12 @@ def _resources(*, is_here: bool) -> Any:
     return PlacementGroupFactory([NO_RESOURCES], bundle_label_selector=[node])
 
 
-def _run_one(config: dict[str, Any], run: RunTrial) -> None:
+def _run_one(config: dict[str, Any], run: RunTrial, directory: Path) -> None:
+    """directory: what relative paths of the description are relative to, where this node has it."""
     from ray import tune
 
+    with suppress(OSError):
+        os.chdir(directory)
     latest: dict[str, Any] = {}
     """Schedulers want their figures in every report, the last included."""
 
@@ -99,6 +103,7 @@ def _quiet() -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # A study without held-out losses reports no figures.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # see _run_one
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: running experts write checkpoints
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     # Reports are told one by one, so that the display and early stopping are not behind.
