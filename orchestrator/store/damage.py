@@ -26,6 +26,7 @@ class Damage(NamedTuple):
 def damage_of(entries: Sequence[StoreEntry], on_progress: Callable[[int, int], None]) -> list[Damage]:
     """Of every job that nobody is training now. Changes nothing."""
     found = []
+    on_progress(0, len(entries))
     for index, entry in enumerate(entries):
         found += damage_of_job(JobDir(entry.path))
         on_progress(index + 1, len(entries))

@@ -1,5 +1,7 @@
 """How well every expert of an ensemble denoises at each part of the timestep axis."""
 
+from collections.abc import Callable
+
 from workloads.config.intervals import Interval, IntervalTable
 from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.process import DiffusionProcess
@@ -48,9 +50,15 @@ def aligned_bins(intervals: IntervalTable, num_bins: int = NUM_BINS) -> tuple[In
 
 
 def ensemble_loss(
-    ensemble: Ensemble, dataset: PreparedDataset, *, num_timesteps: int = 40, num_images: int = 256, seed: int = 0
+    ensemble: Ensemble,
+    dataset: PreparedDataset,
+    *,
+    num_timesteps: int = 40,
+    num_images: int = 256,
+    seed: int = 0,
+    on_expert: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean unweighted loss of the expert in charge, over evenly spaced timesteps.
+    """Mean unweighted loss of the expert in charge, over evenly spaced timesteps; on_expert() hears of each.
 
     Timesteps, images and noise are the same whatever the intervals, so a difference between two ensembles is theirs.
     """
@@ -69,4 +77,5 @@ def ensemble_loss(
                 class_conditional=ensemble.num_classes is not None,
             )
             total += sum(loss for _, loss in curve)
+        on_expert()
     return total / count

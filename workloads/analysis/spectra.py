@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +117,11 @@ def ensemble_spectra(
     num_images: int = 64,
     seed: int = 0,
     everywhere: bool = False,
+    on_expert: Callable[[], None] = lambda: None,
 ) -> tuple[Spectra, ...]:
-    """One Spectra per expert, at those of the timesteps it owns, or with everywhere=True at all of them.
+    """One Spectra per expert, at those of the timesteps it owns, or with everywhere=True at all.
+
+    on_expert() hears of each.
 
     timesteps None: spread_timesteps of the intervals. Images and noise are the same for every expert and timestep.
     """
@@ -129,17 +132,13 @@ def ensemble_spectra(
         torch.cat(tensors).to(ensemble.device)
         for tensors in zip(*((batch.images_BCHW, noise, batch.labels_B) for batch, noise in parts), strict=True)
     )
-    return tuple(
-        feature_spectra(
-            ensemble.expert(index),
-            process,
-            x0_BCHW,
-            noise_BCHW,
-            wanted if everywhere else [t for t in wanted if interval.lo <= t < interval.hi],
-            labels_B if ensemble.num_classes is not None else None,
-        )
-        for index, interval in enumerate(ensemble.intervals)
-    )
+    known_B = labels_B if ensemble.num_classes is not None else None
+    found = []
+    for index, (lo, hi) in enumerate(ensemble.intervals):
+        own = wanted if everywhere else [t for t in wanted if lo <= t < hi]
+        found.append(feature_spectra(ensemble.expert(index), process, x0_BCHW, noise_BCHW, own, known_B))
+        on_expert()
+    return tuple(found)
 
 
 def spread_timesteps(intervals: IntervalTable, per_interval: int | None = None) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.plan.jobs import make_plan
+from orchestrator.runs.analysis.progress import counting_networks
 from orchestrator.runs.data import prepare_data_of
 from orchestrator.runs.surroundings import open_for_results
 from orchestrator.tracking.configuration import open_configuration
@@ -50,16 +51,18 @@ def plot_spectra(
     dataset = prepare_data_of(ensemble.config, runs)
     timesteps = spread_timesteps(ensemble.intervals)
     groups: list[list[NamedSpectra]] = []
-    for number, one in enumerate((ensemble, *others)):
-        found = ensemble_spectra(
-            one,
-            dataset,
-            timesteps=timesteps,
-            num_images=num_images,
-            seed=seed,
-            everywhere=everywhere or bool(controls),
-        )
-        groups.append(_named(one, found, f"control {number}: " if number else "run: " if controls else ""))
+    with counting_networks("looking at features", (ensemble, *others)) as on_expert:
+        for number, one in enumerate((ensemble, *others)):
+            found = ensemble_spectra(
+                one,
+                dataset,
+                timesteps=timesteps,
+                num_images=num_images,
+                seed=seed,
+                everywhere=everywhere or bool(controls),
+                on_expert=on_expert,
+            )
+            groups.append(_named(one, found, f"control {number}: " if number else "run: " if controls else ""))
     networks = [named for group in groups for named in group]
     _require_same_blocks(networks)
     file = out or RunDir(ensemble.path.parent).figure("spectra")

@@ -73,6 +73,7 @@ def survey(study: Study, plans_of: PlansOf, on_progress: Callable[[int, int], No
     images: dict[str, int] = {}
     rows, images_without_store = [], 0
     points = [values for values, _ in islice(Configurations(study), MAX_SURVEYED)]
+    on_progress(0, len(points))
     for index, values in enumerate(points):
         plans = plans_of(values, index)
         wanted = images_by_key(plans)
