@@ -90,10 +90,14 @@ def _findings_of_files(named: str, runs_dir: Path, storage: str | None) -> "Iter
 
         return examine_in_storage(Storage.at(storage), named)
     from orchestrator.plan.places import RunsDir
+    from orchestrator.runs.stored import find_planned
 
     runs = RunsDir(runs_dir)
+    if "/" in named:
+        return None
     below = [folder for folder in (runs.path / named, runs.studies / named) if folder.is_dir()]
-    return _examined(below[0]) if below and "/" not in named else None
+    run = None if below else find_planned(named, runs)
+    return _examined(run.path if run is not None else below[0]) if below or run is not None else None
 
 
 def _examined(path: Path) -> "Iterable[Finding]":

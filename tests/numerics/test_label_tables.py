@@ -65,6 +65,21 @@ def test_each_picture_has_the_label_of_its_row(pictures: Path, tmp_path: Path, f
     assert kinds_of(pictures, tmp_path) == KIND
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_excels_unicode_text_is_read(pictures: Path, tmp_path: Path, encoding: str) -> None:
+    text = rows("\t").replace("\n", "\r\n")
+    (pictures / "labels.csv").write_bytes(
+        ("" if encoding == "utf-16" else "\ufeff").encode(encoding) + text.encode(encoding)
+    )
+    assert kinds_of(pictures, tmp_path) == KIND
+
+
+def test_a_table_in_another_encoding_is_named(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "labels.csv").write_bytes(rows().replace("ant", "Köter").encode("cp1252"))
+    with pytest.raises(DataError, match=r"labels.csv names the pictures, but is not text in UTF-8; save it as such"):
+        kinds_of(pictures, tmp_path)
+
+
 def test_a_column_may_be_called_like_a_picture(pictures: Path, tmp_path: Path) -> None:
     (pictures / "a.png").rename(pictures / "image.png")
     text = rows(header="image,class", suffix="").replace("\na,", "\nimage,")

@@ -1,5 +1,6 @@
 """Tables beside pictures that tell their labels: metadata.csv or .jsonl as Hugging Face has them, labels.csv, ..."""
 
+import codecs
 import csv
 import io
 import json
@@ -73,8 +74,12 @@ class PictureNames:
 
 
 def label_table(content: bytes, path: Parts, place: str, pictures: PictureNames) -> LabelTable | None:
-    """What a file says about pictures; None if it names none of them, or is no table. DataError without a header."""
-    columns = _parsed(content, PurePosixPath(path[-1]).suffix.lower())
+    """What a file says about pictures; None if it names none of them, or is no table.
+
+    DataError without a header, or if it is not text as other programs read it.
+    """
+    text, is_known = _text(content)
+    columns = _parsed(text, PurePosixPath(path[-1]).suffix.lower())
     if not columns:
         return None
     hits = {
@@ -85,6 +90,8 @@ def label_table(content: bytes, path: Parts, place: str, pictures: PictureNames)
     found = [pictures.find(value, path[:-1]) for value in columns[files]] if hits[files] else []
     if not any(found):
         return None
+    if not is_known:
+        raise DataError(f"{place} names the pictures, but is not text in UTF-8; save it as such (CSV UTF-8 in Excel)")
     # A column may be called image beside a picture image.png.
     if ("." in files or files.isdecimal()) and pictures.find(files, path[:-1]) is not None:
         raise DataError(
@@ -157,9 +164,18 @@ def _rows_of_split(table: LabelTable, column: str, wanted: str | None) -> list[b
     return [True] * len(table.pictures)
 
 
-def _parsed(content: bytes, suffix: str) -> ValuesByColumn | None:
+def _text(content: bytes) -> tuple[str, bool]:
+    """And whether it is sure; bytes of another encoding are read far enough to see what they are about."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # "Unicode Text" of Excel
+        return content.decode("utf-16", "replace"), True
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig"), True
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), False
+
+
+def _parsed(text: str, suffix: str) -> ValuesByColumn | None:
+    try:
         return _from_lines(text) if suffix in {".jsonl", ".ndjson"} else _from_csv(text)
     except (ValueError, csv.Error, RecursionError):
         return None
