@@ -1,5 +1,6 @@
 """The experts of a run while they train: redrawn in a terminal, printed now and then in a log."""
 
+import threading
 import time
 from collections.abc import Sequence
 
@@ -12,11 +13,14 @@ from rich.text import Text
 from orchestrator.plan.events import Checkpointed, ExpertEvent, ExpertState, Progressed
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.standing import ExpertStanding
-from orchestrator.terminal.progress import print_line
+from orchestrator.terminal.progress import SILENCE_S, print_line
 from orchestrator.terminal.words import detail, duration
 
 PLAIN_INTERVAL_S = 10.0
 """How often an expert is reported where the output is a log rather than a terminal."""
+
+MAX_NAMED = 4
+"""Experts that a line after a silence names."""
 
 MEASURED = "its loss by timestep is measured"
 """What is done with an expert after its last image, for up to minutes."""
@@ -41,13 +45,17 @@ class ExpertsDisplay:
         self._printed_s = dict.fromkeys(self._experts, 0.0)
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
         self._plain = not self._console.is_terminal
+        self._spoke_s, self._over = time.monotonic(), threading.Event()
 
     def __enter__(self) -> "ExpertsDisplay":
-        if not self._plain:
+        if self._plain:
+            threading.Thread(target=self._break_silence, name="tells of experts", daemon=True).start()
+        else:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         if not self._plain:
             self._live.stop()
 
@@ -76,7 +84,19 @@ class ExpertsDisplay:
             )
 
     def _print(self, text: str) -> None:
+        self._spoke_s = time.monotonic()
         print_line(text, self._console)
+
+    def _break_silence(self) -> None:
+        """Say what is waited for: a place, another command, a process that starts."""
+        while not self._over.wait(max(0.0, self._spoke_s + SILENCE_S - time.monotonic())):
+            if time.monotonic() >= self._spoke_s + SILENCE_S:
+                going = [one for one in self._experts.values() if not one.state.has_ended]
+                states = [f"{one.name} {_state_words(one)}" for one in going[:MAX_NAMED]]
+                more = f", and {len(going) - MAX_NAMED} more" if len(going) > MAX_NAMED else ""
+                self._print(
+                    f"{len(self._experts) - len(going)} of {len(self._experts)} ended; {', '.join(states)}{more}"
+                )
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)

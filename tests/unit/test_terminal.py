@@ -93,6 +93,19 @@ def test_progress_is_told_now_and_then_with_what_is_left(plan: Plan) -> None:
     ]
 
 
+def test_who_waits_is_told_what_for(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.terminal.experts.SILENCE_S", 0.05)
+    log = io.StringIO()
+    waiting = "1 of 4 ended; expert_01 elsewhere, expert_02 queued, expert_03 queued"
+    with ExpertsDisplay(plan.jobs, Console(file=log)) as display:
+        display(events.Done(plan.jobs[0].key))
+        display(events.TrainedElsewhere(plan.jobs[1].key))
+        wait_until(lambda: log.getvalue().count(waiting) > 1, log.getvalue)
+    said = log.getvalue()
+    time.sleep(0.2)
+    assert log.getvalue() == said
+
+
 def test_long_work_is_told_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """No line for what is done at once; then one soon and one per interval, with what is left at the speed so far."""
     now_s, log = [100.0], io.StringIO()
