@@ -86,6 +86,8 @@ def test_budgets_are_of_a_row_or_of_each_network() -> None:
         ({"base_name": "continued"}, "rows.continued has the name of the base's row"),
         ({"against": "continud"}, "'continud' is no row; did you mean 'continued'"),
         ({"published": {"x": {}}}, "'x' is no row"),
+        ({"seeds": [0, 1, 0]}, "seeds: seed 0 is there twice; each counts as one more run, so give each once"),
+        ({"seeds": [1, 1.0]}, "seeds: seed 1 is there twice"),
     ],
     ids=str,
 )

@@ -380,6 +380,7 @@ BAD = {
         "space.training.learning_rate is continuous",
     ),
     "endless": (one("strategy.num_bases", {"int": [1, 4]}, budget={}), "budget: missing"),
+    "a seed twice": (one(RATE, {"choice": [1]}, seeds=[0, 0]), "seeds: seed 0 is there twice; each counts as one more"),
     "another protocol": (one("evaluation.num_samples", {"choice": [10]}), "compares under one protocol"),
 }
 

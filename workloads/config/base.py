@@ -46,6 +46,18 @@ Flag = Annotated[bool, Strict()]
 """true or false, and no number or word that might mean it."""
 
 
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The same seeds. ValueError if one is there twice: its runs are one, and would narrow intervals as if two."""
+    for index, seed in enumerate(seeds):
+        if seed in seeds[:index]:
+            raise ValueError(f"seed {seed} is there twice; each counts as one more run, so give each once")
+    return seeds
+
+
+Seeds = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Of independent runs."""
+
+
 class GrownConfig(StrictConfig):
     """One that has got fields since runs were stored: hashes and names made of its JSON must stay what they were."""
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from workloads.config.base import Name, Real, StrictConfig, Whole, merge
+from workloads.config.base import Name, Real, Seeds, StrictConfig, Whole, merge
 from workloads.config.explain import explain_error, suggest
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
@@ -62,7 +62,7 @@ class Comparison(StrictConfig):
     """By name: what each row changes of the base's run description, at least its strategy. `initial_weights` is a start
     of its own (null: none, so that its architecture is free), `budget_images` a budget of its own."""
 
-    seeds: tuple[Whole, ...] = Field((0, 1), min_length=1)
+    seeds: Seeds = (0, 1)
     """Each row is trained once per seed, base included; the spread is the error bar."""
 
     against: Name | None = None

@@ -14,7 +14,7 @@ from orchestrator.search.space.condition import Condition
 from orchestrator.search.space.distributions import parse_distribution
 from orchestrator.search.study.options import Budget, EarlyStop, Ladder, LimitsConfig, Objective
 from workloads.config import ProtocolConfig, RunConfig
-from workloads.config.base import Name, Real, StrictConfig, Whole, merge
+from workloads.config.base import Name, Real, Seeds, StrictConfig, Whole, merge
 from workloads.config.load import read_raw, validate
 
 
@@ -55,7 +55,7 @@ class Study(StrictConfig):
     early_stop: EarlyStop | None = None
     """Whether a configuration is given up while it climbs. None: never."""
 
-    seeds: tuple[Whole, ...] = Field((0,), min_length=1)
+    seeds: Seeds = (0,)
     """Training seeds of every configuration; the score is their mean, and their spread enters its interval."""
 
     warm_growth: Real | None = Field(None, gt=0, le=1)
