@@ -20,7 +20,7 @@ OptionalConfig = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="section.key=value, for instance training.batch_size=64.",
+        help="section.key=value, for instance training.batch_size=64; of section={...}, only the keys that are named.",
         show_default=False,
         autocompletion=complete_override,
     ),

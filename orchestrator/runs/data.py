@@ -16,7 +16,7 @@ from orchestrator.terminal.progress import progress
 from orchestrator.terminal.words import si
 from workloads.config import DataSpec, RunConfig
 from workloads.config.base import StrictConfig
-from workloads.config.data import AnyData, LatentFilesData, PreparedData
+from workloads.config.data import AnyData, LatentFilesData
 from workloads.config.load import validate
 from workloads.data.found import SourceContents
 from workloads.data.labels import NO_LABELS
@@ -191,11 +191,14 @@ def show_prepared(path: Path, out: Path, num_images: int) -> "View":
 
 def used_with(prepared: Path, made: Manifest) -> str:
     """What a command that takes a description is told to use prepared data, as a shell reads it."""
-    fields: dict[str, Any] = {"kind": "prepared", "path": str(prepared), "image_size": made.shape[2]}
-    if made.shape[0] != PreparedData.model_fields["channels"].default:
-        fields["channels"] = made.shape[0]
-    # A description whose guidance needs classes would refuse this data otherwise.
-    if len(made.class_names) > 1:
-        fields["class_conditional"] = True
+    # All that it may not take from other prepared data, into which it is merged.
+    fields: dict[str, Any] = {
+        "kind": "prepared",
+        "path": str(prepared),
+        "image_size": made.shape[2],
+        "channels": made.shape[0],
+        # A description whose guidance needs classes would refuse this data otherwise.
+        "class_conditional": len(made.class_names) > 1,
+    }
     text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf"))
     return f"data={quote(text.strip())}"

@@ -15,7 +15,7 @@ from orchestrator.search.study.find import find_study
 from orchestrator.search.study.study import Study
 from workloads.config import RunConfig, load_config
 from workloads.config.comparison import Comparison
-from workloads.config.load import CONFIG_SHA256, load_comparison
+from workloads.config.load import CONFIG_SHA256, load_comparison, read_raw
 from workloads.errors import ConfigError
 from workloads.files import sha256_file
 from workloads.models.build import build_model
@@ -196,6 +196,45 @@ def test_what_other_data_drops_of_a_preset_is_told(tmp_path: Path, caplog: pytes
     assert load_config(str(file)).data.class_conditional
     load_config("demo-meme", ["data.image_size=8"])
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "training: {images: 640}",
+        "diffusion: {num_timesteps: 500}",
+        "evaluation: {sampling: {num_steps: 5}}",
+        "evaluation: {num_samples: 5}",
+        "data: {image_size: 16}",
+        "model: {channels: 32}",
+        "data: {kind: prepared, path: mine, image_size: 20, class_conditional: true}",
+        "strategy: {kind: independent, num_experts: 2}",
+        "training: {betas: [0.9, 0.99]}",
+        "training: {clip_grad_norm: null}",
+        "execution: {resources: {num_cpus: 2}}",
+    ],
+)
+def test_a_section_on_the_command_line_is_one_in_a_file(section: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"preset: demo-meme\n{section}\n")
+    assert load_config("demo-meme", [section.replace(": ", "=", 1)]) == load_config(str(file))
+
+
+def test_a_section_on_the_command_line_keeps_what_it_does_not_name() -> None:
+    expert = load_config("demo-meme", ["strategy.experts.0={specialisation: 0.3}"])
+    assert expert == load_config("demo-meme", ["strategy.experts.0.specialisation=0.3"])
+    for base in ("base.training={images: 640}", "base={training: {images: 640}}"):
+        (one, other) = ([base], ["base.training.images=640"])
+        assert load_comparison("demo", one) == load_comparison("demo", other)
+        assert find_study("demo-search", one) == find_study("demo-search", other)
+
+
+def test_a_named_base_keeps_what_a_section_on_the_command_line_does_not_name(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("name: s\nbase: demo-meme\nspace: {training.batch_size: {choice: [16, 32]}}\nsampler: grid\n")
+    found = find_study(str(file), ["base={training: {images: 640}}"])
+    assert found is not None
+    assert found.base_raw["training"] == read_raw("demo-meme")["training"] | {"images": 640}
 
 
 def test_the_description_that_lies_with_a_run_is_the_one_it_was_made_of(

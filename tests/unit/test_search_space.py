@@ -296,6 +296,21 @@ def condition(text: str) -> dict[str, Any]:
     return one("training.warmup_images", {"int": [0, 9]}, conditions=[text])
 
 
+def test_a_section_in_a_space_keeps_what_it_does_not_name() -> None:
+    space = {"training": {"choice": [{"batch_size": 8}, {"batch_size": 16, "images": 5000}]}}
+    dotted = {"training.batch_size": {"choice": [8]}}
+    sections = [config for _, config in configurations(space=space, sampler="grid")]
+    assert sections[0].training == configurations(space=dotted, sampler="grid").first()[1].training
+    assert sections[1].training == sections[0].training.model_copy(update={"batch_size": 16, "images": 5000})
+
+
+def test_a_section_in_a_space_replaces_what_stands_for_the_same() -> None:
+    base = REMIX | {"strategy": {key: value for key, value in REMIX["strategy"].items() if key != "num_experts"}}
+    base["strategy"]["cuts"] = [500]
+    space = {"strategy": {"choice": [{"num_experts": 4}]}}
+    assert configurations(space=space, sampler="grid", base=base).first()[1].strategy.num_jobs == 1
+
+
 BAD = {
     "no distribution": (one(RATE, {"choices": [1]}), "did you mean 'choice'?"),
     "empty choice": (one(RATE, {"choice": []}), "training.learning_rate: choice is []"),
@@ -308,6 +323,18 @@ BAD = {
     "each without star": (one("strategy.x", {"each": [1]}), "each takes a path with *"),
     "twice": (
         {"space": {SHARES: {"split_ratios": {}}, "strategy.experts.0.model.attention_share": {"choice": [[1]]}}},
+        "give the same field a value",
+    ),
+    "twice by a star": (
+        {"space": {"strategy.experts.0.model.attention_share": {"choice": [[1]]}, SHARES: {"split_ratios": {}}}},
+        "give the same field a value",
+    ),
+    "a section and its field": (
+        {"space": {"training": {"choice": [{"batch_size": 8}]}, "training.batch_size": {"choice": [16]}}},
+        "training and training.batch_size give the same field a value; leave one of them out",
+    ),
+    "a list and its elements": (
+        {"space": {SHARES: {"split_ratios": {}}, "strategy.experts": {"choice": [[{"specialisation": 0.1}]]}}},
         "give the same field a value",
     ),
     "no list": (one("strategy.experts.*.x", {"each": [1]}), "the base has no list at strategy.experts"),

@@ -149,7 +149,11 @@ def _require_as_recorded(file: Path) -> None:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
-    """A copy of raw with one `dotted.path=yaml-value` applied; setting a new `kind` starts its section afresh."""
+    """A copy of raw with one `dotted.path=yaml-value` applied.
+
+    A mapping changes the fields it names, as in a file that starts from a preset; setting a new `kind` starts its
+    section afresh.
+    """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     shown = short(override)
@@ -174,14 +178,16 @@ def _set(node: Any, keys: Sequence[str], value: Any, override: str) -> Any:
         index = int(key)
         return [
             *node[:index],
-            _set(node[index], rest, value, override) if rest else value,
+            _set(node[index], rest, value, override) if rest else merge(node[index], value),
             *node[index + 1 :],
         ]
     mapping = node if isinstance(node, dict) else {}
-    if not rest and key == "evaluation" and isinstance(value, str):  # so that later ones can change single fields
-        value = {"name": value}
+    if not rest and key == "evaluation" and isinstance(value, str):
+        # Spelt out, so that later ones can change single fields; a name alone is that protocol, unchanged.
+        return mapping | {key: {"name": value}}
     if not rest:
-        return {"kind": value} if key == "kind" and value != mapping.get("kind") else mapping | {key: value}
+        is_new_kind = key == "kind" and value != mapping.get("kind")
+        return {"kind": value} if is_new_kind else mapping | {key: merge(mapping.get(key), value)}
     return mapping | {key: _set(mapping.get(key), rest, value, override)}
 
 

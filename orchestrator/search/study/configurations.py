@@ -196,11 +196,13 @@ def make_sampler(study: Study, *, num_known: int = 0) -> Sampler:
 def _applied(raw: dict[str, Any], values: Values) -> dict[str, Any]:
     for path, value in values.items():
         raw = apply_value(raw, path, value)
-        section, _, _ = path.rpartition(".")
-        other = INSTEAD.get(path)
-        # If the space gives both, that is a mistake to be reported, not one to be hidden here.
-        if other is not None and f"{section}.{other}" not in values:
-            raw = raw | {section: {key: kept for key, kept in raw[section].items() if key != other}}
+        # A section gives several fields at once.
+        given = {f"{path}.{key}" for key in value} if isinstance(value, dict) else {path}
+        for field in given & INSTEAD.keys():
+            section, other = field.partition(".")[0], INSTEAD[field]
+            # If the space gives both, that is a mistake to be reported, not one to be hidden here.
+            if f"{section}.{other}" not in values.keys() | given:
+                raw = raw | {section: {key: kept for key, kept in raw[section].items() if key != other}}
     return raw
 
 

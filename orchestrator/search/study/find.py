@@ -1,5 +1,6 @@
 """Which study a user means: one of the presets by name, or a YAML file that has a space."""
 
+import re
 from typing import Any
 
 from orchestrator.search.study.study import Study
@@ -18,7 +19,7 @@ def find_study(source: str, overrides: list[str]) -> Study | None:
     if "space" not in raw:
         return None
     # Only a mapping can be changed, so a base that is named is read first.
-    if isinstance(raw.get("base"), str) and any(override.startswith("base.") for override in overrides):
+    if isinstance(raw.get("base"), str) and any(re.match(r"\s*base\s*[.=]", override) for override in overrides):
         raw["base"] = read_raw(raw["base"])
     for override in overrides:
         raw = apply_override(raw, override)

@@ -3,9 +3,8 @@
 configurations.py makes run descriptions of it, trial_plans.py the plans behind them.
 """
 
-import re
 from functools import cached_property
-from itertools import permutations
+from itertools import combinations
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -67,9 +66,9 @@ class Study(StrictConfig):
     @field_validator("space")
     @classmethod
     def _parse_space(cls, space: dict[str, Any]) -> dict[str, Any]:
-        for path, other in permutations(space, 2):
+        for path, other in combinations(space, 2):
             # The later one would silently win.
-            if re.fullmatch(re.escape(path).replace(r"\*", r"\d+"), other):
+            if _overlap(path, other):
                 raise ValueError(f"{path} and {other} give the same field a value; leave one of them out")
         return {path: parse_distribution(path, raw) for path, raw in space.items()}
 
@@ -137,6 +136,12 @@ class Study(StrictConfig):
         raw = read_raw(self.base) if isinstance(self.base, str) else self.base
         evaluation = raw.get("evaluation")
         return raw | {"evaluation": {"name": evaluation}} if isinstance(evaluation, str) else raw
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether both set the same field: the same one, one of a section or list that the other sets, or by `*`."""
+    pairs = zip(path.split("."), other.split("."), strict=False)
+    return all(one == two or ("*" in (one, two) and (one + two).strip("*").isdecimal()) for one, two in pairs)
 
 
 def _without(raw: dict[str, Any], *keys: str) -> dict[str, Any]:
