@@ -15,7 +15,7 @@ from orchestrator.search.study.find import find_study
 from orchestrator.search.study.study import Study
 from workloads.config import RunConfig, load_config
 from workloads.config.comparison import Comparison
-from workloads.config.load import CONFIG_SHA256, load_comparison, read_raw
+from workloads.config.load import CONFIG_SHA256, find_comparison, load_comparison, read_raw
 from workloads.errors import ConfigError
 from workloads.files import sha256_file
 from workloads.models.build import build_model
@@ -229,6 +229,38 @@ def test_a_section_on_the_command_line_keeps_what_it_does_not_name() -> None:
         assert find_study("demo-search", one) == find_study("demo-search", other)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base: demo-meme\nspcae: {training.batch_size: {choice: [8]}}", "spcae: unknown key; did you mean 'space'?"),
+        ("base: demo-meme\nspaces: {}\nsampler: grid", "spaces: unknown key; did you mean 'space'?"),
+        ("base: demo-meme\nsampler: grid", "space: missing"),
+        ("base: demo-meme\nbudget_images: 64\nrow: {a: {}}", "row: unknown key; did you mean 'rows'?"),
+        ("base: demo-meme\nbudget_images: 64\nrwos: {a: {}}", "rwos: unknown key; did you mean 'rows'?"),
+        ("base: demo-meme\nbudget_images: 64", "rows: missing"),
+        ("base: demo-meme\ntraining: {images: 5}", "base: unknown key; to start from a preset"),
+    ],
+)
+def test_a_misspelt_study_or_comparison_is_told_what_is_misspelt(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\n{text}\n")
+    with pytest.raises(ConfigError) as raised:
+        find_study(str(file), []) or find_comparison(str(file)) or load_config(str(file))
+    assert str(raised.value).startswith(told)
+    if "did you mean" in told:  # by `rememe train` too
+        with pytest.raises(ConfigError) as raised:
+            load_config(str(file))
+        assert str(raised.value).startswith(told)
+
+
+def test_a_study_and_a_comparison_are_no_runs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for text, told in (("space: {x: {}}", "space: .*rememe search"), ("rows: {x: {}}", "rows: .*rememe compare")):
+        file.write_text(f"name: mine\nbase: demo-meme\n{text}\n")
+        with pytest.raises(ConfigError, match=told):
+            load_config(str(file))
+
+
 def test_a_named_base_keeps_what_a_section_on_the_command_line_does_not_name(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("name: s\nbase: demo-meme\nspace: {training.batch_size: {choice: [16, 32]}}\nsampler: grid\n")
@@ -280,7 +312,7 @@ def test_a_comparison_and_a_study_start_from_theirs(tmp_path: Path) -> None:
     [
         ("preset: demo-mem", "preset is 'demo-mem', which is none; did you mean 'demo-meme'"),
         ("preset: [demo-meme]", "preset is ['demo-meme'], which is none"),
-        ("preset: demo-search", "base: unknown key"),
+        ("preset: demo-search", "space: unknown key; a study has a space"),
         ("presets: demo-meme", "say preset: NAME"),
         ("base: demo-meme", "say preset: NAME"),
         ("extends: demo-meme", "say preset: NAME"),

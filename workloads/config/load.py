@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from workloads.config.base import merge
 from workloads.config.comparison import Comparison
-from workloads.config.explain import explain_error, short, suggest
+from workloads.config.explain import OTHER_WORDS, explain_error, nearest, short, suggest
 from workloads.config.run import RunConfig
 from workloads.config.text import MAX_CHARACTERS, MAX_DEPTH, parse_yaml
 from workloads.errors import ConfigError
@@ -26,6 +26,9 @@ PRESET = "preset"
 
 CONFIG_SHA256 = "config_sha256"
 """In a run's plan, of the run description beside it."""
+
+MARKS = ("space", "rows")
+"""Keys by which a study and a comparison are known from a run description."""
 
 OF_ANY_DATA = ("class_conditional", "flip", "held_out")
 """What may be said of data wherever it comes from."""
@@ -47,9 +50,27 @@ def load_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison:
 def find_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison | None:
     """The comparison of this name or in this YAML file; None if it is a run description, or nothing."""
     named = source in list_presets("comparisons")
-    if named or (source not in list_presets() and is_file(source) and "rows" in read_raw(source)):
+    if named or (source not in list_presets() and is_file(source) and _is_comparison(read_raw(source))):
         return load_comparison(source, overrides)
     return None
+
+
+def _is_comparison(raw: dict[str, Any]) -> bool:
+    own = Comparison.model_fields.keys() - RunConfig.model_fields.keys()
+    return mark_of(raw)[0] == "rows" or ("space" not in raw and len(own & raw.keys()) > 1)
+
+
+def mark_of(raw: dict[str, Any]) -> tuple[str, str]:
+    """Which of MARKS a description has, and how it spells it: with a base, it may be misspelt. Empty if none."""
+    for mark in MARKS:
+        if mark in raw:
+            return mark, mark
+    if "base" in raw:
+        for key in raw:
+            known = key in RunConfig.model_fields or key in Comparison.model_fields
+            if not known and (near := nearest(str(key), MARKS)):
+                return near, str(key)
+    return "", ""
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -61,7 +82,16 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         raw = apply_override(raw, override)
     _tell_what_is_dropped(before, raw, source)
+    _require_a_run(raw)
     return validate(RunConfig, raw)
+
+
+def _require_a_run(raw: dict[str, Any]) -> None:
+    """ConfigError if it is another kind of description; a study's base would be called a mistake before its space."""
+    mark, key = mark_of(raw)
+    if mark:
+        meant = "" if key == mark else f"; did you mean {mark!r}?"
+        raise ConfigError(f"{key}: unknown key{meant}{OTHER_WORDS[mark]}")
 
 
 def read_raw(source: str, folder: str = "") -> dict[str, Any]:

@@ -4,10 +4,15 @@ import re
 from typing import Any
 
 from orchestrator.search.study.study import Study
+from workloads.config import RunConfig
+from workloads.config.comparison import Comparison
 from workloads.config.explain import suggest
-from workloads.config.load import apply_override, is_file, read_raw, validate
+from workloads.config.load import apply_override, is_file, mark_of, read_raw, validate
 from workloads.errors import ConfigError
 from workloads.presets import list_presets
+
+OWN_FIELDS = Study.model_fields.keys() - RunConfig.model_fields.keys() - Comparison.model_fields.keys()
+"""What only a study has."""
 
 
 def find_study(source: str, overrides: list[str]) -> Study | None:
@@ -16,7 +21,8 @@ def find_study(source: str, overrides: list[str]) -> Study | None:
     if source not in list_presets("studies") and (source in list_presets() or not is_file(source)):
         return None
     raw = read_raw(source, "studies")
-    if "space" not in raw:
+    # Misspelt, it is a study all the same, and is told so.
+    if mark_of(raw)[0] != "space" and not ("base" in raw and raw.keys() & OWN_FIELDS):
         return None
     # Only a mapping can be changed, so a base that is named is read first.
     if isinstance(raw.get("base"), str) and any(re.match(r"\s*base\s*[.=]", override) for override in overrides):
