@@ -434,6 +434,61 @@ def test_what_does_not_go_with_the_experts_is_one_sentence(new_ensemble: NewEnse
         pipe(class_labels=[0])
 
 
+GENERATOR = torch.Generator()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be a whole number of at least 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ({"class_labels": [1.7]}, "class_labels has 1.7, which is no class"),
+        ({"class_labels": torch.tensor([0.5])}, "class_labels has 0.5"),
+        ({"class_labels": [None]}, "class_labels has None"),
+        ({"class_labels": [[0, 1]]}, r"class_labels has \[0, 1\]"),
+        ({"class_labels": []}, "class_labels is empty"),
+        ({"class_labels": "boot"}, "no class is called 'boot'"),
+        ({"class_labels": [0], "batch_size": 3}, "batch_size is 3, but class_labels is for 1"),
+        ({"latents": torch.zeros(2, 4, 4, 4), "batch_size": 3}, "batch_size is 3, but latents is for 2"),
+        ({"latents": torch.zeros(0, 4, 4, 4)}, "latents is empty"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"class_labels": [0, 1], "generator": [GENERATOR]}, "generator is a list of 1 for 2 images"),
+        ({"generator": [GENERATOR] * 2}, "generator is a list of 2 for 1 images"),
+        ({"generator": 3}, "generator is 3; give a torch.Generator"),
+        ({"guidance_scale": -1}, "guidance_scale is -1; it must be a number 0 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": "3"}, "guidance_scale is '3'"),
+        ({"eta": 1.5}, "eta is 1.5; it must be a number from 0 to 1"),
+        ({"output_type": "xyz"}, "output_type is 'xyz'; it must be one of pil, np, pt, latent"),
+    ],
+)
+def test_a_setting_that_cannot_be_drawn_with_is_one_sentence(
+    arguments: dict[str, Any], said: str, new_ensemble: NewEnsemble, tmp_path: Path
+) -> None:
+    exported(new_ensemble(DIT), tmp_path / "out")
+    pipe = opened(MultiExpertPipeline, tmp_path / "out")
+    with pytest.raises(ValueError, match=said):
+        pipe(**{"num_inference_steps": 2} | arguments)
+
+
+def test_one_number_or_name_is_one_label(new_ensemble: NewEnsemble, tmp_path: Path) -> None:
+    exported(new_ensemble(DIT), tmp_path / "out")
+    pipe = opened(MultiExpertPipeline, tmp_path / "out")
+
+    def drawn(class_labels: Any, **told: Any) -> Tensor:
+        (images,) = pipe(
+            class_labels, 2, generator=sample_generators(0, 1), output_type="pt", return_dict=False, **told
+        )
+        return torch.as_tensor(images)
+
+    expected = drawn([1])
+    for one in (1, "b", np.int64(1), torch.tensor(1), torch.tensor([1.0]), np.array([1]), ["b"]):
+        assert torch.equal(drawn(one), expected)
+    assert torch.equal(drawn(1, batch_size=1), expected)
+    assert not torch.equal(drawn(0), expected)
+
+
 class Moved(Recording):
     """Remembers where it was sent, too."""
 

@@ -1,7 +1,9 @@
 """Several experts as a pipeline of diffusers, each called at the timesteps that it was trained for."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +27,8 @@ DEFAULTS = {
     "variance": None,  # "fixed": leave out what the experts learned of it
 }
 """Of a call."""
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -93,29 +97,36 @@ class MultiExpertPipeline(DiffusionPipeline):  # type: ignore[misc]
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int | str] | Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: Generators = None,
         *,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         eta: float | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Images of these classes, by number or name; without, batch_size images of any class.
+        """Images of these classes, by number or name; without, batch_size images (one if not given) of any class.
 
         generator: one of each image (sample_generators gives those of rememe sample), or one for all.
         latents: (B, C, H, W) standard normal noise to start from; it is drawn if not given.
         output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W) in [0, 1], or "latent", before the vae.
 
-        ValueError if a class, the number of generators or the scheduler does not go with the experts.
+        ValueError if a class, the number of generators or the scheduler does not go with the experts, or if a setting
+        is none that can be drawn with.
         """
         said, experts = self.config.defaults, self._experts
         self._check_scheduler()
-        labels_B = self._labels(class_labels, batch_size if latents is None else len(latents))
+        num_steps = _whole("num_inference_steps", _given(num_inference_steps, said["num_inference_steps"]))
+        guidance_scale = _number("guidance_scale", _given(guidance_scale, said["guidance_scale"]), math.inf)
+        eta = _number("eta", _given(eta, said["eta"]), 1)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
+        labels_B = self._labels(class_labels, batch_size, latents)
         shape = (len(labels_B), *experts.shape_CHW)
+        generator = _generators(generator, len(labels_B))
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=experts.device, dtype=experts.dtype)
         elif latents.shape != shape:
@@ -123,12 +134,12 @@ class MultiExpertPipeline(DiffusionPipeline):  # type: ignore[misc]
         null_label = experts.config.num_classes
         guided = guide(
             lambda x_BCHW, timestep, labels: experts(x_BCHW, timestep, class_labels=labels).sample,
-            said["guidance_scale"] if guidance_scale is None else guidance_scale,
+            guidance_scale,
             None if null_label is None else labels_B.to(experts.device),
             null_label,
             said["guidance_channels"],
         )
-        self.scheduler.set_timesteps(num_inference_steps or said["num_inference_steps"])
+        self.scheduler.set_timesteps(num_steps)
         check_timesteps(self.scheduler)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             x_BCHW = follow(
@@ -136,7 +147,7 @@ class MultiExpertPipeline(DiffusionPipeline):  # type: ignore[misc]
                 latents.to(experts.device) * self.scheduler.init_noise_sigma,
                 self.scheduler,
                 generator=generator,
-                eta=said["eta"] if eta is None else eta,
+                eta=eta,
                 variance=said["variance"],
                 on_step=lambda _done, _total: bar.update(),
             )
@@ -160,20 +171,41 @@ class MultiExpertPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "the pipeline's own scheduler"
             )
 
-    def _labels(self, class_labels: Sequence[int | str] | Tensor | None, batch_size: int) -> Tensor:
+    def _labels(
+        self,
+        class_labels: int | str | Sequence[int | str] | Tensor | None,
+        batch_size: int | None,
+        latents: Tensor | None,
+    ) -> Tensor:
         """int64 (B,) on the CPU, "no class" where none are named."""
         num_classes = self._experts.config.num_classes
+        number = None if batch_size is None else _whole("batch_size", batch_size)
         if class_labels is None:
-            return torch.full((batch_size,), num_classes or 0)
-        if num_classes is None:
+            started = number or 1 if latents is None else len(latents)
+            labels_B = torch.full((started,), num_classes or 0)
+        elif num_classes is None:
             raise ValueError("class_labels are given, and these experts know no classes; give batch_size instead")
-        names = self.labels
-        if unknown := [one for one in class_labels if isinstance(one, str) and one not in names]:
-            raise ValueError(f"no class is called {unknown[0]!r}; pipe.labels has their names")
-        labels_B = torch.tensor([names[one] if isinstance(one, str) else int(one) for one in class_labels])
-        if wrong := [label for label in labels_B.tolist() if not 0 <= label <= num_classes]:
-            raise ValueError(f"class {wrong[0]} is none of 0 to {num_classes - 1} ({num_classes} is no class)")
+        else:
+            labels_B = torch.tensor([self._label(one, num_classes) for one in _listed(class_labels)], dtype=torch.int64)
+        given = "latents" if class_labels is None else "class_labels"
+        if not len(labels_B):
+            raise ValueError(f"{given} is empty, so there is nothing to draw; give one for each image")
+        if number not in {None, len(labels_B)}:
+            raise ValueError(f"batch_size is {number}, but {given} is for {len(labels_B)}; leave batch_size out")
         return labels_B
+
+    def _label(self, one: Any, num_classes: int) -> int:
+        names = self.labels
+        if isinstance(one, str):
+            if one not in names:
+                raise ValueError(f"no class is called {one!r}; pipe.labels has their names")
+            return names[one]
+        label = _as_whole(one)
+        if label is None:
+            raise ValueError(f"class_labels has {one!r}, which is no class; give whole numbers or names")
+        if not 0 <= label <= num_classes:
+            raise ValueError(f"class {label} is none of 0 to {num_classes - 1} ({num_classes} is no class)")
+        return label
 
     def _finished(self, x_BCHW: Tensor, output_type: str) -> Any:
         if output_type == "latent":
@@ -186,6 +218,57 @@ class MultiExpertPipeline(DiffusionPipeline):  # type: ignore[misc]
             return x_BCHW
         images_BHWC = x_BCHW.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images_BHWC) if output_type == "pil" else images_BHWC
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _as_whole(value: Any) -> int | None:
+    """A whole number of Python, numpy or torch, or a float that is one; None of anything else."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _whole(name: str, value: Any) -> int:
+    number = _as_whole(value)
+    if number is None or number < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    return number
+
+
+def _number(name: str, value: Any, most: float) -> float:
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool) or not isinstance(value, Real) or not (0 <= value <= most and math.isfinite(value)):
+        wanted = "0 or more" if math.isinf(most) else f"from 0 to {most:g}"
+        raise ValueError(f"{name} is {value!r}; it must be a number {wanted}")
+    return float(value)
+
+
+def _listed(class_labels: int | str | Sequence[int | str] | Tensor) -> list[Any]:
+    """One label stands for a list of it."""
+    if isinstance(class_labels, str):
+        return [class_labels]
+    listed = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels  # of torch and numpy
+    return list(listed) if hasattr(listed, "__iter__") else [listed]
+
+
+def _generators(generator: Any, num_images: int) -> Generators:
+    """As diffusers takes them; a list of another length it would take as far as it goes."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    if not isinstance(generator, list | tuple) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise ValueError(f"generator is {generator!r}; give a torch.Generator, or a list of one for each image")
+    if len(generator) != num_images:
+        raise ValueError(f"generator is a list of {len(generator)} for {num_images} images; give one for each, or one")
+    return list(generator)
 
 
 class TwoExpertPipeline(MultiExpertPipeline):
