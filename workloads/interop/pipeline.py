@@ -3,7 +3,6 @@
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -246,7 +245,7 @@ def _whole(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any, most: float) -> float:
     value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, bool) or not isinstance(value, Real) or not (0 <= value <= most and math.isfinite(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
         wanted = "0 or more" if math.isinf(most) else f"from 0 to {most:g}"
         raise ValueError(f"{name} is {value!r}; it must be a number {wanted}")
     return float(value)
