@@ -15,6 +15,7 @@ from orchestrator.runs.data import require_data, spec_of
 from orchestrator.search.running.remarks import remarks_of
 from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.configurations import Configurations
+from orchestrator.search.study.feasible import measured_runs, require_affordable
 from orchestrator.search.study.status import progress_words
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.survey import Survey, survey
@@ -169,16 +170,20 @@ def print_study(study: Study, trials: Sequence[Trial]) -> None:
 def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
     """Print how many configurations and distinct jobs a study has, and what reusing experts saves. Starts nothing.
 
-    DataError, when that is printed, if the data of the first configuration cannot be had.
+    ConfigError if it could not be carried out. DataError, when that is printed, if the data of the first configuration
+    cannot be had.
     """
+    configurations = Configurations(study)
+    measured_runs(configurations)
     plans_of = plans_by_point(study, lambda config: spec_of(config, runs_dir))
+    require_affordable(configurations, plans_of)
     with progress("planning", "configurations") as advance:
         found = survey(study, plans_of, advance)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:
         print_survey(study, found)
-    require_data(Configurations(study).first()[1], runs_dir)
+    require_data(configurations.first()[1], runs_dir)
 
 
 def print_survey(study: Study, found: Survey) -> None:

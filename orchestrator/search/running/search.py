@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
@@ -27,27 +26,23 @@ from orchestrator.search.running.log import StudyLog
 from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
 from orchestrator.search.study.configurations import Configurations, make_sampler
+from orchestrator.search.study.feasible import measured_runs, require_affordable
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.stored import bring_study
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.trial import Trial
-from orchestrator.search.study.trial_plans import PlansOf, images_by_key, plans_by_point
+from orchestrator.search.study.trial_plans import PlansOf, plans_by_point
 from orchestrator.store.experts import ExpertStore
 from orchestrator.store.remote import Lease
 from orchestrator.store.remote_files import RemoteFiles
 from orchestrator.store.storage import Storage
 from orchestrator.tracking.configuration import log_loads
 from orchestrator.tracking.tracker import Tracker, run_url
-from workloads.config import RunConfig
-from workloads.config.load import validate
 from workloads.errors import ConfigError, RememeError, StorageError, TakenOverError
 from workloads.pipeline import check_score
 from workloads.places import RunDir
 
 logger = logging.getLogger(__name__)
-
-NUM_CHECKED = 200
-"""Configurations looked at for one that the budget admits."""
 
 NUM_PLANNED = 3
 """Configurations --plan-from proposes, unless told otherwise."""
@@ -132,34 +127,16 @@ def _prepare(
 ) -> Forecast | None:
     """Everything that can be found wrong before Ray starts, and what an earlier study forecasts if one is named."""
     study = configurations.study
-    config = configurations.seeded(configurations.first()[0], 0)[0]
-    check_score(config)
-    if study.ladder.quick is not None:
-        quick = study.quick_protocol(config).model_dump(mode="json")
-        check_score(validate(RunConfig, config.model_dump(mode="json") | {"evaluation": quick}))
+    measured = measured_runs(configurations)
+    for config in measured:
+        check_score(config)
     if options.store_uri is not None:
         RemoteFiles(options.store_uri).check()
-    prepare_reference_of(config, runs)
-    if study.ladder.held_out is not None and not config.data.held_out:
-        raise ConfigError("ladder.held_out measures on images kept out of training; set base.data.held_out, e.g. 500")
-    _require_affordable(configurations, plans_of)
+    prepare_reference_of(measured[0], runs)
+    require_affordable(configurations, plans_of)
     if options.plan_from is None:
         return None
     return forecast_from_study(study, options.plan_from, runs, num_best=options.num_planned)
-
-
-def _require_affordable(configurations: Configurations, plans_of: PlansOf) -> None:
-    limit = configurations.study.budget.images_trained
-    if limit is None:
-        return
-    cheapest = min(
-        sum(images_by_key(plans_of(values, 0)).values()) for values, _ in islice(configurations, NUM_CHECKED)
-    )
-    if cheapest > limit:
-        raise ConfigError(
-            f"budget.images_trained is {limit}, but the cheapest configuration trains on {cheapest} images; "
-            "raise the budget or lower training.images"
-        )
 
 
 class _Search:
