@@ -13,7 +13,7 @@ from orchestrator.execution.metrics import ClusterMetrics
 from orchestrator.execution.nodes import refuse_unfit_nodes
 from orchestrator.plan.errors import RunStoppedError
 from orchestrator.plan.jobs import Plan, PlannedJob, make_plan
-from orchestrator.runs.data import check_network, prepare_data_of, prepare_reference_of
+from orchestrator.runs.data import check_network, note_warmup, prepare_data_of, prepare_reference_of
 from orchestrator.runs.status import StatusFile, own_job_id
 from orchestrator.runs.surroundings import open_for_results, shown, stand_somewhere
 from orchestrator.runs.work import Work
@@ -87,6 +87,7 @@ def train_configuration(
     experts = ExpertStore(runs.store, store, kept)
     experts.check_remote()
     check_network(config)
+    note_warmup(config)
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
     plan = make_plan(config, dataset.spec(config.data))

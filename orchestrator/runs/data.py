@@ -24,6 +24,7 @@ from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepa
 from workloads.data.prepared import Manifest, PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
 from workloads.errors import DataError, StorageError
+from workloads.training.schedule import warmup_remark
 
 if TYPE_CHECKING:
     from workloads.analysis.prepared import View
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
 PREPARING = "preparing data"
 
 
-def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
-    """What would run. Works without data and initial weights too; keys are then unknown."""
+def plan_as_far_as_known(config: RunConfig, runs_dir: Path, *, row: str = "") -> Plan:
+    """What would run. Works without data and initial weights too; keys are then unknown. row: of a comparison."""
     import torch  # and diffusers, which data does without
 
     from workloads.diffusion.sampling import make_scheduler
     from workloads.training.state import slow_precision
 
     check_network(config)
+    note_warmup(config, row)
     make_scheduler(config.diffusion, config.evaluation.sampling)  # refuses what `train` would
     spec = spec_of(config, runs_dir)
     if config.initial_weights is not None and not config.initial_weights.exists():
@@ -55,6 +57,12 @@ def plan_as_far_as_known(config: RunConfig, runs_dir: Path) -> Plan:
     if largest.resources.num_gpus == 0 and (remark := slow_precision(torch.device("cpu"), config.training)):
         print_note(remark)
     return plan
+
+
+def note_warmup(config: RunConfig, where: str = "") -> None:
+    """Say so if the warm-up is longer than the training, which is no error, but hardly meant."""
+    if remark := warmup_remark(config.training):
+        print_note(f"{where}: {remark}" if where else remark)
 
 
 def check_network(config: RunConfig) -> None:

@@ -24,9 +24,13 @@ from orchestrator.plan.policies import (
     why_infeasible,
     why_unplaceable,
 )
+from orchestrator.runs.comparing.rows import plan_rows
+from orchestrator.runs.configuration import train_configuration
+from orchestrator.runs.data import plan_as_far_as_known
 from workloads.config import DataSpec, Resources, RunConfig
 from workloads.config.data import ArchiveData, FolderData, ParquetData
-from workloads.config.load import apply_override, load_config
+from workloads.config.load import apply_override, load_comparison, load_config
+from workloads.errors import DataError
 
 DATA = DataSpec(fingerprint="f" * 64, channels=3, image_size=8, num_classes=10)
 
@@ -299,3 +303,21 @@ def test_a_remix_stores_the_mixed_parameters_k_times(size: str, active: float, s
         (job,) = make_plan(config.model_copy(update={"initial_weights": None}), spec).jobs
         assert round(job.num_active_parameters / 1e6, 2) == active
         assert round(job.num_parameters / 1e6, 1) == stored
+
+
+def test_a_warm_up_longer_than_training_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = f"data={{kind: folder, path: {tmp_path}/none, image_size: 20, channels: 1, class_conditional: true}}"
+    told = "note: training.warmup_images 1,000 is more than training.images 640: the learning rate never reaches 0.002"
+    for images in (640, 1000):
+        config = load_config("demo-meme", [f"training.images={images}", nowhere])
+        plan_as_far_as_known(config, tmp_path / "runs")
+        assert (told in capsys.readouterr().err) == (images == 640)
+        with pytest.raises(DataError):
+            train_configuration(config, tmp_path / "runs", address=None, evaluate=False)
+        assert (told in capsys.readouterr().err) == (images == 640)
+
+
+def test_a_warm_up_longer_than_a_row_is_noted_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan_rows(load_comparison("demo", ["rows.continued.training={warmup_images: 10000000}"]), tmp_path / "runs")
+    noted = [line for line in capsys.readouterr().err.splitlines() if "never reaches" in line]
+    assert [line.partition(": training.")[0] for line in noted] == ["note: continued"]

@@ -32,3 +32,24 @@ def test_a_study_that_would_not_start_is_not_planned(
     with pytest.raises(ConfigError) as searched:
         run_study(study, tmp_path / "runs", SearchOptions())
     assert str(searched.value) == str(planned.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["base.training.warmup_images=3000"], "note: training.warmup_images 3,000 is more than training.images 2,048"),
+        (
+            ["ladder.brief=[0.25]"],
+            "note: ladder.brief 0.25: training.warmup_images 640 is more than",
+        ),
+        ([], ""),
+    ],
+    ids=str,
+)
+def test_a_warm_up_longer_than_training_is_noted(
+    overrides: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_study(require_study("demo-search", overrides), tmp_path / "runs", as_json=True)
+    noted = capsys.readouterr().err
+    assert told in noted
+    assert ("never reaches" in noted) == bool(told)

@@ -15,3 +15,13 @@ def learning_rate(config: TrainingConfig, images_seen: int) -> float:
     span = max(1, config.images - config.warmup_images)
     progress = min(1.0, (images_seen - config.warmup_images) / span)
     return rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_remark(config: TrainingConfig) -> str:
+    """That the warm-up is longer than the training; empty if it is not."""
+    if config.warmup_images <= config.images:
+        return ""
+    return (
+        f"training.warmup_images {config.warmup_images:,} is more than training.images {config.images:,}: "
+        f"the learning rate never reaches {config.learning_rate:g}"
+    )

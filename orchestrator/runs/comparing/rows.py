@@ -40,7 +40,7 @@ def plan_rows(comparison: Comparison, runs_dir: Path) -> list[PlannedRow]:
     return [
         PlannedRow(
             name,
-            plan_as_far_as_known(comparison.run(name, seed), runs_dir),
+            plan_as_far_as_known(comparison.run(name, seed), runs_dir, row=name),
             _start(comparison, name),
             comparison.published.get(name),
         )

@@ -15,7 +15,7 @@ from orchestrator.runs.data import require_data, spec_of
 from orchestrator.search.running.remarks import remarks_of
 from orchestrator.search.space.points import short_path, shown
 from orchestrator.search.study.configurations import Configurations
-from orchestrator.search.study.feasible import measured_runs, require_affordable
+from orchestrator.search.study.feasible import measured_runs, require_affordable, warmup_remark_of
 from orchestrator.search.study.status import progress_words
 from orchestrator.search.study.study import Study
 from orchestrator.search.study.survey import Survey, survey
@@ -32,6 +32,7 @@ from orchestrator.search.study.trial import (
     total_images,
 )
 from orchestrator.search.study.trial_plans import plans_by_point
+from orchestrator.terminal.notes import print_note
 from orchestrator.terminal.progress import print_line, progress
 from orchestrator.terminal.tables import wide_console
 from orchestrator.terminal.words import si
@@ -177,6 +178,8 @@ def plan_study(study: Study, runs_dir: Path, *, as_json: bool) -> None:
     measured_runs(configurations)
     plans_of = plans_by_point(study, lambda config: spec_of(config, runs_dir))
     require_affordable(configurations, plans_of)
+    if remark := warmup_remark_of(configurations):
+        print_note(remark)
     with progress("planning", "configurations") as advance:
         found = survey(study, plans_of, advance)
     if as_json:

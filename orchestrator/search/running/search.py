@@ -26,7 +26,7 @@ from orchestrator.search.running.log import StudyLog
 from orchestrator.search.running.runner import TrialRunner
 from orchestrator.search.running.tune import run_trials
 from orchestrator.search.study.configurations import Configurations, make_sampler
-from orchestrator.search.study.feasible import measured_runs, require_affordable
+from orchestrator.search.study.feasible import measured_runs, require_affordable, warmup_remark_of
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.stored import bring_study
 from orchestrator.search.study.study import Study
@@ -134,6 +134,8 @@ def _prepare(
         RemoteFiles(options.store_uri).check()
     prepare_reference_of(measured[0], runs)
     require_affordable(configurations, plans_of)
+    if remark := warmup_remark_of(configurations):
+        logger.warning("%s", remark)
     if options.plan_from is None:
         return None
     return forecast_from_study(study, options.plan_from, runs, num_best=options.num_planned)

@@ -3,10 +3,11 @@
 from itertools import islice
 
 from orchestrator.search.study.configurations import Configurations
-from orchestrator.search.study.trial_plans import PlansOf, images_by_key
+from orchestrator.search.study.trial_plans import PlansOf, images_by_key, with_training_share
 from workloads.config import RunConfig
 from workloads.config.load import validate
 from workloads.errors import ConfigError
+from workloads.training.schedule import warmup_remark
 
 NUM_CHECKED = 200
 """Configurations looked at for one that the budget admits."""
@@ -37,3 +38,15 @@ def require_affordable(configurations: Configurations, plans_of: PlansOf) -> Non
             f"budget.images_trained is {limit}, but the cheapest configuration trains on {cheapest} images; "
             "raise the budget or lower training.images"
         )
+
+
+def warmup_remark_of(configurations: Configurations) -> str:
+    """That the warm-up of a configuration, the first such one, is longer than its training; empty if none is.
+
+    A brief training of the ladder counts too.
+    """
+    for _, config in islice(configurations, NUM_CHECKED):
+        for share in reversed(configurations.study.ladder.shares):
+            if remark := warmup_remark(with_training_share(config, share).training):
+                return remark if share == 1 else f"ladder.brief {share:g}: {remark}"
+    return ""
