@@ -130,14 +130,18 @@ def swap_expert(ensemble: "Ensemble", index: int, work_dir: Path, target: Path) 
     if result is None:
         raise CheckpointError(f"{work_dir} holds no finished expert; rememe store ls shows which there are")
     with new_directory(target) as scratch:
-        shutil.copytree(ensemble.path, scratch, dirs_exist_ok=True)
-        place = EnsembleDir(scratch)
-        shutil.rmtree(place.expert(index))
-        shutil.copytree((work_dir / result.weights_file).parent, place.expert(index))
+        # No more than the networks: what was measured of the ensemble, which may lie beside them, is not of this one.
+        place, others = EnsembleDir(scratch), EnsembleDir(ensemble.path)
+        for number in range(len(ensemble.intervals)):
+            source = (work_dir / result.weights_file).parent if number == index else others.expert(number)
+            shutil.copytree(source, place.expert(number))
+        if others.vae.is_dir():
+            shutil.copytree(others.vae, place.vae)
         experts = [place.expert(number) for number in range(len(ensemble.intervals))]
         sums = {
             "weights_sha256": tuple(sha256_file(folder / WEIGHTS) for folder in experts),
             "networks_sha256": tuple(sha256_file(folder / NETWORK) for folder in experts),
+            "scores": {},
         }
         write_json(place.index, ensemble.index.model_copy(update=sums).model_dump(mode="json"))
     return Ensemble.load(target, str(ensemble.device))

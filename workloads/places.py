@@ -224,6 +224,16 @@ class RunDir:
         return sorted(self.path.glob("grid*.png"))
 
 
+@dataclass(frozen=True)
+class LoneEnsembleDir(RunDir):
+    """An ensemble that lies in no run, such as a baked one or a copy: what is measured of it is kept in itself."""
+
+    @property
+    def ensemble(self) -> EnsembleDir:
+        """Itself."""
+        return EnsembleDir(self.path)
+
+
 class SharedDir:
     """What the configurations below one directory share."""
 
@@ -278,6 +288,13 @@ def require_ensemble(path: Path) -> EnsembleDir:
     if not place.index.is_file():
         _refuse(path, place.index.name)
     return place
+
+
+def results_of(ensemble: Path) -> RunDir:
+    """Where scores, samples and pictures of an ensemble belong: its run or, if it lies in none, the ensemble itself."""
+    run = RunDir(ensemble.absolute().parent)
+    is_in_run = run.ensemble.path == ensemble.absolute() and run.plan.is_file() and run.config.is_file()
+    return run if is_in_run else LoneEnsembleDir(ensemble.absolute())
 
 
 def _refuse(path: Path, index: str) -> NoReturn:

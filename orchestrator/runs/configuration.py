@@ -41,7 +41,7 @@ from workloads.errors import ConfigError
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.score import TABLE_METRICS
 from workloads.pipeline import Scored, check_score
-from workloads.places import RunDir
+from workloads.places import RunDir, results_of
 from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
 
@@ -149,7 +149,7 @@ def evaluate_run(
         )
     plan = make_plan(ensemble.config, ensemble.data)
     kept = open_storage(config, None, storage)
-    work = Work(plan, runs, ExpertStore(runs.store), RunDir(ensemble.path.parent), kept)
+    work = Work(plan, runs, ExpertStore(runs.store), results_of(ensemble.path), kept)
     with _open(work, address) as session:
         scored = session.score(ensemble, config.evaluation, reference)
         session.report([work.store.completed(job.key) for job in plan.jobs], scored, runs_dir)

@@ -20,7 +20,7 @@ from workloads.evaluation.samples import SampleStore
 from workloads.files import sha256_file
 from workloads.grid import is_whole_png
 from workloads.pipeline import read_scores
-from workloads.places import EnsembleDir, JobDir, RunDir
+from workloads.places import EnsembleDir, JobDir, LoneEnsembleDir, RunDir, results_of
 from workloads.sealed import read_json
 
 
@@ -67,7 +67,7 @@ def _examiner_of(path: Path) -> Callable[[Path], Iterator[Finding]] | None:
     if (path / MANIFEST).is_file():
         return _data
     if EnsembleDir(path).index.is_file():
-        return _ensemble
+        return _lone_ensemble if isinstance(results_of(path), LoneEnsembleDir) else _ensemble
     known = (run.plan, run.config, run.scores, run.ensemble.index)
     return _run if any(file.is_file() for file in known) else None
 
@@ -108,6 +108,12 @@ def _ensemble(path: Path) -> Iterator[Finding]:
     yield from told("ensemble", f"{path.name} is whole", problems)
 
 
+def _lone_ensemble(path: Path) -> Iterator[Finding]:
+    """And what was measured of it, which it keeps itself."""
+    yield from _ensemble(path)
+    yield from _measured(results_of(path))
+
+
 def _run(path: Path) -> Iterator[Finding]:
     run, runs = RunDir(path.absolute()), RunsDir(path.absolute().parent)
     keys: list[str] = []
@@ -120,6 +126,10 @@ def _run(path: Path) -> Iterator[Finding]:
     if run.ensemble.index.exists():
         yield from _ensemble(run.ensemble.path)
         yield from _data_of(run, runs)
+    yield from _measured(run)
+
+
+def _measured(run: RunDir) -> Iterator[Finding]:
     yield from told("scores", "as they were written", problem_with(lambda: read_scores(run.scores)))
     yield from told("samples", "as they were drawn", _damaged_samples(run))
     yield from told("pictures", "as they were drawn", _damaged_pictures(run))
@@ -163,4 +173,5 @@ def _damaged_samples(run: RunDir) -> Iterator[str]:
 def _damaged_pictures(run: RunDir) -> Iterator[str]:
     for file in [*run.all_grids(), *sorted(run.figures.glob("*.png"))]:
         if not is_whole_png(file.read_bytes()):
-            yield f"{file} is damaged; rememe train {run.config} draws it again"
+            again = f"evaluate {run.path}" if isinstance(run, LoneEnsembleDir) else f"train {run.config}"
+            yield f"{file} is damaged; rememe {again} draws it again"

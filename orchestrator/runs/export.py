@@ -10,7 +10,7 @@ from workloads.errors import ConfigError
 from workloads.evaluation.protocol import Score
 from workloads.files import new_directory
 from workloads.pipeline import read_scores
-from workloads.places import RunDir
+from workloads.places import results_of
 from workloads.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def export_run(
     check_form(ensemble, form, expert)
     _refuse_existing(out)
     # Scores are of all experts together.
-    scores = _scores(run) if expert is None or len(ensemble.intervals) == 1 else []
+    scores = _scores(ensemble) if expert is None or len(ensemble.intervals) == 1 else []
     config = ensemble.config
     one = "" if expert is None else f" --expert {expert}"
     with new_directory(out) as scratch:
@@ -61,8 +61,9 @@ def export_run(
     return exported
 
 
-def _scores(run: Path) -> list[Score]:
-    return [Score(**score) for score in read_scores(RunDir(run).scores).values()]
+def _scores(ensemble: Ensemble) -> list[Score]:
+    scores = read_scores(results_of(ensemble.path).scores) or ensemble.index.scores
+    return [Score(**score) for score in scores.values()]
 
 
 def _refuse_existing(out: Path) -> None:

@@ -83,7 +83,7 @@ class Work:
     def ensemble_at_nodes(self, ensemble: Ensemble, *, shown: bool = False) -> Folder:
         """Where nodes find the run's ensemble. shown: with a progress bar while it is sent."""
         if self.storage is None:
-            return ensemble.path
+            return ensemble.path.absolute()  # nodes stand elsewhere
         with progress("sending the ensemble", "files", shown=shown) as advance:
             return self.storage.keep_ensemble(self.run, advance)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,30 @@ def test_baked_experts_draw_the_same_images(folder: Path, run_dir: Path, rememe_
     again = rememe_here("bake", run_dir, "baked", cwd=folder)
     assert again.returncode == 2
     assert "baked exists already" in again.stderr
+
+
+def test_an_ensemble_in_no_run_keeps_what_is_measured_of_it_in_itself(
+    folder: Path, run_dir: Path, rememe_here: Rememe
+) -> None:
+    place = folder / "elsewhere"
+    place.mkdir()
+    shutil.copytree(run_dir / "ensemble", place / "ensemble")
+    own = {place / name: name.encode() for name in ("grid.png", "scores.json", "status.json")}
+    for file, content in own.items():
+        file.write_bytes(content)
+    (place / "samples").mkdir()
+    asked = ["--set", "num_samples=4", "--set", "sampling.num_steps=2"]
+    result = rememe_here("evaluate", "elsewhere/ensemble", *asked, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert {file: file.read_bytes() for file in own} == own
+    assert {one.name for one in place.iterdir()} == {"ensemble", "samples"} | {file.name for file in own}
+    assert not list((place / "samples").iterdir())
+    assert (place / "ensemble" / "scores.json").is_file()
+    looked = rememe_here("doctor", "elsewhere/ensemble", cwd=folder)
+    assert looked.returncode == 0, looked.stdout
+    assert "scores" in looked.stdout
+    exported = rememe_here("export", "elsewhere/ensemble", "of-elsewhere", cwd=folder)
+    assert exported.returncode == 0, exported.stderr
 
 
 def test_exported_experts_are_models_of_diffusers(folder: Path, run_dir: Path, rememe_here: Rememe) -> None:

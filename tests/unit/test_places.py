@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan.places import RunsDir, StudyDir
-from workloads.places import EnsembleDir, JobDir, RunDir
+from workloads.places import EnsembleDir, JobDir, LoneEnsembleDir, RunDir, results_of
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "workloads").rglob("*.py")) + sorted((ROOT / "orchestrator").rglob("*.py"))
@@ -77,3 +77,15 @@ def test_a_name_is_written_in_one_module(name: str) -> None:
 
 def test_paths_are_joined_with_literals_only_where_names_live() -> None:
     assert {str(file.relative_to(ROOT)) for file in MODULES if joins_a_literal(file)} == set(OWNERS)
+
+
+def test_results_of_an_ensemble_stay_in_its_run_or_in_itself(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.ensemble.path.mkdir(parents=True)
+    for file in (run.plan, run.config):
+        assert results_of(run.ensemble.path) == LoneEnsembleDir(run.ensemble.path)
+        file.touch()
+    assert results_of(run.ensemble.path) == run
+    lone = results_of(run.path / "baked")
+    assert lone.scores.parent == lone.grid.parent == lone.status.parent == lone.ensemble.path == run.path / "baked"
+    assert lone.samples("key").is_relative_to(lone.path)

@@ -245,7 +245,8 @@ def _whole(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any, most: float) -> float:
     value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= most and math.isfinite(value)):
         wanted = "0 or more" if math.isinf(most) else f"from 0 to {most:g}"
         raise ValueError(f"{name} is {value!r}; it must be a number {wanted}")
     return float(value)

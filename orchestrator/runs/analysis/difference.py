@@ -9,7 +9,7 @@ from typing import Any
 from workloads.ensemble import EnsembleIndex
 from workloads.evaluation.estimates import Estimate, tied
 from workloads.pipeline import read_scores
-from workloads.places import RunDir, require_ensemble
+from workloads.places import require_ensemble, results_of
 from workloads.sealed import read_json
 
 NEXT_STEP = "run rememe train again, which writes it anew"
@@ -90,13 +90,17 @@ def difference_of(left: Path, right: Path) -> Difference:
         left=runs[0].name,
         right=runs[1].name,
         configuration=differing,
-        scores=_scores(*(read_scores(RunDir(run).scores) for run in runs)),
+        scores=_scores(*map(_measured, runs, indices)),
         weights=_weights(*(index.weights_sha256 for index in indices)),
     )
 
 
 def _index_of(run: Path) -> EnsembleIndex:
     return read_json(require_ensemble(run).index, EnsembleIndex.model_validate, NEXT_STEP)
+
+
+def _measured(run: Path, index: EnsembleIndex) -> dict[str, dict[str, Any]]:
+    return read_scores(results_of(require_ensemble(run).path).scores) or index.scores
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from workloads.analysis.spectra import (
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.files import new_file
-from workloads.places import RunDir
+from workloads.places import results_of
 
 FIGURE_DPI = 150
 NamedSpectra = tuple[str, Spectra]
@@ -65,7 +65,7 @@ def plot_spectra(
             groups.append(_named(one, found, f"control {number}: " if number else "run: " if controls else ""))
     networks = [named for group in groups for named in group]
     _require_same_blocks(networks)
-    file = out or RunDir(ensemble.path.parent).figure("spectra")
+    file = out or results_of(ensemble.path).figure("spectra")
     figure = spectra_figure(
         [found for _, found in networks], [name for name, _ in networks], ensemble.diffusion.num_timesteps
     )
@@ -82,7 +82,7 @@ def plot_spectra(
 def _log(ensemble: Ensemble, runs_dir: Path, files: Sequence[Path]) -> None:
     plan = make_plan(ensemble.config, ensemble.data)
     with Tracker(runs_dir) as tracker:
-        tracked = open_configuration(tracker, plan, ensemble.path.parent.name)
+        tracked = open_configuration(tracker, plan, results_of(ensemble.path).path.name)
         for file in files:
             tracked.log_artifact(file, "figures")
         tracked.finish("FINISHED")
@@ -95,7 +95,7 @@ def _named(ensemble: Ensemble, found: Sequence[Spectra], before: str) -> list[Na
 
 def _require_alike(control: Ensemble, ensemble: Ensemble) -> None:
     """The same x_t, or differences could be the data's."""
-    name = control.path.parent
+    name = results_of(control.path).path
     for what, own, other in (
         ("data", control.data.fingerprint, ensemble.data.fingerprint),
         ("diffusion", control.diffusion, ensemble.diffusion),
