@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> None:
     import torch
 
-    from workloads.pipeline import check_score, gather, reference_data, training_data
+    from workloads.pipeline import check_comparable, check_score, gather, reference_data, training_data
     from workloads.training.jobs import check_memory, jobs_of
 
     num_threads = torch.get_num_threads()
@@ -66,9 +66,9 @@ def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> No
     if score:
         check_score(config)
     if rank == 0:
-        training_data(config, SharedDir(out).data)
-        if score:  # data that cannot be had is to be known before training
-            reference_data(config, SharedDir(out).data)
+        data = training_data(config, SharedDir(out).data)
+        if score:  # data that cannot be had, or compared with, is to be known before training
+            check_comparable(data, reference_data(config, SharedDir(out).data))
     _barrier(world_size)
     dataset = training_data(config, SharedDir(out).data)
     jobs = jobs_of(config, dataset.spec(config.data))

@@ -14,11 +14,12 @@ import numpy as np
 
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.data import AnyData
+from workloads.config.load import OF_LATENTS, check_reference
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
 from workloads.diffusion.sampling import make_scheduler
 from workloads.ensemble import Ensemble, write_ensemble
-from workloads.errors import ConfigError, DamagedFileError
+from workloads.errors import DamagedFileError, DataError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.protocol import Score, samples_key
 from workloads.evaluation.samples import SampleStore
@@ -61,18 +62,15 @@ Measure = Callable[..., Score]
 
 def check_score(config: RunConfig) -> None:
     """Raise ConfigError for what would be missed only when the networks are trained: a feature network, a sampler."""
+    check_reference(config)
     data, reference = (None if one is None else _pixels_of(one) for one in (config.data, config.reference))
-    if None not in {data, reference} and data != reference:
-        raise ConfigError(
-            f"reference.image_size is {reference} and data.image_size {data}; a score compares images of one size"
-        )
     check_protocol(config.evaluation, reference or data)
     make_scheduler(config.diffusion, config.evaluation.sampling)
 
 
 def _pixels_of(data: AnyData) -> int | None:
     """Width of its images; None where they may be latents."""
-    return None if data.kind in {"prepared", "latent_files"} else data.image_size
+    return None if data.kind in OF_LATENTS else data.image_size
 
 
 def training_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
@@ -81,8 +79,31 @@ def training_data(config: RunConfig, folder: Path, on_progress: Progress | None 
 
 
 def reference_data(config: RunConfig, folder: Path, on_progress: Progress | None = None) -> PreparedDataset:
-    """What its score compares with: `reference`, or the training data. DataError if it cannot be had."""
-    return _whole(ensure_prepared(config.reference or config.data, folder, on_progress=on_progress))
+    """What its score compares with: `reference`, or the training data. DataError if it cannot be had, or if no score
+    can be measured with it."""
+    found = _whole(ensure_prepared(config.reference or config.data, folder, on_progress=on_progress))
+    # Statistics from a file take the place of those of the images.
+    if found.num_images < 2 and config.evaluation.reference_statistics is None:
+        name = "data" if config.reference is None else "reference"
+        raise DataError(
+            f"{name} has {found.num_images} image, but a score compares with how several differ; give 2 or more, or "
+            "train with --no-evaluate"
+        )
+    return found
+
+
+def check_comparable(dataset: PreparedDataset, reference: PreparedDataset) -> None:
+    """DataError if the reference's images are of another size than the data's, which a description of prepared data
+    does not tell; of latents that is known when they are decoded.
+    """
+    if "latents" in {dataset.manifest.kind, reference.manifest.kind}:
+        return
+    (_, *ours), (_, *theirs) = dataset.manifest.shape, reference.manifest.shape
+    if ours != theirs:
+        raise DataError(
+            f"the reference's images are {' x '.join(map(str, theirs))} pixels and the data's "
+            f"{' x '.join(map(str, ours))}; a score compares images of one size"
+        )
 
 
 def _whole(dataset: PreparedDataset) -> PreparedDataset:

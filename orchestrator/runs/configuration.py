@@ -40,7 +40,7 @@ from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.score import TABLE_METRICS
-from workloads.pipeline import Scored, check_score
+from workloads.pipeline import Scored, check_comparable, check_score
 from workloads.places import RunDir, results_of
 from workloads.training.jobs import check_memory
 from workloads.training.result import JobResult
@@ -90,6 +90,8 @@ def train_configuration(
     note_warmup(config)
     dataset = prepare_data_of(config, runs)
     reference = prepare_reference_of(config, runs) if evaluate else None
+    if reference is not None:
+        check_comparable(dataset, reference)
     plan = make_plan(config, dataset.spec(config.data))
     if address is None:
         for job in plan.jobs:

@@ -10,7 +10,8 @@ import torch
 import torch_fidelity
 from PIL import Image
 
-from workloads.config.data import EmbeddedData, FolderData
+from workloads.config import RunConfig
+from workloads.config.data import EmbeddedData, FolderData, PreparedData
 from workloads.config.evaluation import ProtocolConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.data.prepared import PreparedDataset
@@ -22,6 +23,7 @@ from workloads.evaluation.features import ReferenceImages, TensorImages, drawn_f
 from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import write_images
 from workloads.evaluation.score import TABLE_METRICS, evaluate_samples
+from workloads.pipeline import check_comparable, reference_data
 
 NUM_SAMPLES = 300
 
@@ -190,3 +192,21 @@ def test_the_wrong_number_or_size_of_samples_is_refused(reference: PreparedDatas
     small = TensorImages(torch.zeros(NUM_SAMPLES, 1, 20, 20, dtype=torch.uint8))
     with pytest.raises(DataError, match="samples are 20 x 20 pixels and the reference 28 x 28"):
         evaluate_samples(small, reference, protocol(), cache_dir=tmp_path)
+
+
+def test_a_reference_that_no_score_can_be_measured_with_is_refused_before_training(
+    reference: PreparedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "one" / "a.png")
+    one = {"kind": "folder", "path": str(tmp_path / "one"), "image_size": 20}
+    raw = {"name": "tiny", "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2}}
+    raw |= {"strategy": {"kind": "single"}, "training": {"images": 32, "batch_size": 16}}
+    raw["evaluation"] = {"name": "demo", "sampling": {"guidance_scale": 1}}
+    for sections, said in (({"data": one}, "data"), ({"data": {"kind": "embedded"}, "reference": one}, "reference")):
+        with pytest.raises(DataError, match=f"{said} has 1 image, but a score"):
+            reference_data(RunConfig.model_validate(raw | sections), tmp_path / "data")
+    small = ensure_prepared(FolderData(path=tmp_path / "one", image_size=20), tmp_path / "data")
+    prepared = ensure_prepared(PreparedData(path=small.path, image_size=20), tmp_path)
+    with pytest.raises(DataError, match="reference's images are 20 x 20 pixels and the data's 28 x 28"):
+        check_comparable(reference, prepared)

@@ -147,3 +147,10 @@ def test_files_that_are_no_description_are_named(tmp_path: Path, text: str, expe
         load_config(str(file), [])
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_reference_of_another_size_is_refused_when_it_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"reference\.image_size is 32 and data\.image_size 20; a score compares"):
+        load_config("demo-meme", ["reference={kind: embedded, image_size: 32}"])
+    same = load_config("demo-meme", ["reference={kind: embedded, image_size: 20}"])
+    assert same.reference is not None

@@ -33,6 +33,9 @@ MARKS = ("space", "rows")
 OF_ANY_DATA = ("class_conditional", "flip", "held_out")
 """What may be said of data wherever it comes from."""
 
+OF_LATENTS = frozenset({"prepared", "latent_files"})
+"""Kinds of data that may hold latents, whose sizes are not those of images."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -83,7 +86,23 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
         raw = apply_override(raw, override)
     _tell_what_is_dropped(before, raw, source)
     _require_a_run(raw)
-    return validate(RunConfig, raw)
+    config = validate(RunConfig, raw)
+    check_reference(config)
+    return config
+
+
+def check_reference(config: RunConfig) -> None:
+    """ConfigError if the description says that the reference's images are of another size than the data's.
+
+    What may be latents says nothing of its images before it is read. Grey images are compared with coloured ones.
+    """
+    data, reference = config.data, config.reference
+    if reference is None or {data.kind, reference.kind} & OF_LATENTS or data.image_size == reference.image_size:
+        return
+    raise ConfigError(
+        f"reference.image_size is {reference.image_size} and data.image_size {data.image_size}; a score compares "
+        "images of one size"
+    )
 
 
 def _require_a_run(raw: dict[str, Any]) -> None:

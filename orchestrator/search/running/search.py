@@ -39,7 +39,7 @@ from orchestrator.store.storage import Storage
 from orchestrator.tracking.configuration import log_loads
 from orchestrator.tracking.tracker import Tracker, run_url
 from workloads.errors import ConfigError, RememeError, StorageError, TakenOverError
-from workloads.pipeline import check_score
+from workloads.pipeline import check_comparable, check_score
 from workloads.places import RunDir
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _prepare(
         check_score(config)
     if options.store_uri is not None:
         RemoteFiles(options.store_uri).check()
-    prepare_reference_of(measured[0], runs)
+    check_comparable(prepare_data_of(measured[0], runs), prepare_reference_of(measured[0], runs))
     require_affordable(configurations, plans_of)
     if remark := warmup_remark_of(configurations):
         logger.warning("%s", remark)
