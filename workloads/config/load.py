@@ -109,8 +109,10 @@ def _require_a_run(raw: dict[str, Any]) -> None:
     """ConfigError if it is another kind of description; a study's base would be called a mistake before its space."""
     mark, key = mark_of(raw)
     if mark:
-        meant = "" if key == mark else f"; did you mean {mark!r}?"
-        raise ConfigError(f"{key}: unknown key{meant}{OTHER_WORDS[mark]}")
+        hint = OTHER_WORDS[mark]
+        if key != mark:
+            hint = f"; did you mean {mark!r}? {hint.strip('; ').capitalize()}"
+        raise ConfigError(f"{key}: unknown key{hint}")
 
 
 def read_raw(source: str, folder: str = "") -> dict[str, Any]:
