@@ -53,12 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: RunConfig, out: Path, device: str | None, *, score: bool) -> None:
     import torch
 
+    from workloads.device import require_device
     from workloads.pipeline import check_comparable, check_score, gather, reference_data, training_data
     from workloads.training.jobs import check_memory, jobs_of
 
     num_threads = torch.get_num_threads()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(require_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if world_size > 1:

@@ -20,6 +20,7 @@ from workloads.config.job import DataSpec
 from workloads.config.run import RunConfig
 from workloads.data.latents import first_stage_weights, load_first_stage
 from workloads.data.prepared import LatentInfo, PreparedDataset
+from workloads.device import require_device
 from workloads.diffusion.sampling import make_scheduler
 from workloads.errors import CheckpointError, ConfigError
 from workloads.files import new_directory, sha256_file
@@ -159,14 +160,14 @@ class Ensemble:
         self.path = path
         self._place = EnsembleDir(path)
         self.index = index
-        self.device = torch.device(device)
+        self.device = require_device(device)
         self.config = index.config
         self.intervals: IntervalTable = index.config.intervals
         self._experts: dict[int, nn.Module] = {}
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu") -> "Ensemble":
-        """From a run directory or its ensemble/ folder. Raises ConfigError if there is none.
+        """From a run directory or its ensemble/ folder. Raises ConfigError if there is none, or no such device.
 
         DamagedFileError if it says not what it said when it was written.
         """

@@ -6,12 +6,14 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
+from workloads.__main__ import main
 from workloads.config import RunConfig
 from workloads.config.data import EmbeddedData
 from workloads.config.evaluation import SamplingConfig
 from workloads.data.prepare import ensure_prepared
 from workloads.diffusion.sampling import sample
 from workloads.ensemble import MAX_MIXED, Ensemble, bake, write_ensemble
+from workloads.errors import ConfigError
 from workloads.models.dit import to_diffusers
 from workloads.training.job import train_job
 
@@ -74,3 +76,14 @@ def test_an_expert_of_ours_is_a_model_of_diffusers(remix: Ensemble, tmp_path: Pa
     with torch.no_grad():
         theirs = loaded(x_BCHW, t_B, class_labels=labels_B).sample
     torch.testing.assert_close(remix.denoise(x_BCHW, 450, labels_B).detach(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xyz", "meta", "gpu"])
+def test_a_device_that_is_not_here_is_one_sentence(
+    device: str, remix: Ensemble, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=f"device is '{device}', which this machine does not have; there is cpu"):
+        Ensemble.load(remix.path, device)
+    assert main(["train", "demo-meme", "--out", str(tmp_path / "out"), "--device", device]) == 2
+    assert f"error: device is '{device}', which" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
