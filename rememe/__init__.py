@@ -72,8 +72,8 @@ def __dir__() -> list[str]:
 
 
 def train(
-    config: "RunConfig | str",
-    overrides: Sequence[str] = (),
+    config: "RunConfig | Path | str",
+    overrides: Sequence[str] | str = (),
     *,
     runs_dir: Path | str = "runs",
     address: str | None = None,
@@ -136,7 +136,7 @@ def evaluate(
     run: Path | str,
     *,
     protocol: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | str = (),
     runs_dir: Path | str = "runs",
     address: str | None = None,
     storage: str | None = None,
@@ -158,8 +158,8 @@ def evaluate(
 
 
 def search(
-    study: "Study | str",
-    overrides: Sequence[str] = (),
+    study: "Study | Path | str",
+    overrides: Sequence[str] | str = (),
     *,
     runs_dir: Path | str = "runs",
     address: str | None = None,
@@ -183,23 +183,25 @@ def search(
     return run_study(found, Path(runs_dir), options)
 
 
-def _loaded(config: "RunConfig | str", overrides: Sequence[str]) -> "RunConfig":
+def _loaded(config: "RunConfig | Path | str", overrides: Sequence[str] | str) -> "RunConfig":
+    from workloads.config import RunConfig
     from workloads.config.load import load_config
     from workloads.errors import ConfigError
 
-    if isinstance(config, str):
+    if not isinstance(config, RunConfig):
         return load_config(config, overrides)
     if overrides:
         raise ConfigError("overrides are for a preset's name or a file; give them to load_config")
     return config
 
 
-def _study(study: "Study | str", overrides: Sequence[str]) -> "Study":
+def _study(study: "Study | Path | str", overrides: Sequence[str] | str) -> "Study":
     from orchestrator.search.study.find import require_study
+    from orchestrator.search.study.study import Study
     from workloads.errors import ConfigError
 
-    if isinstance(study, str):
-        return require_study(study, list(overrides))
+    if not isinstance(study, Study):
+        return require_study(study, overrides)
     if overrides:
         raise ConfigError("overrides are for a study's name or file; change the study itself")
     return study

@@ -249,7 +249,7 @@ class Ensemble:
 
     @property
     def coefficients_NK(self) -> np.ndarray:
-        """Of a remix: what each expert is mixed of, averaged over layers."""
+        """Of a remix: what each expert is mixed of, averaged over layers. ConfigError if it is none."""
         table_NK: np.ndarray = self._remix.table_NLK.mean(1).cpu().numpy()
         return table_NK
 
@@ -260,6 +260,10 @@ class Ensemble:
 
     @cached_property
     def _remix(self) -> RemixNetwork:
+        if not self.is_mixed:
+            raise ConfigError(
+                f"{self.path} is no remix: its {len(self.intervals)} experts are plain networks, without coefficients"
+            )
         folder = self._place.remix
         self._check(folder / REMIX_WEIGHTS, 0)
         tensors = load_file(folder / REMIX_WEIGHTS)

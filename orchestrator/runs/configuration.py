@@ -34,7 +34,7 @@ from orchestrator.tracking.names import COMPARISON_TAG
 from orchestrator.tracking.tracker import TrackedRun, Tracker, run_url
 from workloads.config import ProtocolConfig, RunConfig
 from workloads.config.evaluation import Metric
-from workloads.config.load import apply_override, validate
+from workloads.config.load import apply_override, listed, validate
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
@@ -132,7 +132,7 @@ def evaluate_run(
     runs_dir: Path,
     *,
     protocol: str | None,
-    overrides: Sequence[str],
+    overrides: Sequence[str] | str,
     address: str | None,
     storage: str | None = None,
 ) -> Score:
@@ -158,9 +158,9 @@ def evaluate_run(
         return scored.score
 
 
-def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str]) -> RunConfig:
+def _with_protocol(config: RunConfig, name: str | None, overrides: Sequence[str] | str) -> RunConfig:
     raw: dict[str, Any] = config.evaluation.model_dump(mode="json") if name is None else {"name": name}
-    for override in overrides:
+    for override in listed(overrides):
         raw = apply_override(raw, override)
     protocol = validate(ProtocolConfig, raw)
     # The whole run again, for steps and guidance must go with its diffusion and its data.

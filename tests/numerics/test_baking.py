@@ -1,6 +1,7 @@
 """Baked experts are plain networks that sample what run-time mixing samples; exported ones are diffusers'."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,17 @@ def test_a_device_that_is_not_here_is_one_sentence(
     assert main(["train", "demo-meme", "--out", str(tmp_path / "out"), "--device", device]) == 2
     assert f"error: device is '{device}', which" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("num", [0, -1, "3", 2.5, True])
+def test_a_number_of_images_that_is_none_is_one_sentence(num: Any, remix: Ensemble) -> None:
+    with pytest.raises(ConfigError, match=f"num is {num!r}; it must be a whole number of images"):
+        remix.sample(num)
+
+
+def test_what_is_no_remix_has_no_coefficients(remix: Ensemble, tmp_path: Path) -> None:
+    assert remix.coefficients_NK.shape == (7, 3)
+    baked = bake(remix, tmp_path / "baked", lambda *_: None)
+    for asked in ("coefficients_NK", "num_coefficient_rows"):
+        with pytest.raises(ConfigError, match="baked is no remix: its 7 experts are plain networks"):
+            getattr(baked, asked)

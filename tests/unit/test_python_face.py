@@ -14,8 +14,10 @@ import pytest
 
 import rememe
 from orchestrator.cli.app import main
+from orchestrator.search.study.find import find_study
 from orchestrator.search.study.study import Study
 from workloads.config import RunConfig
+from workloads.config.load import load_comparison
 from workloads.ensemble import Ensemble
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,26 @@ def test_mistakes_are_told_before_anything_begins(
     with pytest.raises(rememe.RememeError, match=r"did you mean 'demo-(meme|search)'"):
         call()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_named_by_path_or_text_and_one_override_stands_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: demo-meme\n")
+    assert rememe.load_config(file) == rememe.load_config(str(file))
+    assert rememe.load_config(file, "training.images=500") == rememe.load_config(file, ["training.images=500"])
+    study = tmp_path / "study.yaml"
+    study.write_text("preset: demo-search\n")
+    assert find_study(study, "seed=3") == find_study(str(study), ["seed=3"]) != find_study(study, [])
+    compared = load_comparison("demo", "budget_images=1000")
+    assert compared == load_comparison("demo", ["budget_images=1000"])
+    missing = tmp_path / "none.yaml"
+    for call in (rememe.load_config, rememe.train, rememe.search):
+        with pytest.raises(rememe.RememeError, match=r"none\.yaml"):
+            call(missing)
+        with pytest.raises(rememe.RememeError, match="5 is no description"):
+            call(5)  # type: ignore[arg-type]
+    with pytest.raises(rememe.RememeError, match="override 5 is not of the form"):
+        rememe.load_config("demo-meme", [5])  # type: ignore[list-item]
 
 
 def test_ray_that_was_imported_without_its_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

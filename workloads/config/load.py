@@ -39,21 +39,22 @@ OF_LATENTS = frozenset({"prepared", "latent_files"})
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison:
+def load_comparison(source: str | Path, overrides: Sequence[str] | str = ()) -> Comparison:
     """Comparison from its name or a YAML file, with overrides like `budget_images=1000`. Raises ConfigError."""
-    raw = read_raw(source, "comparisons")
+    raw = read_raw(named(source), "comparisons")
     # Only a mapping can be changed, so a base that is named, or is made of a preset, is read first.
     if isinstance(base := raw.get("base"), str | dict):
         raw["base"] = read_raw(base) if isinstance(base, str) else _on_preset(base)
-    for override in overrides:
+    for override in listed(overrides):
         raw = apply_override(raw, override)
     return validate(Comparison, raw)
 
 
-def find_comparison(source: str, overrides: Sequence[str] = ()) -> Comparison | None:
+def find_comparison(source: str | Path, overrides: Sequence[str] | str = ()) -> Comparison | None:
     """The comparison of this name or in this YAML file; None if it is a run description, or nothing."""
-    named = source in list_presets("comparisons")
-    if named or (source not in list_presets() and is_file(source) and _is_comparison(read_raw(source))):
+    source = named(source)
+    is_preset = source in list_presets("comparisons")
+    if is_preset or (source not in list_presets() and is_file(source) and _is_comparison(read_raw(source))):
         return load_comparison(source, overrides)
     return None
 
@@ -76,19 +77,32 @@ def mark_of(raw: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """RunConfig from a preset's name or a YAML file, with overrides like `training.batch_size=64`.
+def load_config(source: str | Path, overrides: Sequence[str] | str = ()) -> RunConfig:
+    """RunConfig from a preset's name or a YAML file, with overrides like `training.batch_size=64`, one or several.
 
     Raises ConfigError, one sentence naming the field, the value and what is allowed.
     """
+    source = named(source)
     raw = before = read_raw(source)
-    for override in overrides:
+    for override in listed(overrides):
         raw = apply_override(raw, override)
     _tell_what_is_dropped(before, raw, source)
     _require_a_run(raw)
     config = validate(RunConfig, raw)
     check_reference(config)
     return config
+
+
+def named(source: str | Path) -> str:
+    """A preset's name or a file's, however Python holds it. ConfigError for what is neither."""
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"{short(source)} is no description; give a preset's name or a YAML file")
+    return str(source)
+
+
+def listed(overrides: Sequence[str] | str) -> Sequence[str]:
+    """A single one is a list of one."""
+    return [overrides] if isinstance(overrides, str) else overrides
 
 
 def check_reference(config: RunConfig) -> None:
@@ -205,6 +219,8 @@ def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     A mapping changes the fields it names, as in a file that starts from a preset; setting a new `kind` starts its
     section afresh.
     """
+    if not isinstance(override, str):
+        raise ConfigError(f"override {short(override)} is not of the form section.key=value")
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     shown = short(override)

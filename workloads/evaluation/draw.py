@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from workloads.config import ProtocolConfig, RunConfig
+from workloads.config.explain import short
 from workloads.config.load import validate
 from workloads.ensemble import Ensemble
+from workloads.errors import ConfigError
 from workloads.evaluation.features import TensorImages
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import write_images
@@ -56,6 +58,9 @@ class Samples:
 
 def sampling_protocol(config: RunConfig, num: int, seed: int, sampling: dict[str, Any]) -> ProtocolConfig:
     """The run's protocol with these changes. ConfigError if they do not go with the run."""
+    if not isinstance(num, int | np.integer) or isinstance(num, bool) or num < 1:
+        raise ConfigError(f"num is {short(num)}; it must be a whole number of images, at least 1")
+    num = int(num)
     raw = config.model_dump(mode="json")
     evaluation = raw["evaluation"]
     raw["evaluation"] = evaluation | {
