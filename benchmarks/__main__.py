@@ -91,7 +91,8 @@ def lines(results: dict[str, Any]) -> list[str]:
             if result is None:
                 told, goal = "not measured", ""
             elif value is None:
-                told, goal = "peer absent", ""
+                is_peers = row.peer.startswith("public") and not result.get("peers")
+                told, goal = "peer absent" if is_peers else "not measured", ""
             else:
                 spread = " - ".join(f"{found(result['report'], figure):.4g}" for figure in row.spread)
                 told = f"{value:.4g}" + (f" ({spread})" if spread else "")
