@@ -54,7 +54,7 @@ def run_trials(
     options = {"reuse_actors": True, "num_samples": -1, "max_concurrent_trials": max_concurrent}
     # A process that is used again costs a tenth of a second per configuration, a new one ten seconds of imports.
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_run_one, run=run, directory=Path.cwd()), _resources(is_here=is_here)),
+        tune.with_resources(tune.with_parameters(_run_one, run=run, directory=_here()), _resources(is_here=is_here)),
         tune_config=tune.TuneConfig(
             search_alg=_searcher(_InThisProcess(ask, tell)), scheduler=_scheduler(early_stop, first_percent), **options
         ),
@@ -79,12 +79,20 @@ def _resources(*, is_here: bool) -> Any:
     return PlacementGroupFactory([NO_RESOURCES], bundle_label_selector=[node])
 
 
-def _run_one(config: dict[str, Any], run: RunTrial, directory: Path) -> None:
+def _here() -> Path | None:
+    """The command's directory; None if it is gone, as a job's may be once Ray has cleared it away."""
+    with suppress(FileNotFoundError):
+        return Path.cwd()
+    return None
+
+
+def _run_one(config: dict[str, Any], run: RunTrial, directory: Path | None) -> None:
     """directory: what relative paths of the description are relative to, where this node has it."""
     from ray import tune
 
-    with suppress(OSError):
-        os.chdir(directory)
+    if directory is not None:
+        with suppress(OSError):  # Tune's own directory, where this process is now, has to do
+            os.chdir(directory)
     latest: dict[str, Any] = {}
     """Schedulers want their figures in every report, the last included."""
 
@@ -103,7 +111,6 @@ def _quiet() -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # A study without held-out losses reports no figures.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # see _run_one
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: running experts write checkpoints
     os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
     # Reports are told one by one, so that the display and early stopping are not behind.
