@@ -96,8 +96,9 @@ def _findings_of_files(named: str, runs_dir: Path, storage: str | None) -> "Iter
     if "/" in named:
         return None
     below = [folder for folder in (runs.path / named, runs.studies / named) if folder.is_dir()]
-    run = None if below else find_planned(named, runs)
-    return _examined(run.path if run is not None else below[0]) if below or run is not None else None
+    if not below and (run := find_planned(named, runs)) is not None:
+        below = [run.path]
+    return _examined(below[0]) if below else None
 
 
 def _examined(path: Path) -> "Iterable[Finding]":

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -70,6 +71,15 @@ def progress(
         if task is not None:
             bar.stop()
         plain.finish()
+
+
+@contextmanager
+def counting(title: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """The same for work that is done one by one; yields what is to be called after each."""
+    num_done = count(1)
+    with progress(title, unit) as advance:
+        advance(0, total)
+        yield lambda: advance(next(num_done), total)
 
 
 class _PlainLines:

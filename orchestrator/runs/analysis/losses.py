@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from orchestrator.runs.analysis.progress import counting_networks
 from orchestrator.runs.data import prepare_data_of
 from orchestrator.runs.sampling import default_device
 from orchestrator.runs.seeds import by_row, seed_of
 from orchestrator.runs.surroundings import open_for_results
+from orchestrator.terminal.progress import counting
 from orchestrator.terminal.tables import wide_console
 from workloads.analysis.intervals import mean_interval, shown_difference
 from workloads.analysis.loss_by_timestep import ensemble_loss
@@ -41,7 +41,8 @@ def losses_of(paths: Sequence[Path], runs_dir: Path, *, num_images: int, seed: i
         _require_alike(path, ensemble, ensembles[0])
     dataset = prepare_data_of(ensembles[0].config, open_for_results(runs_dir))
     found = []
-    with counting_networks("measuring", ensembles) as on_expert:
+    num_networks = sum(len(ensemble.intervals) for ensemble in ensembles)
+    with counting("measuring", "networks", num_networks) as on_expert:
         for path, ensemble in zip(paths, ensembles, strict=True):
             loss = ensemble_loss(ensemble, dataset, num_images=num_images, seed=seed, on_expert=on_expert)
             found.append(RunLoss(path, ensemble.config.name, loss))

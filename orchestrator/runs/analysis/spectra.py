@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.plan.jobs import make_plan
-from orchestrator.runs.analysis.progress import counting_networks
 from orchestrator.runs.data import prepare_data_of
 from orchestrator.runs.surroundings import open_for_results
+from orchestrator.terminal.progress import counting
 from orchestrator.tracking.configuration import open_configuration
 from orchestrator.tracking.tracker import Tracker
 from workloads.analysis.figures import expert_name, spectra_figure
@@ -51,7 +51,8 @@ def plot_spectra(
     dataset = prepare_data_of(ensemble.config, runs)
     timesteps = spread_timesteps(ensemble.intervals)
     groups: list[list[NamedSpectra]] = []
-    with counting_networks("looking at features", (ensemble, *others)) as on_expert:
+    num_networks = sum(len(one.intervals) for one in (ensemble, *others))
+    with counting("looking at features", "networks", num_networks) as on_expert:
         for number, one in enumerate((ensemble, *others)):
             found = ensemble_spectra(
                 one,

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 from orchestrator.execution.cluster import connect
@@ -20,7 +19,7 @@ from orchestrator.runs.sampling import default_device
 from orchestrator.runs.surroundings import open_for_results
 from orchestrator.store.storage import Storage
 from orchestrator.terminal.notes import print_note
-from orchestrator.terminal.progress import progress
+from orchestrator.terminal.progress import counting
 from workloads.analysis.latency import latency_s
 from workloads.config.comparison import Comparison
 from workloads.ensemble import Ensemble
@@ -74,13 +73,8 @@ def _train(
 
 
 def _measured(outcomes: Mapping[str, Sequence[Outcome]]) -> list[ComparisonRow]:
-    num_done, num_runs = count(1), sum(map(len, outcomes.values()))
-    with progress("measuring", "runs") as advance:
-        advance(0, num_runs)
-        return [
-            ComparisonRow(name, found, _figures(found, lambda: advance(next(num_done), num_runs)))
-            for name, found in outcomes.items()
-        ]
+    with counting("measuring", "runs", sum(map(len, outcomes.values()))) as on_measured:
+        return [ComparisonRow(name, found, _figures(found, on_measured)) for name, found in outcomes.items()]
 
 
 def _figures(outcomes: Sequence[Outcome], on_measured: Callable[[], None]) -> dict[str, list[float]]:
