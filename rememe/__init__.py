@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workloads.imports import fast_imports
+
 if TYPE_CHECKING:
     from orchestrator.runs.configuration import Outcome
     from orchestrator.search.study.study import Study
@@ -93,7 +95,8 @@ def train(
     """
     loaded = _loaded(config, overrides)
     _before_ray(address)
-    from orchestrator.runs.configuration import train_configuration
+    with fast_imports():
+        from orchestrator.runs.configuration import train_configuration
 
     return train_configuration(loaded, Path(runs_dir), address=address, evaluate=evaluate, store=store, storage=storage)
 
@@ -119,7 +122,8 @@ def sample(
     from orchestrator.runs.stored import run_at_hand
 
     with run_at_hand(Path(run), Path(runs_dir), storage) as folder:
-        from orchestrator.runs.sampling import sample_run
+        with fast_imports():
+            from orchestrator.runs.sampling import sample_run
 
         return sample_run(
             folder,
@@ -150,7 +154,8 @@ def evaluate(
     from orchestrator.runs.stored import run_at_hand
 
     with run_at_hand(Path(run), Path(runs_dir), storage, is_changed=True) as folder:
-        from orchestrator.runs.configuration import evaluate_run
+        with fast_imports():
+            from orchestrator.runs.configuration import evaluate_run
 
         return evaluate_run(
             folder, Path(runs_dir), protocol=protocol, overrides=overrides, address=address, storage=storage
@@ -177,7 +182,8 @@ def search(
     """
     found = _study(study, overrides)
     _before_ray(address)
-    from orchestrator.search.running.search import SearchOptions, run_study
+    with fast_imports():
+        from orchestrator.search.running.search import SearchOptions, run_study
 
     options = SearchOptions(address, store, max_failures, plan_from, num_planned, storage)
     return run_study(found, Path(runs_dir), options)

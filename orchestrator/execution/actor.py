@@ -1,5 +1,6 @@
 """The Ray actor that trains experts; orchestrator/execution/supervisor.py starts, watches and ends it."""
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import ray
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.store.sites import Site
 from orchestrator.store.storage import Folder, here
+from workloads.imports import fast_imports
 from workloads.training.records import TrainingRecord
 from workloads.training.result import JobResult
 
@@ -82,7 +84,10 @@ class ExpertActor:
 
     def __init__(self, site: Site) -> None:
         # Here, so that the driver starts without torch.
-        from workloads.training import job, processes
+        with fast_imports():
+            from workloads.training import job, processes
+        # What was imported stays; from now on Python looks for garbage among the rest.
+        gc.freeze()
 
         self._train_job, self._processes = job.train_job, processes
         self._site = site

@@ -6,11 +6,9 @@ The unit of sampling is a fixed batch, so the images do not depend on how many s
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -18,20 +16,20 @@ from orchestrator.execution.cluster import alive_nodes, require_nodes, staying_n
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.jobs import PlannedJob
 from orchestrator.plan.policies import num_slots, why_infeasible
-from orchestrator.store.storage import Folder, here
-from workloads.analysis.curves import LossCurve
-from workloads.analysis.held_out import measure_curve
-from workloads.analysis.latency import latency_s
-from workloads.config import Job, ProtocolConfig, Resources
+from orchestrator.store.storage import Folder
+from workloads.config import ProtocolConfig, Resources
 from workloads.config.evaluation import HeldOutSpec
-from workloads.data.prepared import PreparedDataset
-from workloads.ensemble import Ensemble
 from workloads.errors import RememeError
-from workloads.evaluation.generate import batch_indices, generate_batch
-from workloads.evaluation.protocol import Score
-from workloads.evaluation.samples import SampleStore
-from workloads.evaluation.score import evaluate_samples
-from workloads.threads import one_thread
+from workloads.imports import fast_imports
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from workloads.analysis.curves import LossCurve
+    from workloads.data.prepared import PreparedDataset
+    from workloads.ensemble import Ensemble
+    from workloads.evaluation.protocol import Score
+    from workloads.evaluation.samples import SampleStore
 
 _log = logging.getLogger(__name__)
 
@@ -46,26 +44,36 @@ MAX_RETRIES = 3
 """A batch whose worker died is drawn again elsewhere; it comes out the same."""
 
 
-@lru_cache(maxsize=1)
-def _load(folder: Folder, fingerprint: str, device: str) -> Ensemble:
-    """One ensemble per worker process; the fingerprint makes a retrained one in the same place another."""
-    ensemble = Ensemble.load(here(folder), device)
-    assert ensemble.fingerprint == fingerprint
-    return ensemble
+def _worker() -> ModuleType:
+    with fast_imports():
+        from orchestrator.execution import worker
+    return worker
 
 
 @ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _generate(folder: Folder, fingerprint: str, protocol: ProtocolConfig, index: int, device: str) -> np.ndarray:
-    ensemble = _load(folder, fingerprint, device)
-    with one_thread():
-        images, _ = generate_batch(ensemble, protocol, batch_indices(protocol)[index])
-    return images.numpy()
+def _generate(*arguments: Any) -> Any:
+    return _worker().generate(*arguments)
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _score(*arguments: Any) -> Any:
+    return _worker().score(*arguments)
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _curve(*arguments: Any) -> Any:
+    return _worker().curve(*arguments)
+
+
+@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
+def _latencies(*arguments: Any) -> Any:
+    return _worker().latencies(*arguments)
 
 
 def generate_samples(
-    ensemble: Ensemble,
+    ensemble: "Ensemble",
     protocol: ProtocolConfig,
-    out: SampleStore,
+    out: "SampleStore",
     *,
     resources: Resources,
     wait_timeout_s: float,
@@ -77,6 +85,8 @@ def generate_samples(
     Raises ClusterError after wait_timeout_s without a node that could hold one; so does what follows.
     folder: where nodes find the ensemble that do not see its directory.
     """
+    from workloads.evaluation.generate import batch_indices
+
     missing = out.missing(protocol)
     num_batches = len(batch_indices(protocol))
     num_done = num_batches - len(missing)
@@ -143,25 +153,16 @@ def _take(reference: ray.ObjectRef) -> Any:
         ) from None
 
 
-@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _score(
-    samples: SampleStore, reference: Path, protocol: ProtocolConfig, cache_dir: Path, options: dict[str, Any]
-) -> Score:
-    dataset = PreparedDataset(reference)
-    dataset.verify_once()  # the disk may be another node's than the driver's
-    return evaluate_samples(samples, dataset, protocol, cache_dir=cache_dir, **options)
-
-
 def score_on_cluster(
-    samples: SampleStore,
-    reference: PreparedDataset,
+    samples: "SampleStore",
+    reference: "PreparedDataset",
     protocol: ProtocolConfig,
     *,
-    cache_dir: Path,
+    cache_dir: "Path",
     resources: Resources,
     wait_timeout_s: float,
     **options: Any,
-) -> Score:
+) -> "Score":
     """evaluate_samples in a task with `resources`, for a driver that holds none."""
     options["device"] = resources.device
     asked = with_resources(_score, resources).remote(samples, reference.path, protocol, cache_dir, options)
@@ -169,14 +170,9 @@ def score_on_cluster(
     return score
 
 
-@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _curve(folder: Folder, job: Job, data: Folder, spec: HeldOutSpec, device: str, num_threads: int) -> LossCurve:
-    return measure_curve(here(folder), job, here(data), spec, device=device, num_threads=num_threads)
-
-
 def measure_curves(
     jobs: Sequence[PlannedJob], folders: Sequence[Folder], data: Folder, spec: HeldOutSpec, wait_timeout_s: float
-) -> list[LossCurve]:
+) -> "list[LossCurve]":
     """The held-out loss of every finished job at every timestep, measured side by side on the cluster."""
     asked = []
     for job, folder in zip(jobs, folders, strict=True):
@@ -184,12 +180,6 @@ def measure_curves(
         task = with_resources(_curve, resources)
         asked.append(task.remote(folder, job.job, data, spec, resources.device, resources.num_threads))
     return [_result(one, job.resources, wait_timeout_s) for one, job in zip(asked, jobs, strict=True)]
-
-
-@ray.remote(max_retries=MAX_RETRIES)  # type: ignore[untyped-decorator]
-def _latencies(folder: Folder, device: str) -> list[float]:
-    ensemble = Ensemble.load(here(folder), device)
-    return [latency_s(ensemble, interval.lo) for interval in ensemble.intervals]
 
 
 def latencies_s(ensemble: Folder, resources: Resources, wait_timeout_s: float) -> list[float]:

@@ -181,7 +181,7 @@ def _open(work: Work, address: str | None, jobs: Sequence[PlannedJob] = ()) -> I
     ):
         tracked = open_configuration(tracker, work.plan, work.run.path.name)
         try:
-            yield _Session(work, status, tracker, tracked, started_s)
+            yield _Session(work, status, tracker, tracked, started_s, is_private=address is None)
         except BaseException as error:
             tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED")
             raise
@@ -197,6 +197,8 @@ class _Session:
     tracker: Tracker
     tracked: TrackedRun
     started_s: float
+    is_private: bool
+    """Whether the cluster is this machine."""
 
     def train(self, dataset: PreparedDataset) -> list[JobResult]:
         """Results in the order of the plan."""
@@ -233,8 +235,14 @@ class _Session:
         default_metrics: tuple[Metric, ...] = (),
     ) -> Scored:
         """Sample and measure; the score is logged with its samples."""
-        listener = self.status.doing
-        scored = self.work.score(ensemble, protocol, reference, default_metrics=default_metrics, listener=listener)
+        scored = self.work.score(
+            ensemble,
+            protocol,
+            reference,
+            default_metrics=default_metrics,
+            is_private=self.is_private,
+            listener=self.status.doing,
+        )
         log_score(self.tracked, scored.score, scored.protocol, scored.grid, is_own=scored.is_own)
         return scored
 

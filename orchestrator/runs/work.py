@@ -29,12 +29,15 @@ from workloads.evaluation.protocol import Score
 from workloads.evaluation.samples import SampleStore
 from workloads.evaluation.score import evaluate_samples
 from workloads.files import new_file, sha256_file, write_text
-from workloads.pipeline import Scored, gather, score_ensemble
+from workloads.pipeline import Scored, draw_here, gather, score_ensemble
 from workloads.places import RunDir
 from workloads.sealed import write_json
 from workloads.training.result import JobResult
 
 FIGURE_DPI = 150
+
+FEW_SAMPLES_MACS = 10**10
+"""Multiply-adds of a second or two: less than the eight that a worker needs to import what it samples with."""
 
 
 @dataclass(frozen=True)
@@ -151,20 +154,26 @@ class Work:
         *,
         default_metrics: tuple[Metric, ...] = (),
         on_cluster: bool = False,
+        is_private: bool = False,
         listener: ProgressListener | None = None,
     ) -> Scored:
         """Sample on the connected cluster, measure, and keep the score with its protocol and a grid of samples.
 
         on_cluster: measure there too, with what the configuration asks for, unless no node but this one has the
-        samples, since there is a storage; else here, with a progress bar.
+        samples, since there is a storage; else here, with a progress bar. is_private: the cluster is this machine, so
+        a few samples may be drawn here, which are the same.
         """
         execution = ensemble.config.execution
         resources, wait_timeout_s = execution.resources, execution.wait_timeout_s
+        is_few = is_private and resources.device == "cpu" and self._are_few(protocol, ensemble)
         folder = self.ensemble_at_nodes(ensemble, shown=not on_cluster)
 
         def draw(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore) -> None:
             try:
                 with progress("sampling", "images", shown=not on_cluster, listener=listener) as advance:
+                    if is_few:
+                        draw_here(ensemble, protocol, samples, advance)
+                        return
                     generate_samples(
                         ensemble,
                         protocol,
@@ -191,6 +200,12 @@ class Work:
         )
         self.keep()
         return scored
+
+    def _are_few(self, protocol: ProtocolConfig, ensemble: Ensemble) -> bool:
+        if ensemble.index.latent is not None:  # what decodes them is larger than most networks
+            return False
+        num_calls = protocol.sampling.num_steps * (1 if protocol.sampling.guidance_scale == 1 else 2)
+        return self.plan.macs * num_calls * protocol.num_samples <= FEW_SAMPLES_MACS
 
 
 def _measure_here(

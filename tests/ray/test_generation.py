@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ import torch
 from orchestrator.execution.tasks import generate_samples
 from orchestrator.plan.errors import ClusterError
 from orchestrator.plan.jobs import Plan
-from workloads.config import Resources, RunConfig
+from orchestrator.plan.places import RunsDir
+from orchestrator.runs.work import Work
+from orchestrator.store.experts import ExpertStore
+from workloads.config import ProtocolConfig, Resources, RunConfig
 from workloads.data.prepared import PreparedDataset
 from workloads.ensemble import Ensemble, write_ensemble
 from workloads.errors import DamagedFileError
 from workloads.evaluation.generate import batch_indices, generate_batch
 from workloads.evaluation.samples import SampleStore
+from workloads.pipeline import draw_here
 from workloads.training.job import train_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -64,6 +69,34 @@ def test_only_missing_batches_are_drawn_again(ensemble: Ensemble, tmp_path: Path
     after = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {store.file(2).name}
     assert store.file(2).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("limit_macs", "is_private", "is_here"), [(1e10, True, True), (1, True, False), (1e10, False, False)]
+)
+def test_a_few_samples_of_a_private_cluster_need_no_workers(
+    ensemble: Ensemble,
+    planned: Plan,
+    dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_macs: float,
+    is_private: bool,
+    is_here: bool,
+) -> None:
+    drawn_on_cluster: list[str] = []
+
+    def on_cluster(ensemble: Ensemble, protocol: ProtocolConfig, samples: SampleStore, **_: Any) -> None:
+        drawn_on_cluster.append(protocol.name)
+        draw_here(ensemble, protocol, samples)
+
+    monkeypatch.setattr("orchestrator.runs.work.generate_samples", on_cluster)
+    monkeypatch.setattr("orchestrator.runs.work.FEW_SAMPLES_MACS", limit_macs)
+    runs = RunsDir(tmp_path)
+    work = Work(planned, runs, ExpertStore(runs.store), runs.run("tiny", "0"))
+    scored = work.score(ensemble, ensemble.config.evaluation, dataset, is_private=is_private)
+    assert drawn_on_cluster == ([] if is_here else ["tiny"])
+    assert scored.score.num_samples == 40
 
 
 def test_damaged_weights_are_one_sentence(ensemble: Ensemble, tmp_path: Path) -> None:

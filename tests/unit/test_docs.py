@@ -16,7 +16,7 @@ from orchestrator.search.study.find import find_study
 from orchestrator.search.study.keys import all_keys
 from workloads.config.load import load_config
 from workloads.data.sources import SOURCES
-from workloads.models.build import BUILDERS
+from workloads.models.build import BUILDERS, CLASSES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -36,7 +36,7 @@ def blocks(language: str) -> list[Any]:
 @pytest.mark.parametrize("code", [block for block in blocks("python") if str(block.id).startswith("extending")])
 def test_an_example_of_adding_something_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "assert " in code
-    registries: tuple[dict[Any, Any], ...] = (BUILDERS, SOURCES, KINDS)
+    registries: tuple[dict[Any, Any], ...] = (BUILDERS, CLASSES, SOURCES, KINDS)
     before = [dict(registry) for registry in registries]
     # Classes of an example look their module up by name.
     module = ModuleType("example")

@@ -19,7 +19,6 @@ from workloads.diffusion.process import scheduler_fields, split_variance
 from workloads.diffusion.schedulers import (
     RespacedDDPMScheduler,
     TrailingDDIMScheduler,
-    TrailingDPMSolverScheduler,
     trailing_timesteps,
 )
 from workloads.errors import ConfigError
@@ -55,6 +54,8 @@ def make_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, clip
 def _own_scheduler(diffusion: DiffusionConfig, sampler: str, *, clip: bool) -> Any:
     fields = scheduler_fields(diffusion) | {"timestep_spacing": "trailing", "sample_max_value": 1.0}
     if sampler == "dpm++":
+        from workloads.diffusion.dpm_solver import TrailingDPMSolverScheduler
+
         return TrailingDPMSolverScheduler(**fields, thresholding=clip)
     if sampler == "ddpm":
         # Evenly spaced real numbers from T - 1 to 0, rounded (Nichol & Dhariwal 2021, Sec. 4): diffusers' linspace.

@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
 from workloads.errors import ConfigError
 
 # Pipelines of diffusers look for SchedulerMixin beside a class, to know its kind.
-__all__ = ["RespacedDDPMScheduler", "SchedulerMixin", "TrailingDDIMScheduler", "TrailingDPMSolverScheduler"]
+__all__ = ["RespacedDDPMScheduler", "SchedulerMixin", "TrailingDDIMScheduler"]
 
 MIN_HALF_LOG_SNR = -5.1
 """Where log(sqrt(abar) / sqrt(1 - abar)) is lower, the x_0 implied by an epsilon-prediction multiplies its error by
@@ -80,14 +80,6 @@ class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
             self.num_inference_steps = num_steps
 
 
-class TrailingDPMSolverScheduler(DPMSolverMultistepScheduler):  # type: ignore[misc]
-    """Second-order multistep DPM-Solver++ (arXiv:2211.01095) over trailing timesteps."""
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """ConfigError if there are more steps than timesteps."""
-        super().set_timesteps(device=device, timesteps=trailing_timesteps(self, num_inference_steps))
-
-
 class RespacedDDPMScheduler(DDPMScheduler):  # type: ignore[misc]
     """Ancestral sampling over evenly spaced timesteps from T - 1 to 0 (arXiv:2102.09672, Sec. 4), in float64.
 
@@ -98,3 +90,11 @@ class RespacedDDPMScheduler(DDPMScheduler):  # type: ignore[misc]
         """As DDPMScheduler's."""
         super().set_timesteps(num_inference_steps, device)
         self.alphas_cumprod = (1 - self.betas.double()).cumprod(0)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TrailingDPMSolverScheduler":  # where exports of earlier versions look for it
+        from workloads.diffusion.dpm_solver import TrailingDPMSolverScheduler
+
+        return TrailingDPMSolverScheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
