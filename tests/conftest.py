@@ -44,7 +44,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def few_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A data section of 300 real images: a score against them takes a second, against all 10,000 half a minute."""
+    """A data section of 300 real images: preparing them, and a score against them, take a moment."""
     from workloads.config.data import EmbeddedData
     from workloads.data.sources import open_source
 
@@ -58,11 +58,11 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run() -> dict[str, Any]:
+def tiny_run(few_images: dict[str, Any]) -> dict[str, Any]:
     """A run description that trains in a second: four MEME experts of two architectures on 8 x 8 pixels."""
     return {
         "name": "tiny",
-        "data": {"kind": "embedded", "image_size": 8, "class_conditional": True},
+        "data": few_images | {"class_conditional": True},
         "model": TINY_IUNET,
         "strategy": {
             "kind": "meme",

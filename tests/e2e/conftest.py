@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium import webdriver
@@ -102,12 +101,6 @@ def start_rememe() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 def user_environment() -> Callable[..., dict[str, str]]:
     """The environment a user's shell has, with changes."""
     return environment
-
-
-@pytest.fixture(scope="session")
-def quick_run(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> dict[str, Any]:
-    """tiny_run with a score that costs next to nothing."""
-    return tiny_run | {"reference": few_images}
 
 
 class TrackingServer:

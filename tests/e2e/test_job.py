@@ -117,12 +117,12 @@ def _raylet_of(parent: int) -> int:
 
 @pytest.fixture
 def submit(
-    head: dict[str, str], quick_run: dict[str, Any], tmp_path: Path
+    head: dict[str, str], tiny_run: dict[str, Any], tmp_path: Path
 ) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """submit(*overrides): the tiny configuration as a job; its results are under tmp_path/runs."""
     project = tmp_path / "project"
     project.mkdir()
-    (project / "tiny.yaml").write_text(yaml.safe_dump(quick_run))
+    (project / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
 
     def run(*overrides: str, **changes: str) -> "subprocess.CompletedProcess[str]":
         command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--"]
@@ -168,22 +168,22 @@ def first_file(runs: Path, pattern: str) -> Path:
 def test_a_remix_outlives_its_node_while_a_study_finishes_beside_it(
     head: dict[str, str],
     spare_node: Callable[[], Callable[[], None]],
-    quick_run: dict[str, Any],
+    tiny_run: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     kill = spare_node()
     execution = {"num_workers": 2, "max_attempts": 1, "resources": {"custom": {"spare": 1}}}
-    remix = quick_run | {
+    remix = tiny_run | {
         "name": "tiny-remix",
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4},
         "execution": execution,
-        "training": quick_run["training"] | {"images": 2048},
+        "training": tiny_run["training"] | {"images": 2048},
     }
     experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
     study = {
         "name": "tiny-study",
-        "base": quick_run | {"strategy": {"kind": "meme", "experts": experts}},
+        "base": tiny_run | {"strategy": {"kind": "meme", "experts": experts}},
         "space": {"strategy.experts.0.model.attention_share": {"choice": [["1/4"], ["3/4"]]}},
         "sampler": "grid",
         "budget": {"num_configurations": 2},

@@ -24,8 +24,8 @@ Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def tiny_remix(quick_run: dict[str, Any]) -> dict[str, Any]:
-    return quick_run | {
+def tiny_remix(tiny_run: dict[str, Any]) -> dict[str, Any]:
+    return tiny_run | {
         "name": "tiny-remix",
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 4, "experts_per_step": 2},

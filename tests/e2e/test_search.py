@@ -24,9 +24,9 @@ Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 NAME = "tiny-study"
 
 
-def write_study(quick_run: dict[str, Any], folder: Path, **changes: Any) -> None:
+def write_study(tiny_run: dict[str, Any], folder: Path, **changes: Any) -> None:
     experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
-    base = quick_run | {"data": quick_run["data"] | {"held_out": 200}, "strategy": {"kind": "meme", "experts": experts}}
+    base = tiny_run | {"data": tiny_run["data"] | {"held_out": 100}, "strategy": {"kind": "meme", "experts": experts}}
     study = {
         "name": NAME,
         "base": base,
@@ -82,12 +82,12 @@ def wait_for_a_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> Non
 
 
 def test_a_study_survives_kill_and_trains_each_expert_once(
-    quick_run: dict[str, Any],
+    tiny_run: dict[str, Any],
     rememe_here: Rememe,
     start_rememe: Callable[..., "subprocess.Popen[str]"],
     tmp_path: Path,
 ) -> None:
-    write_study(quick_run, tmp_path)
+    write_study(tiny_run, tmp_path)
     planned = json.loads(rememe_here("plan", "study.yaml", "--json", cwd=tmp_path).stdout)
     assert (planned["num_configurations"], planned["num_distinct_jobs"]) == (3, 4)
 
@@ -143,10 +143,10 @@ def test_a_study_survives_kill_and_trains_each_expert_once(
     assert [trial.model_dump() for trial in trials_of(tmp_path)] == [trial.model_dump() for trial in trials]
     assert len(runs_of(tmp_path)) == len(runs)
 
-    _check_what_reads_it(quick_run, rememe_here, tmp_path)
+    _check_what_reads_it(tiny_run, rememe_here, tmp_path)
 
 
-def _check_what_reads_it(quick_run: dict[str, Any], rememe_here: Rememe, folder: Path) -> None:
+def _check_what_reads_it(tiny_run: dict[str, Any], rememe_here: Rememe, folder: Path) -> None:
     """Report, store, a planned search, and refusals, on what the test above has left."""
     page = (folder / "runs" / "studies" / NAME / "report.html").read_text()
     assert "6 experts together: 4 were trained for it and 2 reused" in page
@@ -157,12 +157,12 @@ def _check_what_reads_it(quick_run: dict[str, Any], rememe_here: Rememe, folder:
     assert sum(entry["num_users"] for entry in listed) == 6
     assert "nothing to remove" in rememe_here("store", "gc", cwd=folder).stdout
 
-    write_study(quick_run, folder, space={"training.learning_rate": {"choice": [1e-3]}})
+    write_study(tiny_run, folder, space={"training.learning_rate": {"choice": [1e-3]}})
     changed = rememe_here("search", "study.yaml", cwd=folder)
     assert changed.returncode == 2
     assert "name=tiny-study-2" in changed.stderr
 
-    write_study(quick_run, folder, name="planned", budget={"num_configurations": 1})
+    write_study(tiny_run, folder, name="planned", budget={"num_configurations": 1})
     result = rememe_here("search", "study.yaml", "--plan-from", NAME, cwd=folder)
     assert result.returncode == 0, result.stderr
     (trial,) = Ledger(RunsDir(folder / "runs"), "planned").trials()
@@ -174,20 +174,18 @@ def _check_what_reads_it(quick_run: dict[str, Any], rememe_here: Rememe, folder:
     assert trial.images_trained == 0
 
 
-def test_a_larger_remix_grows_from_a_smaller_one(
-    quick_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path
-) -> None:
+def test_a_larger_remix_grows_from_a_smaller_one(tiny_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path) -> None:
     """One after the other under Ray Tune, each trained by a group."""
-    base = quick_run | {
-        "data": quick_run["data"] | {"held_out": 200},
+    base = tiny_run | {
+        "data": tiny_run["data"] | {"held_out": 100},
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 2, "num_bases": 2, "experts_per_step": 2},
-        "training": quick_run["training"] | {"images": 256},
-        "evaluation": quick_run["evaluation"] | {"num_samples": 24, "sampling": {"num_steps": 2}},
+        "training": tiny_run["training"] | {"images": 256},
+        "evaluation": tiny_run["evaluation"] | {"num_samples": 24, "sampling": {"num_steps": 2}},
     }
     grown = {"warm_growth": 0.5, "max_concurrent": 1, "ladder": {"held_out": {"num_images": 32, "num_bins": 8}}}
     write_study(
-        quick_run,
+        tiny_run,
         tmp_path,
         base=base,
         space={"strategy.num_experts": {"choice": [2, 4]}, "strategy.num_bases": {"choice": [2]}},
@@ -209,9 +207,9 @@ def test_a_larger_remix_grows_from_a_smaller_one(
 
 
 def test_mistakes_are_found_before_anything_starts(
-    quick_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path
+    tiny_run: dict[str, Any], rememe_here: Rememe, tmp_path: Path
 ) -> None:
-    write_study(quick_run, tmp_path, space={"training.batchsize": {"choice": [1, 2]}})
+    write_study(tiny_run, tmp_path, space={"training.batchsize": {"choice": [1, 2]}})
     result = rememe_here("search", "study.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "did you mean 'batch_size'?" in result.stderr
@@ -219,7 +217,7 @@ def test_mistakes_are_found_before_anything_starts(
     missing = rememe_here("search", "search-ratio", cwd=tmp_path)
     assert missing.returncode == 2
     assert "Known: demo-search, search-ratios" in missing.stderr
-    write_study(quick_run, tmp_path, budget={"images_trained": 10})
+    write_study(tiny_run, tmp_path, budget={"images_trained": 10})
     poor = rememe_here("search", "study.yaml", cwd=tmp_path)
     assert poor.returncode == 2
     assert "the cheapest configuration trains on 2048 images" in poor.stderr

@@ -49,15 +49,15 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def trained(
-    quick_run: dict[str, Any],
+    tiny_run: dict[str, Any],
     rememe_here: Callable[..., "subprocess.CompletedProcess[str]"],
     cluster: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A directory in which `rememe train tiny.yaml` has run."""
     folder = tmp_path_factory.mktemp("shown")
-    training = quick_run["training"] | {"images": 128}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(quick_run | {"training": training}))
+    training = tiny_run["training"] | {"images": 128}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_run | {"training": training}))
     result = rememe_here("train", "tiny.yaml", cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder

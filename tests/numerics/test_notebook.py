@@ -30,11 +30,11 @@ NUM_SCORED = 40
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_run: dict[str, Any], few_images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where runs/ lies with a MEME and a remix, as rememe train leaves them."""
     root = tmp_path_factory.mktemp("notebook")
     runs = root / "runs"
-    common = tiny_run | {"training": {"images": 64, "batch_size": 16}, "reference": few_images}
+    common = tiny_run | {"training": {"images": 64, "batch_size": 16}}
     remix = {
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 6, "num_bases": 3, "experts_per_step": 2},

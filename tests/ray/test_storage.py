@@ -55,14 +55,13 @@ def add_node(cluster: Cluster, folder: Path) -> Any:
 
 
 @pytest.fixture
-def config(tiny_run: dict[str, Any], few_images: dict[str, Any]) -> RunConfig:
+def config(tiny_run: dict[str, Any]) -> RunConfig:
     """What two nodes train together for some seconds, with a checkpoint every few hundred images."""
     changes = {
         "model": {"kind": "dit", "hidden_size": 16, "depth": 1, "num_heads": 2},
         "strategy": {"kind": "remix", "num_experts": 4, "num_bases": 2},
         "execution": {"num_workers": 2},
         "training": tiny_run["training"] | {"images": 2560, "checkpoint_every_images": 256},
-        "reference": few_images,
     }
     return RunConfig.model_validate(tiny_run | changes)
 
@@ -146,7 +145,6 @@ def check_storage(outcome: Outcome, uri: str) -> None:
 def test_a_study_goes_on_elsewhere_and_is_read_there(
     nodes: Cluster,
     tiny_run: dict[str, Any],
-    few_images: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -156,8 +154,8 @@ def test_a_study_goes_on_elsewhere_and_is_read_there(
     add_node(nodes, tmp_path / "node")
     options = SearchOptions(storage_uri=uri)
     with connect(nodes.address):
-        (begun,) = run_study(study_of(tiny_run, few_images, 1), tmp_path / "first", options)
-        known, other = run_study(study_of(tiny_run, few_images, 2), tmp_path / "second", options)
+        (begun,) = run_study(study_of(tiny_run, 1), tmp_path / "first", options)
+        known, other = run_study(study_of(tiny_run, 2), tmp_path / "second", options)
         assert known == begun
         assert [(job.trained, job.brief) for job in other.jobs] == [(False, False), (True, False)]
         run = run_at_hand(Path(other.runs[0]), tmp_path / "third", uri, is_changed=True)
@@ -176,13 +174,12 @@ def test_a_study_goes_on_elsewhere_and_is_read_there(
     assert [one.state for one in status_here("shares", runs).configurations] == ["finished"] * 2
 
 
-def study_of(tiny_run: dict[str, Any], few_images: dict[str, Any], num_configurations: int) -> Study:
+def study_of(tiny_run: dict[str, Any], num_configurations: int) -> Study:
     """Configurations of two experts of which the first is always the same."""
     experts = [{"specialisation": 0.8}, {"specialisation": 0.2}]
     base = {
-        "data": tiny_run["data"] | {"held_out": 200},
+        "data": tiny_run["data"] | {"held_out": 100},
         "strategy": {"kind": "meme", "experts": experts},
-        "reference": few_images,
     }
     return validate(
         Study,

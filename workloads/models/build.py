@@ -11,7 +11,6 @@ from torch import dtype
 
 from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.errors import CheckpointError, ConfigError
-from workloads.models.dit import DIFFUSERS_CLASS, DiT
 
 
 def build_model(config: AnyModel, *, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
@@ -40,6 +39,8 @@ def _build_iunet(*arguments: Any) -> ModelMixin:
 
 
 def _build_dit(config: DiTConfig, channels: int, image_size: int, num_classes: int | None) -> ModelMixin:
+    from workloads.models.dit import DiT  # and timm, which U-Nets do without
+
     return DiT(
         sample_size=image_size,
         in_channels=channels,
@@ -71,7 +72,7 @@ CLASSES = {
     "UNet2DModel": "diffusers",
     "IUNet2DModel": "workloads.models.iunet",
     "DiT": "workloads.models.dit",
-    DIFFUSERS_CLASS: "diffusers",  # in exports alone
+    "DiTTransformer2DModel": "diffusers",  # in exports alone
 }
 """The module of a network's class, by the name that save_pretrained writes into config.json."""
 

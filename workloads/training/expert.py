@@ -16,7 +16,6 @@ from workloads.diffusion.process import DiffusionProcess
 from workloads.diffusion.timesteps import draw_timesteps
 from workloads.models.build import load_model
 from workloads.models.cost import model_cost, training_memory_bytes
-from workloads.models.initial import check_initial
 from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.hooks import first_of
@@ -143,6 +142,8 @@ class ExpertTrainer(Trainer[ExpertJob]):
 
     def check_initial(self, initial: InitialWeights) -> None:
         """Raise ConfigError unless the weights are those of just this network."""
+        from workloads.models.initial import check_initial
+
         check_initial(initial, self.job.model, **self.job.data.input_shape)
 
     def begin(self, device: torch.device, workers: Workers) -> tuple[TrainState, DenoisingStep]:

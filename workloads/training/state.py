@@ -16,7 +16,6 @@ from workloads.errors import CheckpointError
 from workloads.files import new_directory
 from workloads.models.build import WEIGHTS, build_model
 from workloads.models.growth import is_remix
-from workloads.models.initial import load_initial
 from workloads.places import JobDir
 from workloads.seeding import derive_seed
 from workloads.training.ema import WeightAverage
@@ -62,6 +61,8 @@ def initial_model(job: Job, device: torch.device) -> nn.Module:
     model: Any = build_model(job.model, **job.data.input_shape)
     # A remix is put in place later, when there are bases to take it.
     if job.initial is not None and not is_remix(job.initial.path):
+        from workloads.models.initial import load_initial
+
         load_initial(model, job.initial)
     if config.activation_checkpointing:
         model.enable_gradient_checkpointing()

@@ -14,7 +14,6 @@ from workloads.errors import ConfigError
 from workloads.models.build import new_model
 from workloads.models.cost import mixed_size, model_cost, training_memory_bytes
 from workloads.models.growth import check_growth, is_remix
-from workloads.models.initial import check_initial, meta_model
 from workloads.models.remix import REMIX_WEIGHTS, RemixNetwork
 from workloads.places import JobDir
 from workloads.training.coefficients import CoefficientHistory
@@ -50,6 +49,8 @@ class RemixTrainer(Trainer[RemixJob]):
 
     def check_initial(self, initial: InitialWeights) -> None:
         """Raise ConfigError unless the weights are those of the plain network, or of a remix this one can grow from."""
+        from workloads.models.initial import check_initial, meta_model
+
         job, shape = self.job, self.job.data.input_shape
         if is_remix(initial.path):
             if initial.conversion != InitialConversion():
