@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests in one process run side by side, with a thread each.
 IN_PROCESS := tests/unit tests/numerics
-# Those that start processes wait for them a third of the time, so two files at once fill two cores. Tests of a file
-# share a cluster and stay together; files in this order, so that what takes longest is not begun last.
+# Those that start processes wait for them a part of the time, so one file more than there are cores fills them. Tests of
+# a file share a cluster and stay together; files in this order, so that what takes longest is not begun last.
 WITH_PROCESSES := tests/e2e tests/ray tests/multiprocess
 # They are more threads than cores, and one that spins while it waits keeps another from its work (three commands at once
 # took 23 to 61 s with spinning and 16 s without).
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --no-loadscope-reorder
+SIDE_BY_SIDE = -n $(shell $(BIN)/python -c 'import os; print(1 + min(4, os.cpu_count()))') --no-loadscope-reorder
 # Ray workers import torch once per process; without bytecode each pays several seconds for it.
 unexport PYTHONDONTWRITEBYTECODE
 

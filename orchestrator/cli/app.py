@@ -1,5 +1,6 @@
 """`rememe`: all commands together, and what becomes of errors."""
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -84,6 +85,8 @@ def main() -> None:
     from orchestrator.terminal.streams import explain, settle
     from workloads.errors import RememeError
 
+    # For a command that ends; Python looks for garbage after 700 objects, and imports make a million that stay.
+    gc.set_threshold(50_000, 20, 20)
     show_warnings_as_notes()
     try:
         settle()

@@ -178,7 +178,8 @@ def test_a_run_is_submitted_and_its_results_are_in_s3_and_mlflow(
     services: Services, tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (told,) = re.findall(r"exec head (rememe submit .+)", services.text)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
+    training = tiny_run["training"] | {"images": 256}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run | {"training": training}))
     command = shlex.split(services.here(told).replace("demo-meme", "tiny.yaml"))
     result = subprocess.run(
         command,

@@ -137,7 +137,7 @@ def submit(
 def test_a_job_trains_scores_and_ends_with_zero(
     submit: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    result = submit()
+    result = submit("training.images=256")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "fd-fashion-cnn = " in result.stdout
     assert "succeeded" in result.stdout + result.stderr
