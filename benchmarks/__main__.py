@@ -102,6 +102,17 @@ def lines(results: dict[str, Any]) -> list[str]:
     return made
 
 
+def limits(results: dict[str, Any]) -> list[str]:
+    """What stands in the way of goals that are missed, a paragraph each; the rows it is true of are named."""
+    missed: dict[str, list[str]] = {}
+    for bench in BENCHES:
+        for row in bench.rows:
+            value = found(results[bench.name]["report"], row.figure) if bench.name in results else None
+            if row.limit and value is not None and verdict(row, value).endswith("(missed)"):
+                missed.setdefault(row.limit, []).append(row.what)
+    return [f"- **{'; '.join(rows)}**: {limit}" for limit, rows in missed.items()]
+
+
 def render(results: dict[str, Any]) -> None:
     """The page and its plot."""
     runs = sorted({f"{one['machine']}; commit {one['commit']}, {one['measured']} UTC" for one in results.values()})
@@ -110,7 +121,10 @@ def render(results: dict[str, Any]) -> None:
         HEAD,
         f"What is measured took {taken_s / 60:.0f} minutes. In parentheses the least and most of the rounds.\n",
     ]
-    page += [*lines(results), "", "![Each figure over its goal](results/bench.png)", "", "Measured on:", ""]
+    page += [*lines(results), "", "![Each figure over its goal](results/bench.png)", ""]
+    if why := limits(results):
+        page += ["What stands in the way of goals that are missed, and what was tried:", "", *why, ""]
+    page += ["Measured on:", ""]
     TABLE.write_text("\n".join([*page, *(f"- {run}" for run in runs)]) + "\n")
     draw(results)
 

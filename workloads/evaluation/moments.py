@@ -52,7 +52,15 @@ def frechet_distance(found: Statistics, expected: Statistics) -> float:
 
     By the eigenvalues of L^T sigma_a L, where L L^T = sigma_b: those of the product, from a symmetric matrix.
     """
-    return _Transport(found, expected).distance
+    (mu_D, sigma_DD), (expected_mu_D, expected_DD) = _as_float64(found), _as_float64(expected)
+    root_DD = _root(expected_DD)
+    values_D = torch.linalg.eigvalsh(root_DD.T @ sigma_DD @ root_DD)
+    return _distance(mu_D - expected_mu_D, sigma_DD, expected_DD, values_D)
+
+
+def _distance(shift_D: Tensor, sigma_DD: Tensor, expected_DD: Tensor, values_D: Tensor) -> float:
+    shared = values_D.clamp(min=0).sqrt().sum()
+    return float(shift_D.square().sum() + sigma_DD.trace() + expected_DD.trace() - 2 * shared)
 
 
 @one_thread()
@@ -83,8 +91,7 @@ class _Transport:
         is_kept_D = values_D > SMALLEST_SHARE * values_D[-1]
         self._half_map_DD = root_DD @ vectors_DD[:, is_kept_D] * values_D[is_kept_D] ** -0.25
         self._mean_quadratic = sigma_DD.trace() - values_D[is_kept_D].sqrt().sum()
-        shared = values_D.clamp(min=0).sqrt().sum()
-        self.distance = float(self._shift_D.square().sum() + sigma_DD.trace() + expected_DD.trace() - 2 * shared)
+        self.distance = _distance(self._shift_D, sigma_DD, expected_DD, values_D)
 
     def influence(self, features_nD: Tensor) -> Tensor:
         """N times what each of N samples contributes to the distance, to first order: (n,), with mean 0.
