@@ -307,7 +307,7 @@ def test_a_remix_stores_the_mixed_parameters_k_times(size: str, active: float, s
 
 def test_a_warm_up_longer_than_training_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = f"data={{kind: folder, path: {tmp_path}/none, image_size: 20, channels: 1, class_conditional: true}}"
-    told = "note: training.warmup_images 1,000 is more than training.images 640: the learning rate never reaches 0.002"
+    told = "note: training.warmup_images 1,000 is more than training.images 640: the learning rate never reaches 0.0014"
     for images in (640, 1000):
         config = load_config("demo-meme", [f"training.images={images}", nowhere])
         plan_as_far_as_known(config, tmp_path / "runs")
