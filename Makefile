@@ -39,7 +39,7 @@ docs: setup  ## build the documentation into site/ (a test builds it too); read 
 test: test-fast  ## lint, types and every test that runs without a GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' $(SIDE_BY_SIDE) --dist loadfile $(WITH_PROCESSES) $(PYTEST_ARGS)
 
-test-fast: check  ## lint, types and the tests that start no process: two minutes
+test-fast: check  ## lint, types and the tests that start no process: a few minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile $(IN_PROCESS) $(PYTEST_ARGS)
 
 check: setup
