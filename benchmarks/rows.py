@@ -239,7 +239,14 @@ BENCHES = (
         "prepare",
         ("benchmarks/prepare.py", "--images", "1000"),
         (
-            Row("images/s of data prepare over a plain loop's", ("ratio",), 3, True, "a plain loop with Pillow"),
+            Row(
+                "images/s of data prepare over a plain loop's",
+                ("ratio",),
+                3,
+                True,
+                "a plain loop with Pillow",
+                limit="The row below it is the most that these cores can do with the same pixels.",
+            ),
             Row("what cannot be passed with the same pixels", ("bound",)),
         ),
         1,
