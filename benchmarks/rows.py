@@ -58,8 +58,8 @@ _FIRST_STEP = (
     "imported only where they are used, and nothing collects garbage in between (before: 8 in each worker)."
 )
 _FRECHET = (
-    "One eigendecomposition of a symmetric matrix of 2,048, by LAPACK, is nearly all of it; torch-fidelity has no "
-    "matrix square root either."
+    "The eigenvalues of one symmetric matrix of 2,048, by LAPACK on one thread, are more than half (0.63 of 1.11 s); "
+    "torch-fidelity has no matrix square root either."
 )
 
 BENCHES = (
