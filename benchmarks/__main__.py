@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,22 @@ def verdict(row: Row, value: float) -> str:
     """Whether the goal is reached."""
     if row.goal is None:
         return ""
+    return f"{'>=' if row.is_least else '<='} {row.goal:g}" + ("" if is_reached(row, value) else " (missed)")
+
+
+def is_reached(row: Row, value: float) -> bool:
+    """Whether the figure is as good as its goal; of none, it is."""
     shown = float(f"{value:.3g}")  # goals have as many digits
-    is_reached = shown >= row.goal if row.is_least else shown <= row.goal
-    return f"{'>=' if row.is_least else '<='} {row.goal:g}" + ("" if is_reached else " (missed)")
+    return row.goal is None or (shown >= row.goal if row.is_least else shown <= row.goal)
+
+
+def measured(results: dict[str, Any]) -> Iterator[tuple[Row, float]]:
+    """Rows that have a figure, in the order of the table."""
+    for bench in BENCHES:
+        for row in bench.rows:
+            value = found(results[bench.name]["report"], row.figure) if bench.name in results else None
+            if value is not None:
+                yield row, value
 
 
 def lines(results: dict[str, Any]) -> list[str]:
@@ -108,11 +122,9 @@ def lines(results: dict[str, Any]) -> list[str]:
 def limits(results: dict[str, Any]) -> list[str]:
     """What stands in the way of goals that are missed, a paragraph each; the rows it is true of are named."""
     missed: dict[str, list[str]] = {}
-    for bench in BENCHES:
-        for row in bench.rows:
-            value = found(results[bench.name]["report"], row.figure) if bench.name in results else None
-            if row.limit and value is not None and verdict(row, value).endswith("(missed)"):
-                missed.setdefault(row.limit, []).append(row.what)
+    for row, value in measured(results):
+        if row.limit and not is_reached(row, value):
+            missed.setdefault(row.limit, []).append(row.what)
     return [f"- **{'; '.join(rows)}**: {limit}" for limit, rows in missed.items()]
 
 
@@ -140,15 +152,13 @@ def draw(results: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     points = []
-    for bench in BENCHES:
-        for row in bench.rows:
-            value = found(results[bench.name]["report"], row.figure) if bench.name in results else None
-            if value is not None and row.goal:
-                share = row.goal / value if row.is_least else value / row.goal
-                points.append((row.what, max(share, LEAST_SHOWN), not verdict(row, value).endswith("(missed)")))
+    for row, value in measured(results):
+        if row.goal:
+            share = row.goal / value if row.is_least else value / row.goal
+            points.append((row.what, max(share, LEAST_SHOWN), is_reached(row, value)))
     figure, axes = pyplot.subplots(figsize=(9, 0.32 * len(points) + 1), layout="constrained")
-    for place, (_, share, is_reached) in enumerate(reversed(points)):
-        axes.plot(share, place, "o" if is_reached else "s", color="#0072b2" if is_reached else "#d55e00")
+    for place, (_, share, is_good) in enumerate(reversed(points)):
+        axes.plot(share, place, "o" if is_good else "s", color="#0072b2" if is_good else "#d55e00")
     axes.set_yticks(range(len(points)), [what for what, *_ in reversed(points)], fontsize=8)
     axes.axvline(1, color="grey", linewidth=1)
     axes.set_xscale("log")

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from workloads.config.models import AnyModel, DiTConfig, IUNetConfig, LDMUNetConfig
 from workloads.errors import CheckpointError, ConfigError
-from workloads.models.build import BUILDERS, CLASSES, build_model, load_model
-from workloads.models.dit import DIFFUSERS_CLASS
+from workloads.models.build import BUILDERS, CLASSES, DIFFUSERS_CLASS, build_model, load_model
 from workloads.models.iunet import InceptionDownBlock2D
 
 SMALL: dict[str, Any] = {

@@ -66,11 +66,19 @@ def on_the_cluster(raw: dict[str, Any], folder: Path) -> Results:
 
 @pytest.mark.parametrize(("changes", "num_jobs"), [({}, 4), (REMIX, 1)], ids=["meme", "remix"])
 def test_both_entries_yield_the_same_weights_samples_and_score(
-    tiny_run: dict[str, Any], tmp_path: Path, changes: dict[str, Any], num_jobs: int
+    tiny_run: dict[str, Any],
+    few_images: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    num_jobs: int,
 ) -> None:
+    # Else so few would be drawn in this process, as they are without Ray.
+    monkeypatch.setattr("orchestrator.runs.work.FEW_SAMPLES_MACS", 0)
     training = tiny_run["training"] | {"images": 64}
     # Other images than those trained on: an entry that left `reference` out would measure under another protocol.
-    raw = tiny_run | {"training": training} | changes
+    data = {"kind": "embedded", "image_size": 8, "class_conditional": True}
+    raw = tiny_run | {"training": training, "data": data, "reference": few_images} | changes
     alone, together = without_ray(raw, tmp_path / "alone"), on_the_cluster(raw, tmp_path / "runs")
     assert len(alone.weights) == num_jobs
     assert together.weights == alone.weights

@@ -68,11 +68,14 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 NETWORK = "config.json"
 """And the one it writes the architecture to."""
 
+DIFFUSERS_CLASS = "DiTTransformer2DModel"
+"""What a DiT of ours is exported as."""
+
 CLASSES = {
     "UNet2DModel": "diffusers",
     "IUNet2DModel": "workloads.models.iunet",
     "DiT": "workloads.models.dit",
-    "DiTTransformer2DModel": "diffusers",  # in exports alone
+    DIFFUSERS_CLASS: "diffusers",
 }
 """The module of a network's class, by the name that save_pretrained writes into config.json."""
 

@@ -176,8 +176,6 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.pos_embed.copy_(positions[None])
 
 
-DIFFUSERS_CLASS = "DiTTransformer2DModel"
-
 PIPELINE_NULL_CLASS = 1000
 """What DiTPipeline calls "no class", however many there are."""
 

@@ -14,9 +14,9 @@ from workloads.config.job import InitialConversion, InitialWeights
 from workloads.config.models import AnyModel, DiTConfig
 from workloads.ensemble import Ensemble
 from workloads.errors import ConfigError
-from workloads.models.build import NETWORK, WEIGHTS, build_model
+from workloads.models.build import DIFFUSERS_CLASS, NETWORK, WEIGHTS, build_model
 from workloads.models.conversion import convert
-from workloads.models.dit import DIFFUSERS_CLASS, DiT, diffusers_names, diffusers_projections, from_diffusers
+from workloads.models.dit import DiT, diffusers_names, diffusers_projections, from_diffusers
 from workloads.models.growth import is_remix
 from workloads.models.remix import REMIX_WEIGHTS
 from workloads.models.state_dicts import StateDict, find_state_dict
