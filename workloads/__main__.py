@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from workloads.config import Job, ProtocolConfig, RunConfig, load_config
 from workloads.errors import ConfigError, RememeError
+from workloads.imports import ends_at_once
 from workloads.places import RunDir, SharedDir
 from workloads.training.records import TrainingRecord
 
@@ -162,4 +163,5 @@ def _barrier(world_size: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ends_at_once():
+        sys.exit(main())

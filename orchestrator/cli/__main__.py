@@ -1,5 +1,5 @@
 """`python -m orchestrator.cli`: the same as `rememe`."""
 
-from orchestrator.cli.app import main
+from orchestrator.cli.app import program
 
-main()
+program()

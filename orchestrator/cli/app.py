@@ -79,6 +79,14 @@ for name, group in (("data", data.app), ("analyze", ensembles.analyze), ("store"
     app.add_typer(group, name=name, epilog=epilog(*commands))
 
 
+def program() -> None:
+    """`rememe` as a process of its own."""
+    from workloads.imports import ends_at_once
+
+    with ends_at_once():
+        main()
+
+
 def main() -> None:
     """Run the command line; errors a user can act on become one sentence and an exit code."""
     from orchestrator.terminal.notes import show_warnings_as_notes
@@ -109,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

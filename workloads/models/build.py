@@ -72,7 +72,7 @@ DIFFUSERS_CLASS = "DiTTransformer2DModel"
 """What a DiT of ours is exported as."""
 
 CLASSES = {
-    "UNet2DModel": "diffusers",
+    "UNet2DModel": "workloads.models.iunet",
     "IUNet2DModel": "workloads.models.iunet",
     "DiT": "workloads.models.dit",
     DIFFUSERS_CLASS: "diffusers",

@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 
-from diffusers import ModelMixin, UNet2DModel
+from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.downsampling import Downsample2D
 from torch import Tensor, nn
 
+from workloads.imports import unopened
 from workloads.models.mixer import InceptionMixer, InceptionMixerBlock
 
+# One U-Net; all of diffusers' transformers and SciPy, which come with the others, take a second.
+with unopened("diffusers.models.transformers", "diffusers.models.unets"):
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
 # Pipelines of diffusers look for ModelMixin beside a class, to know its kind.
-__all__ = ["IUNet2DModel", "InceptionDownBlock2D", "ModelMixin"]
+__all__ = ["IUNet2DModel", "InceptionDownBlock2D", "ModelMixin", "UNet2DModel"]
 
 # Axes: B batch, C channels, H height, W width, E time-embedding channels.
 

@@ -1,14 +1,14 @@
-"""U-Nets from their configurations. Beside build.py, for diffusers' U-Nets take seconds to import."""
+"""U-Nets from their configurations. Beside build.py, for a DiT needs none of it."""
 
 from typing import Any
 
-from diffusers import ModelMixin, UNet2DModel
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from workloads.config.models import IUNetConfig, LDMUNetConfig
-from workloads.models.iunet import IUNet2DModel
+from workloads.models.iunet import IUNet2DModel, UNet2DModel
 from workloads.models.mixer import InceptionMixerBlock
 
 
