@@ -61,8 +61,8 @@ def test_a_module_is_imported_without_its_package_and_the_package_later(package:
         light = __import__(f"{package}.light", fromlist=["Light"])
         assert f"{package}.heavy" not in sys.modules
     assert package not in sys.modules
-    whole = __import__(f"{package}.light", fromlist=["Light"])
-    assert whole.Light is light.Light
+    whole = __import__(package)
     assert f"{package}.heavy" in sys.modules
+    assert __import__(f"{package}.light", fromlist=["Light"]).Light is light.Light
     with unopened(package):  # as it is
-        assert sys.modules[package].heavy is sys.modules[f"{package}.heavy"]
+        assert sys.modules[package] is whole
