@@ -5,6 +5,7 @@ import os
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-summary", help="file for what became of them, as JSON")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One private cluster of two slots for all tests of a module, and for every command they run in this process."""
+@contextmanager
+def private_cluster(num_slots: int) -> Iterator[None]:
     from orchestrator.execution.cluster import connect
 
     # Processes that have imported torch for a task stay for the next; Ray keeps no more than it has CPUs otherwise.
-    with connect(None, num_cpus=2, _system_config={"num_workers_soft_limit": 8}):
+    with connect(None, num_cpus=num_slots, _system_config={"num_workers_soft_limit": 8}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One private cluster of two slots for all tests of a module, and for every command they run in this process."""
+    with private_cluster(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_slot() -> Iterator[None]:
+    """The same of one slot, for tests that are not about experts side by side: each process imports for seconds."""
+    with private_cluster(1):
         yield
 
 

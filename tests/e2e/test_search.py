@@ -18,7 +18,7 @@ from orchestrator.plan.places import RunsDir
 from orchestrator.search.study.ledger import Ledger
 from orchestrator.search.study.trial import Trial
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_slot")]
 
 Rememe = Callable[..., "subprocess.CompletedProcess[str]"]
 NAME = "tiny-study"

@@ -148,7 +148,7 @@ def test_mlflow_has_the_ensemble_as_a_model(trained: Path, run_dir: Path) -> Non
     assert model.tags["rememe.ensemble"] == Ensemble.load(run_dir).fingerprint
 
 
-def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe_here: Rememe, cluster: None) -> None:
+def test_again_changes_nothing_and_trains_nothing(trained: Path, rememe_here: Rememe, one_slot: None) -> None:
     before, parent = weights_of(trained), parent_of(trained)
     expert = children(trained, parent)[0]
     client = MlflowClient(tracking_uri=f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
@@ -188,7 +188,7 @@ def test_ctrl_c_and_kill_9_leave_the_weights_of_a_plain_loop(
     tiny_run: dict[str, Any], start_rememe: Start, live: Callable[..., None], tmp_path: Path
 ) -> None:
     experts = [{"specialisation": 0.8, "model": {"attention_share": ["1/4"]}}, {"specialisation": 0.2}]
-    training = tiny_run["training"] | {"images": 4000}
+    training = tiny_run["training"] | {"images": 2560}
     raw = tiny_run | {"strategy": {"kind": "meme", "experts": experts}, "training": training}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
     command = ("train", "tiny.yaml", "--no-evaluate")
@@ -228,7 +228,7 @@ def trained_here(config: RunConfig, folder: Path) -> dict[str, str]:
 
 
 def test_one_failed_expert_does_not_stop_the_others(
-    tiny_run: dict[str, Any], rememe_here: Rememe, cluster: None, tmp_path: Path
+    tiny_run: dict[str, Any], rememe_here: Rememe, one_slot: None, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_run))
     planned = json.loads(rememe_here("plan", "tiny.yaml", "--json", cwd=tmp_path).stdout)
@@ -246,7 +246,7 @@ def test_one_failed_expert_does_not_stop_the_others(
 
 
 def test_sampling_scoring_and_spectra_of_a_trained_run(
-    trained: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe, cluster: None
+    trained: Path, run_dir: Path, rememe: Rememe, rememe_here: Rememe, one_slot: None
 ) -> None:
     first = rememe("sample", run_dir, "--num", 6, "--seed", 3, "--grid", "a.png", "--out", "pngs", cwd=trained)
     assert first.returncode == 0, first.stderr

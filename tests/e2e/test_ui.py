@@ -51,7 +51,7 @@ def port() -> int:
 def trained(
     tiny_run: dict[str, Any],
     rememe_here: Callable[..., "subprocess.CompletedProcess[str]"],
-    cluster: None,
+    one_slot: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A directory in which `rememe train tiny.yaml` has run."""
