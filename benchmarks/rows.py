@@ -197,6 +197,37 @@ BENCHES = (
         4,
     ),
     Bench(
+        "gradient exchange",
+        ("benchmarks/gradient_exchange.py", "--rounds", "7"),
+        (
+            _ratio(
+                "step of two workers, gradients summed behind it over DDP's buckets",
+                "flat over DDP",
+                None,
+                "one flat sum of gradients",
+            ),
+        ),
+        2,
+    ),
+    Bench(
+        "checkpoint",
+        ("benchmarks/checkpoint_stall.py", "--rounds", "5"),
+        (
+            Row(
+                "seconds a checkpoint of DiT-S/2 costs training, written beside it",
+                ("stall_s", "beside", "median"),
+                spread=(("stall_s", "beside", "least"), ("stall_s", "beside", "most")),
+            ),
+            Row(
+                "seconds training waits for one",
+                ("stall_s", "waited", "median"),
+                spread=(("stall_s", "waited", "least"), ("stall_s", "waited", "most")),
+            ),
+            Row("seconds between checkpoints at which the cost is 1 %", ("seconds_between",)),
+        ),
+        3,
+    ),
+    Bench(
         "first step",
         ("benchmarks/first_step.py", "--rounds", "3"),
         (
@@ -220,6 +251,14 @@ BENCHES = (
         (
             Row("makespan of 1,000 unequal experts on 256 GPUs over its lower bound", ("makespan_ratio",), 1.05),
             Row("goodput of the same, half of the nodes spot", ("goodput",), 0.97, True),
+            *(
+                Row(
+                    f"makespan of {experts} unequal experts on {gpus} GPUs over its lower bound",
+                    ("makespan_ratio_of_few", f"{experts} on {gpus}"),
+                    1.05,
+                )
+                for experts, gpus in ((4, 2), (16, 4), (64, 8))
+            ),
         ),
         1,
     ),
@@ -234,6 +273,22 @@ BENCHES = (
         ("benchmarks/loader.py",),
         (Row("share of a step spent waiting for data", ("loader_wait_share",), 0.02),),
         1,
+    ),
+    Bench(
+        "data formats",
+        ("benchmarks/data_formats.py",),
+        (
+            Row("images/s into training, of the prepared form", ("images_per_s", "prepared")),
+            *(
+                Row(f"the same over {what}", ("times", name), goal, True, what)
+                for name, what, goal in (
+                    ("npy", "a .npy file per image", 10),
+                    ("png", "a PNG file per image", None),
+                    ("ray data", "Ray Data over Parquet", None),
+                )
+            ),
+        ),
+        1.5,
     ),
     Bench(
         "prepare",

@@ -32,6 +32,15 @@ class Checkpoint(NamedTuple):
     images_seen: int
     tensors: dict[str, torch.Tensor]
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def copied(self) -> "Checkpoint":
+        """The same in memory of its own, on the CPU; what training does next does not change it."""
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return Checkpoint(self.images_seen, tensors)
+
 
 class CheckpointFolder:
     """The checkpoints of one job. `key` ties them to it: another job's are not loaded."""

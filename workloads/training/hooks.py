@@ -3,14 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from workloads.checkpoint import CheckpointFolder
+from workloads.checkpoint import Checkpoint, CheckpointFolder
 from workloads.data.stream import BatchStream
 from workloads.errors import RememeError
+from workloads.memory import available_bytes
 from workloads.training.records import TrainingRecord, append_record
 from workloads.training.result import TrainingStopped
 from workloads.training.state import State
@@ -98,7 +100,8 @@ def first_of(values: Sequence[int], number: int = 8) -> str:
 class CheckpointHook:
     """Writes a checkpoint every `every_images` images, and one on request before stopping.
 
-    A worker that is not the first has no folder and only stops.
+    Training goes on while one is written, from a copy; where that does not fit into half of the memory that is left,
+    it waits. A worker that is not the first has no folder and only stops. Close it when training is over, well or not.
     """
 
     def __init__(
@@ -117,15 +120,43 @@ class CheckpointHook:
         self._should_stop = should_stop
         self._before_save = before_save
         self._on_checkpoint = on_checkpoint
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rememe-checkpoint")
+        self._writing: Future[int] | None = None
 
     def __call__(self, state: State, loss: Tensor) -> None:  # noqa: ARG002
+        if self._writing is not None and self._writing.done():
+            self.finish()
         stop = self._should_stop()
         if stop or state.images_seen - self._saved_images >= self._every_images:
             # Nothing new since the last one: a stop right behind a checkpoint writes none.
             if self._folder is not None and state.images_seen > self._saved_images:
-                self._before_save()
-                self._folder.save(state.checkpoint())
-                self._on_checkpoint(state.images_seen)
+                self._save(self._folder, state)
             self._saved_images = state.images_seen
         if stop:
+            self.finish()
             raise TrainingStopped(f"stopped at image {state.images_seen}; run the same command again to continue")
+
+    def _save(self, folder: CheckpointFolder, state: State) -> None:
+        self.finish()
+        self._before_save()
+        checkpoint = state.checkpoint()
+        if in_background := checkpoint.num_bytes <= available_bytes() // 2:
+            checkpoint = checkpoint.copied()
+        self._writing = self._writer.submit(_write, folder, checkpoint)
+        if not in_background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written and tell of it. Raises what went wrong, as StorageError."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._on_checkpoint(writing.result())
+
+    def close(self) -> None:
+        """Nothing is written any more after this."""
+        self._writer.shutdown()
+
+
+def _write(folder: CheckpointFolder, checkpoint: Checkpoint) -> int:
+    folder.save(checkpoint)
+    return checkpoint.images_seen

@@ -204,9 +204,10 @@ class _Training:
             recorder = self._recorder(stream, report)
             # The saver last: records up to a checkpoint are never made again, so they are on disk before it.
             hooks = [recorder, *self._pictures(), *self._trainer.hooks(self._place.path, start), saver]
-        # Closed, so that the loader's thread ends when training raises.
-        with closing(stream.iterate(start)) as batches:
+        # Closed, so that the threads of loader and saver end when training raises.
+        with closing(saver), closing(stream.iterate(start)) as batches:
             train(self._state, batches, step=self._step, total_images=config.images, hooks=hooks)
+            saver.finish()
         if recorder is not None:
             recorder.flush(self._state)
 
