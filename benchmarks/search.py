@@ -12,6 +12,7 @@ order of the search, so both are replayed over the 81 measured scores; five seed
 import argparse
 import json
 import math
+import resource
 import shutil
 import socket
 import statistics
@@ -147,6 +148,7 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
             return _scored(trial, trial.values["training.learning_rate"], f"run-{trial.number}")
 
     ends_s: list[float] = []
+    resident_mb: list[float] = []
     tracked_s: list[float] = []
     tell = search.Driver.tell
 
@@ -154,6 +156,9 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
         tell(self, trial)
         if trial.state == "finished":
             ends_s.append(time.perf_counter())
+            if len(ends_s) % (num_configurations // 4) == 0:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                resident_mb.append(pages * resource.getpagesize() / 1e6)
 
     conclude = search._Search.conclude
 
@@ -178,6 +183,9 @@ def overhead(runs: Path, num_configurations: int) -> tuple[dict[str, Any], bool]
         "each_s": round(each_s, 4),
         "each_s_until_mlflow_has_it": round(until_s, 4),
         "each_s_by_quarter": [round(value, 4) for value in quarters_s],
+        "driver_mb_by_quarter": [round(value) for value in resident_mb],
+        "driver_grown_mb": round(resident_mb[-1] - resident_mb[0], 1),
+        "last_quarter_over_first": round(quarters_s[-1] / quarters_s[0], 3),
         "start_and_report_s": round(whole_s - (tracked_s[0] - ends_s[0]), 1),
         "limit_s": MAX_OVERHEAD_S,
     }
