@@ -7,6 +7,8 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container sees its own limits (cgroup v2)."""
 
+LIMIT, TAKEN = "memory.max", "memory.current"
+
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
     """What the machine has left, or what the container has left if that is less."""
@@ -15,5 +17,5 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
         left = 1024 * int(line.split()[1])
     with suppress(OSError, ValueError):  # no container, or one without a limit, which is the word max
-        left = min(left, int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
+        left = min(left, int((cgroup / LIMIT).read_text()) - int((cgroup / TAKEN).read_text()))
     return left

@@ -155,7 +155,7 @@ def test_a_comparison_prints_its_table_and_goes_on_where_it_was(
     for row in rows:
         plan = json.loads((tmp_path / "runs" / row["run"] / "plan.json").read_text())
         images = sum(job["images"] for job in plan["jobs"])
-        assert images == (256 if row["row"] == "base" else 128)
+        assert images == (1024 if row["row"] == "base" else 128)
         assert 0 <= float(row["precision"]) <= 1
         assert float(row["latency_s"]) > 0
     trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "store").glob("*/result.json")}
