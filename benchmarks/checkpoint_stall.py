@@ -29,7 +29,7 @@ from workloads.training.trainers import trainer_of
 
 CONFIG = {
     "name": "benchmark",
-    "data": {"kind": "embedded", "image_size": 32, "channels": 3},
+    "data": {"kind": "embedded", "image_size": 32, "channels": 3, "class_conditional": True},
     "model": {"kind": "dit", "size": "S", "patch_size": 2},
     "strategy": {"kind": "single"},
     "training": {"images": 10**9, "batch_size": 4},

@@ -5,8 +5,8 @@
 
 prepared: our shards through BatchStream. npy: a file per image through torch's DataLoader, by as many workers as there
 are cores or none, whichever is faster. PNG: the same with a PNG file per image. Ray Data: the images in Parquet,
-read_parquet() and iter_torch_batches() with a shuffled buffer. Files are in the page cache for all; an epoch each,
-after one that is not timed.
+read_parquet() and iter_torch_batches() with a shuffled buffer, the start of an epoch included. Files are in the page
+cache for all; an epoch each, after one that is not timed.
 """
 
 import argparse
