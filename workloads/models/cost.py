@@ -43,9 +43,10 @@ def training_memory_bytes(
 ) -> int:
     """Estimated peak memory of training: weights, gradients, Adam's two moments, weight average, activations.
 
-    Activations are the tensors saved for the backward pass, times the batch. Under bf16 autocast they take about
-    three quarters (norms, and what follows them, stay in fp32) and the weights are there in bf16 as well. Not included:
-    the process itself (about 0.5 GB), convolution workspace, fragmentation, and what torch.compile saves.
+    Activations are the tensors saved for the backward pass, times the batch. Under bf16 autocast they take about three
+    quarters (norms, and what follows them, stay in fp32) and the weights are there in bf16 as well. Not included: the
+    process itself (about 0.5 GB), convolution workspace, fragmentation, what torch.compile saves, and the copy that a
+    checkpoint is written from, which is made where there is room for two.
     """
     cost = model_cost(config, channels=channels, image_size=image_size, num_classes=num_classes)
     num_copies = 4 if training.ema_halflife_images is None else 5
