@@ -303,6 +303,6 @@ def differences(whole: Undisturbed, out: Path, attempts: Sequence[Attempt]) -> I
     every = whole.scenario.raw.get("training", {}).get("checkpoint_every_images", 0)
     for before, after in pairwise(attempts):
         again = _images_again(whole, before, after)
-        # The next is begun when the one before is whole, so that a kill costs at most the one that is being written too.
+        # The next is begun when the one before is whole: a kill costs at most the one that was being written, too.
         if again > 2 * every:
             yield f"{again} images were trained again, and a checkpoint comes every {every}"
