@@ -62,8 +62,8 @@ _BAKED = (
 )
 _FIRST_STEP = (
     "Bound by the processor: importing Python's modules is 6 to 8 CPU seconds in the driver (torch, diffusers, MLflow) "
-    "and 4 to 5 in each of two workers, Ray's own processes are 6, on two cores. Done: of diffusers and SciPy only what "
-    "is used, timm where it is used, and nothing collects garbage in between (before: 8 in each worker)."
+    "and 4 to 5 in each of two workers, Ray's own processes are 6, on two cores. Done: of diffusers and SciPy only "
+    "what is used, timm where it is used, and nothing collects garbage in between (before: 8 in each worker)."
 )
 _FRECHET = (
     "The eigenvalues of one symmetric matrix of 2,048, by LAPACK on one thread, are more than half (0.63 of 1.11 s); "
