@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory this machine has, and how much of it this process may still take."""
 
 import os
 from contextlib import suppress
@@ -10,9 +10,14 @@ CGROUP = Path("/sys/fs/cgroup")
 LIMIT, TAKEN, PARTS = "memory.max", "memory.current", "memory.stat"
 
 
+def total_bytes() -> int:
+    """What the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
     """What the machine has left, or what the container has left if that is less."""
-    left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    left = total_bytes()
     with suppress(OSError, ValueError, KeyError):
         left = 1024 * _numbers(meminfo)["MemAvailable:"]
     with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit, which is the word max

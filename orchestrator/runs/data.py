@@ -1,6 +1,5 @@
 """The data of a configuration: made ready on first use, and what a plan needs to know of it."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
@@ -24,6 +23,7 @@ from workloads.data.prepare import PrepareSummary, check, ensure_prepared, prepa
 from workloads.data.prepared import Manifest, PreparedDataset
 from workloads.data.sources import SOURCES, detect_source
 from workloads.errors import DataError, StorageError
+from workloads.memory import total_bytes
 from workloads.training.schedule import warmup_remark
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def plan_as_far_as_known(config: RunConfig, runs_dir: Path, *, row: str = "") ->
         print_note(f"initial_weights {config.initial_weights} does not exist; content keys need it and are left out")
         config, spec = config.model_copy(update={"initial_weights": None}), spec.model_copy(update={"fingerprint": ""})
     plan = make_plan(config, spec)
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has = total_bytes()
     largest = max(plan.jobs, key=lambda job: job.memory_bytes)
     if largest.resources.num_gpus == 0 and largest.memory_bytes > has:
         print_note(

@@ -1,11 +1,11 @@
 """What a run description leads to: the jobs to train, checked as far as that is possible before training."""
 
-import os
 from collections.abc import Sequence
 
 from workloads.config.job import DataSpec, Job
 from workloads.config.run import RunConfig
 from workloads.errors import ConfigError
+from workloads.memory import total_bytes
 from workloads.models.initial import resolve_initial
 from workloads.training.trainers import trainer_of
 
@@ -29,7 +29,7 @@ def check_memory(jobs: Sequence[Job], *, on_gpu: bool) -> None:
 
     On a CPU weights, gradients and two moments are kept, in fp32, and a batch; on a GPU the weights come first here.
     """
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has = total_bytes()
     for job in jobs:
         num_parameters = trainer_of(job).cost().num_parameters
         batch = job.training.batch_size * job.data.channels * job.data.image_size**2
